@@ -1,0 +1,218 @@
+"""The two video decoders behind `reader.read_clip`: one interface, the same frames, the same pixels.
+
+A frame is known by its place in display order. Decoders do not offer that: a container stores packets in decoding order, some without
+timestamps, and after a seek the next frames may not be decodable yet. PyAV exposes enough to check a seek against the packet table, so
+it seeks. decord does not, and returns shifted frames after a seek into files with B-frames (MPEG-4 AVI, open GOPs, HEVC), so it is only
+ever read from the start, as the release does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Scale = Callable[[int, int], tuple[int, int]]  # upright native (height, width) -> (height, width) the decoder scales to
+
+
+class ClipError(ValueError):
+    """A clip or image cannot be read; the message names the file and the reason."""
+
+
+class CannotOpen(Exception):
+    """This decoder does not know the container or the codec, another one may; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class _Packet:
+    pts: int | None
+    is_keyframe: bool
+
+
+class PyAVVideo:
+    """One open file, decoded by PyAV: the best video stream, turned upright by the file's rotation.
+
+    `num_frames` counts the packets that become frames, `fps` is None where the file does not tell.
+    """
+
+    name = "pyav"
+
+    def __init__(self, path: Path):
+        import av
+
+        self.path = path
+        self._error = av.FFmpegError
+        self._container = None
+        try:
+            self._open()
+            demuxed = [p for p in self._container.demux(self._stream) if p.size and not p.is_discard]
+        except self._error as error:
+            self.close()
+            raise CannotOpen(f"PyAV cannot open it ({error.strerror})") from error
+        self._packets = [_Packet(p.pts, p.is_keyframe) for p in demuxed]
+        self.num_frames = len(self._packets)
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.fps = float(rate) if rate else None
+
+    def _open(self) -> None:
+        import av
+
+        self.close()
+        self._container = av.open(str(self.path))
+        self._stream = self._container.streams.best("video")
+        if self._stream is None or self._stream.codec_context is None:
+            self.close()
+            raise CannotOpen("PyAV finds no video stream it can decode")
+        self._stream.codec_context.thread_count = 1  # loader workers are the parallelism
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) of the first frame, upright."""
+        frames = self.frames(range(1), lambda height, width: (height, width))
+        if not frames:
+            raise ClipError(f"{self.path}: no frame can be decoded")
+        return frames[0].shape[:2]
+
+    def frames(self, wanted: range, scale: Scale) -> list[np.ndarray] | None:
+        """uint8 (H, W, 3) arrays of the frames at `wanted` (ascending places in display order).
+
+        None when the file ends before the last of them; `num_frames` then tells how many frames it really has.
+        """
+        convert = _Converter(self.path, scale)
+        frames = self._after_seek(wanted, convert)
+        return self._from_start(wanted, convert) if frames is None else frames
+
+    def _after_seek(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
+        """Frames decoded from the last keyframe before them.
+
+        None when that keyframe is the first one, or when the timestamps of what is decoded are not those of the packet table.
+        """
+        stamps = sorted(p.pts for p in self._packets if p.pts is not None)
+        if len(set(stamps)) < self.num_frames:
+            return None
+        span = stamps[wanted[0] : wanted[-1] + 1]
+        key = max((p.pts for p in self._packets if p.is_keyframe and p.pts <= span[0]), default=stamps[0])
+        if key in (stamps[0], self._packets[0].pts):
+            return None
+        frames, seen = [], 0
+        try:
+            self._container.seek(key, stream=self._stream, backward=True)
+            for frame in self._container.decode(self._stream):
+                if frame.pts is not None and frame.pts < span[0] and not seen:
+                    continue
+                if frame.pts != span[seen] or frame.is_corrupt:
+                    return None
+                if seen % wanted.step == 0:
+                    frames.append(convert(frame))
+                seen += 1
+                if seen == len(span):
+                    return frames
+        except self._error:
+            return None
+        return None
+
+    def _from_start(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
+        """Frames found by counting from the first one."""
+        frames, count = [], 0
+        self._open()
+        try:
+            for frame in self._container.decode(self._stream):
+                if count in wanted:
+                    if frame.is_corrupt:
+                        raise ClipError(f"{self.path}: frame {count} is damaged")
+                    frames.append(convert(frame))
+                    if len(frames) == len(wanted):
+                        return frames
+                count += 1
+        except self._error as error:
+            raise ClipError(f"{self.path}: damaged: decoding fails after frame {count - 1} ({error.strerror})") from error
+        self.num_frames = count
+        return None
+
+
+class _Converter:
+    """Turns decoded frames upright, scales them and converts them to RGB with the filters decord uses, in its order."""
+
+    TURNS = {0: [], 90: ["cclock"], -90: ["clock"], 180: ["clock", "clock"], -180: ["clock", "clock"]}
+
+    def __init__(self, path: Path, scale: Scale):
+        self.path, self.scale = path, scale
+        self.kind: tuple | None = None
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        kind = (frame.width, frame.height, frame.format.name, frame.rotation)
+        if kind != self.kind:  # streams may change size on the way
+            self.graph, self.kind = self._build(frame), kind
+        self.graph.push(frame)
+        return self.graph.pull().to_ndarray()
+
+    def _build(self, frame: Any):
+        import av.filter
+
+        if frame.rotation not in self.TURNS:
+            raise ClipError(f"{self.path}: rotated by {frame.rotation} degrees; only multiples of 90 can be read")
+        upright = (frame.width, frame.height) if abs(frame.rotation) == 90 else (frame.height, frame.width)
+        height, width = self.scale(*upright)
+        graph = av.filter.Graph()
+        graph.link_nodes(
+            graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base),
+            *(graph.add("transpose", turn) for turn in self.TURNS[frame.rotation]),
+            graph.add("scale", f"{width}:{height}:flags=bilinear:threads=1"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ).configure()
+        return graph
+
+
+class DecordVideo:
+    """One file decoded by decord, with the interface of `PyAVVideo`; the release's decoder.
+
+    Every call opens its own reader with one thread: kept readers leak memory and hang in forked workers.
+    """
+
+    name = "decord"
+    LOSES_FRAMES = (".ts", ".mts", ".m2ts")  # decord starts transport streams at their second keyframe
+
+    def __init__(self, path: Path):
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        self.path = path
+        self._error = decord.DECORDError
+        if path.suffix.lower() in self.LOSES_FRAMES:
+            raise CannotOpen("decord loses the first frames of transport streams; use backend='pyav'")
+        reader = self._reader()
+        self.num_frames, self.fps = len(reader), float(reader.get_avg_fps())
+
+    def _reader(self, height: int = -1, width: int = -1) -> Any:
+        import decord
+
+        try:
+            return decord.VideoReader(str(self.path), width=width, height=height, num_threads=1)
+        except self._error as error:
+            raise CannotOpen("decord cannot open it") from error
+
+    def close(self) -> None:
+        """Nothing stays open between calls."""
+
+    def native_size(self) -> tuple[int, int]:
+        return self._decode(self._reader(), range(1))[0].shape[:2]
+
+    def frames(self, wanted: range, scale: Scale) -> list[np.ndarray] | None:
+        return self._decode(self._reader(*scale(*self.native_size())), wanted)
+
+    def _decode(self, reader: Any, wanted: range) -> list[np.ndarray]:
+        frames = []
+        try:
+            for place in range(wanted[-1] + 1):
+                frame = reader.next()
+                if place in wanted:
+                    frames.append(frame.asnumpy())
+        except (self._error, StopIteration) as error:
+            raise ClipError(f"{self.path}: damaged: decord fails at frame {place}") from error
+        return frames

@@ -1,0 +1,159 @@
+"""Clips for training and evaluation: which frames, in which order, on which process, decided by seeds and counts alone."""
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .backends import ClipError
+from .lists import IMAGE_SUFFIXES, ClipList
+from .reader import Size, read_clip, read_image
+
+
+class ClipDataset(Dataset):
+    """The clips of a list, read when asked for.
+
+    An item is {"video": uint8 (3, frames, H, W), "label": int, -1 without labels, "key": str}. It is addressed by
+    (epoch, index), or by index alone, which is epoch 0. A random start depends on (seed, epoch, index) and on nothing
+    else, so that any number of workers and processes reads the same clips. With `frames=1` and `position="random"` an
+    item is one random frame of a video; lists may then also name still images. Other arguments are those of
+    `read_clip`. Raises ClipError, naming the file, for a clip that cannot be read.
+    """
+
+    def __init__(
+        self,
+        clips: ClipList,
+        frames: int,
+        size: Size,
+        position: str = "center",
+        stride: int = 1,
+        resize: str = "stretch",
+        short: str = "black",
+        seed: int = 0,
+        backend: str = "auto",
+    ):
+        self.clips, self.frames, self.size, self.resize, self.seed = clips, frames, size, resize, seed
+        self.options = {"position": position, "stride": stride, "short": short, "backend": backend}
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        path = self.clips.paths[index]
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            if self.frames != 1:
+                raise ClipError(f"{path}: a still image cannot give {self.frames} frames; images need frames=1")
+            video = read_image(path, self.size, self.resize)
+        else:
+            rng = random.Random(f"{self.seed} {epoch} {index}")
+            video = read_clip(path, self.frames, self.size, resize=self.resize, rng=rng, **self.options)
+        label = self.clips.labels[index] if self.clips.labels is not None else -1
+        return {"video": video, "label": label, "key": self.clips.keys[index]}
+
+
+class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for one process of many, endless, in an order that does not depend on how many there are.
+
+    The order is the stream of epochs 0, 1, 2 ... joined end to end, each a permutation of all items keyed by
+    (seed, epoch). Global batch k is the k-th run of `global_batch` items of that stream; it may cross into the next
+    epoch (or several, when the list is shorter than a batch), so nothing is dropped or padded. Each process takes a
+    contiguous share of every global batch and yields it in micro-batches of `micro_batch`, one per backward pass.
+
+    A loader reads ahead of training, so the position counts only what the training loop reports with `advance()`.
+    Iteration begins at that position: resuming reads no skipped clip.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        global_batch: int,
+        rank: int,
+        world_size: int,
+        micro_batch: int,
+        seed: int,
+        shuffle: bool = True,
+    ):
+        if num_items < 1:
+            raise ValueError("there are no items to sample from")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be 0..{world_size - 1}, got {rank}")
+        step = world_size * micro_batch
+        if global_batch < 1 or micro_batch < 1 or global_batch % step:
+            nearest = max(1, round(global_batch / max(step, 1))) * step
+            raise ValueError(
+                f"global_batch must be a multiple of world_size * micro_batch = {world_size} * {micro_batch}, "
+                f"got {global_batch}; the nearest is {nearest}"
+            )
+        self.num_items, self.global_batch, self.micro_batch = num_items, global_batch, micro_batch
+        self.rank, self.world_size, self.seed, self.shuffle = rank, world_size, seed, shuffle
+        self.global_batches = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of this process in a global batch: the backward passes to one optimizer step."""
+        return self.global_batch // (self.world_size * self.micro_batch)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs trained on so far."""
+        return self.global_batches * self.global_batch / self.num_items
+
+    def advance(self, global_batches: int = 1) -> None:
+        """Note that training has consumed the next global batches."""
+        self.global_batches += global_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = lru_cache(maxsize=2)(self._order)
+        share = self.global_batch // self.world_size
+        batch = self.global_batches
+        while True:
+            first = batch * self.global_batch + self.rank * share
+            for start in range(first, first + share, self.micro_batch):
+                places = (divmod(place, self.num_items) for place in range(start, start + self.micro_batch))
+                yield [(epoch, int(order(epoch)[place])) for epoch, place in places]
+            batch += 1
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.num_items)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_items)
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """The position, and what the order depends on."""
+        names = ("global_batches", "num_items", "global_batch", "seed", "shuffle")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, int | bool]) -> None:
+        """Continue at a saved position. The number of processes and the micro-batch may have changed, the order may not."""
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise ValueError(f"a sampler state has the entries {sorted(own)}, got {sorted(state)}")
+        changed = [name for name in own if name != "global_batches" and state[name] != own[name]]
+        if changed:
+            told = ", ".join(f"{name} was {state[name]} and is {own[name]}" for name in changed)
+            raise ValueError(f"the saved position belongs to another order of clips: {told}")
+        self.global_batches = state["global_batches"]
+
+
+def make_loader(dataset: Dataset, sampler: GlobalBatchSampler, workers: int) -> DataLoader:
+    """The endless training loader of one process: batches of `micro_batch` items, collated."""
+    return DataLoader(dataset, batch_sampler=sampler, **_loading(workers))
+
+
+def make_eval_loader(
+    dataset: Dataset, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader:
+    """One pass over the items rank, rank + world_size, ...: together the processes see every item exactly once.
+
+    No process is padded, so they may have different numbers of batches, and the last batch may be short.
+    """
+    return DataLoader(dataset, batch_size=batch_size, sampler=range(rank, len(dataset), world_size), **_loading(workers))
+
+
+def _loading(workers: int) -> dict[str, Any]:
+    return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}

@@ -1,0 +1,214 @@
+"""Which clips there are and which class each shows: list files, CSV files and folders.
+
+Class indices follow one rule: a label given in a file wins. Labels count from 1, so the class index is `label - 1`. Folders carry no
+labels: their class folders are indexed from 0 in code-point order of their names, or as `classes` orders them when it is given.
+
+The two differ for UCF-101. Its official order puts Hammering before HammerThrow and JumpingJack before JumpRope; in code-point order
+upper-case letters come first. The release ignores the label column and sorts folder names, so these two pairs are swapped there
+(34/35 and 46/47) against the labels of its own lists, which are the official ones.
+"""
+
+import csv
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from .writer import write_aside
+
+VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SHOWN = 10  # offenders named in an error
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """Clips in a fixed order. `labels` are class indices from 0; `keys` are unique names: relative paths without suffix."""
+
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...] | None
+    class_names: tuple[str, ...] | None
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over (key, label) in order: says which clips were meant, wherever they are stored."""
+        labels = self.labels if self.labels is not None else ("",) * len(self)
+        lines = (f"{key}\t{label}\n" for key, label in zip(self.keys, labels, strict=True))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def subset(self, indices: Iterable[int]) -> "ClipList":
+        """The clips at `indices`, in that order, with their class indices kept."""
+        indices = list(indices)
+        labels = tuple(self.labels[i] for i in indices) if self.labels is not None else None
+        paths, keys = tuple(self.paths[i] for i in indices), tuple(self.keys[i] for i in indices)
+        return ClipList(paths, labels, self.class_names, keys)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip as its source names it: class index or None, and where that is written."""
+
+    path: Path
+    key: str
+    label: int | None
+    where: str
+
+
+def load_clips(
+    source: str | Path, root: str | Path | None = None, classes: int | Sequence[str] | str | Path | None = None
+) -> ClipList:
+    """Clips from a list file, a CSV file or a folder; see the head of this module for class indices.
+
+    Args:
+        source: a text file with `path TAB label` lines (the release's lists) or with paths alone; a `.csv` file whose
+            header has `path` and perhaps `label`; a folder of class folders, or a folder of clips without classes.
+        root: the folder that paths in a file start from; by default the one that holds the file.
+        classes: class names, in order; or a file of them, one a line; or just their number. Labels beyond them are errors.
+
+    Raises FileNotFoundError for missing clips, ValueError for malformed lines, labels out of range and repeated clips.
+    """
+    names = _class_names(classes)
+    entries, folders = read_entries(source, root, names)
+    count = classes if isinstance(classes, int) else len(names) if names is not None else None
+    _check_labels(entries, count)
+    _check_files(entries, source)
+    repeated = [key for key, times in Counter(entry.key for entry in entries).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{source}: {len(repeated)} clips are listed more than once{_some(repeated)}")
+    labels = tuple(entry.label for entry in entries) if entries[0].label is not None else None
+    class_names = (names or folders) if labels is not None else None
+    return ClipList(tuple(e.path for e in entries), labels, class_names, tuple(e.key for e in entries))
+
+
+def read_entries(
+    source: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None
+) -> tuple[list[Entry], tuple[str, ...] | None]:
+    """Every clip a source names, whether or not its file exists or is named twice; and the class names of a folder."""
+    source = Path(source)
+    if source.is_dir():
+        if root is not None:
+            raise ValueError(f"{source} is a folder; root is for list files")
+        entries, folders = _read_folder(source, names)
+    elif source.is_file():
+        root = Path(root) if root is not None else source.parent
+        folders = None
+        rows = _read_csv(source) if source.suffix.lower() == ".csv" else _read_list(source)
+        entries = [_entry(source, root, number, path, label) for number, path, label in rows]
+    else:
+        raise FileNotFoundError(f"no list file or folder of clips at {source}")
+    if not entries:
+        raise ValueError(f"{source}: no clips in it")
+    if len({entry.label is None for entry in entries}) > 1:
+        first = next(entry for entry in entries if entry.label is None)
+        raise ValueError(f"{first.where}: no label, but other lines have one")
+    return entries, folders
+
+
+def write_list(path: str | Path, entries: Iterable[tuple[str, int | None]]) -> None:
+    """Write (path, class index or None) pairs as a list file with labels from 1, aside and renamed."""
+    lines = (name if index is None else f"{name}\t{index + 1}" for name, index in entries)
+    with write_aside(Path(path)) as aside:
+        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _read_list(source: Path) -> Iterable[tuple[int, str, str | None]]:
+    for number, line in enumerate(_text(source).splitlines(), start=1):
+        fields = line.split("\t")
+        if not line.strip():
+            continue
+        if len(fields) > 2 or not fields[0].strip():
+            raise ValueError(f"{source}, line {number}: expected 'path TAB label' or a path alone, got {line!r}")
+        yield number, fields[0].strip(), fields[1].strip() if len(fields) == 2 else None
+
+
+def _read_csv(source: Path) -> Iterable[tuple[int, str, str | None]]:
+    reader = csv.DictReader(_text(source).splitlines())
+    columns = reader.fieldnames or []
+    if "path" not in columns:
+        raise ValueError(f"{source}: the header must name a 'path' column (and 'label'), got {columns}")
+    for row in reader:
+        if not row["path"] or None in row or None in row.values():
+            raise ValueError(f"{source}, line {reader.line_num}: expected the columns {columns}, got {list(row.values())}")
+        yield reader.line_num, row["path"], row.get("label")
+
+
+def _text(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: not a UTF-8 text file; expected a list of clips") from error
+
+
+def _entry(source: Path, root: Path, number: int, path: str, label: str | None) -> Entry:
+    where = f"{source}, line {number}"
+    if label is not None and not label.removeprefix("-").isdecimal():
+        raise ValueError(f"{where}: the label must be a whole number from 1, got {label!r}")
+    full = root / path
+    name = full.relative_to(root) if full.is_relative_to(root) else full
+    return Entry(full, _key(name), None if label is None else int(label) - 1, where)
+
+
+def _key(name: Path) -> str:
+    return name.with_suffix("").as_posix().lstrip("/")
+
+
+def _read_folder(source: Path, names: Sequence[str] | None) -> tuple[list[Entry], tuple[str, ...] | None]:
+    suffixes = VIDEO_SUFFIXES + IMAGE_SUFFIXES
+    files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    if not any(len(file.parts) > 1 for file in files):
+        return [Entry(source / file, _key(file), None, str(source / file)) for file in files], None
+    loose = [str(file) for file in files if len(file.parts) == 1]
+    if loose:
+        raise ValueError(f"{source}: has class folders, and {len(loose)} clips outside of them{_some(loose)}")
+    folders = tuple(sorted({file.parts[0] for file in files}))
+    order = {name: index for index, name in enumerate(names or folders)}
+    unknown = [folder for folder in folders if folder not in order]
+    if unknown:
+        raise ValueError(f"{source}: {len(unknown)} class folders are not among the classes{_some(unknown)}")
+    return [Entry(source / file, _key(file), order[file.parts[0]], str(source / file)) for file in files], folders
+
+
+def _class_names(classes: int | Sequence[str] | str | Path | None) -> tuple[str, ...] | None:
+    if classes is None or isinstance(classes, int):
+        return None
+    if isinstance(classes, str | Path):
+        classes = [line.strip() for line in _text(Path(classes)).splitlines() if line.strip()]
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"class names must differ, got {list(classes)}")
+    return tuple(classes)
+
+
+def _check_labels(entries: Sequence[Entry], count: int | None) -> None:
+    bad = [e for e in entries if e.label is not None and not 0 <= e.label < (count if count is not None else e.label + 1)]
+    if bad:
+        allowed = f"1..{count}" if count is not None else "1 or more"
+        raise ValueError(f"labels must be {allowed}{_some(f'{e.where}: {e.label + 1}' for e in bad)}")
+
+
+def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
+    wanted = defaultdict(list)
+    for entry in entries:
+        wanted[entry.path.parent].append(entry.path)
+    missing = []
+    for folder, paths in wanted.items():  # one listing per folder: asking file by file is slow on network disks
+        present = set(os.listdir(folder)) if folder.is_dir() else set()
+        missing += [str(path) for path in paths if path.name not in present]
+    if missing:
+        hint = ""
+        if missing[0].split()[-1].isdecimal():
+            hint = " (path and label must be separated by a TAB; official UCF-101 split files need import-ucf101)"
+        raise FileNotFoundError(f"{source}: {len(missing)} of {len(entries)} clips are missing{hint}{_some(missing)}")
+
+
+def _some(items: Iterable[str]) -> str:
+    items = list(items)
+    more = [f"... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return ":\n  " + "\n  ".join([*items[:SHOWN], *more])

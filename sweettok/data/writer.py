@@ -1,0 +1,116 @@
+"""Writing videos and pictures, and laying clips out for looking at them. Files are written aside and renamed, so none is ever half."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CRF = "18"
+
+
+def write_video(path: str | Path, frames: Tensor, fps: float, lossless: bool = False) -> None:
+    """uint8 (3, T, H, W) RGB -> a video file of exactly that size at `fps`.
+
+    H.264 with 4:2:0 chroma, which every player shows; odd sizes, which that cannot hold, get 4:4:4 chroma. Lossless files
+    are H.264 in RGB, or FFV1 where the suffix is .mkv; both read back bit for bit.
+    """
+    import av
+
+    _check(frames, 4, "(3, T, H, W)")
+    path = Path(path)
+    _, count, height, width = frames.shape
+    if count == 0:
+        raise ValueError(f"cannot write {path}: the clip has no frames")
+    if not fps > 0:
+        raise ValueError(f"fps must be above 0, got {fps}")
+    codec, pixels, options = _encoding(path, height, width, lossless)
+    arrays = frames.permute(1, 2, 3, 0).contiguous().numpy()
+    with write_aside(path) as aside, av.open(str(aside), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream.codec_context.thread_count = 1
+        for array in arrays:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _encoding(path: Path, height: int, width: int, lossless: bool) -> tuple[str, str, dict[str, str]]:
+    if lossless and path.suffix.lower() == ".mkv":
+        return "ffv1", "bgr0", {}
+    if lossless:
+        return "libx264rgb", "rgb24", {"crf": "0"}
+    return "libx264", "yuv444p" if height % 2 or width % 2 else "yuv420p", {"crf": CRF}
+
+
+def write_png(path: str | Path, image: Tensor) -> None:
+    """uint8 (3, H, W) -> a PNG file."""
+    from PIL import Image
+
+    _check(image, 3, "(3, H, W)")
+    with write_aside(Path(path)) as aside:
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(aside, format="PNG")
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """A name in the same folder, with the same suffix, that becomes `path` when the block ends well and vanishes when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def side_by_side(*clips: Tensor, labels: Sequence[str] = ()) -> Tensor:
+    """uint8 (3, T, H, W) clips of one shape -> (3, T, H, n * W), left to right, each with its label on the first rows."""
+    for clip in clips:
+        _check(clip, 4, "(3, T, H, W)")
+    if not clips or len({clip.shape for clip in clips}) > 1:
+        raise ValueError(f"side_by_side needs clips of one shape, got {[tuple(clip.shape) for clip in clips]}")
+    if labels and len(labels) != len(clips):
+        raise ValueError(f"{len(clips)} clips need as many labels, got {len(labels)}")
+    marked = [_mark(clip, label) for clip, label in zip(clips, labels, strict=True)] if labels else clips
+    return torch.cat(tuple(marked), dim=3)
+
+
+def compare(original: Tensor, reconstruction: Tensor, labels: Sequence[str] = ()) -> Tensor:
+    """original | reconstruction | absolute difference: two uint8 (3, T, H, W) clips -> (3, T, H, 3 * W)."""
+    if original.shape != reconstruction.shape:
+        raise ValueError(f"compare needs two clips of one shape, got {tuple(original.shape)}, {tuple(reconstruction.shape)}")
+    difference = (original.int() - reconstruction.int()).abs().to(torch.uint8)
+    return side_by_side(original, reconstruction, difference, labels=labels)
+
+
+def film_strip(clip: Tensor, columns: int) -> Tensor:
+    """uint8 (3, T, H, W) -> (3, H, columns * W): frames at even distances, the first and the last among them."""
+    _check(clip, 4, "(3, T, H, W)")
+    if not 1 <= columns <= clip.shape[1]:
+        raise ValueError(f"columns must be 1..{clip.shape[1]}, the frames of the clip, got {columns}")
+    places = np.linspace(0, clip.shape[1] - 1, columns).round().astype(int)
+    return torch.cat([clip[:, place] for place in places], dim=2)
+
+
+def _mark(clip: Tensor, label: str) -> Tensor:
+    """The clip with white text on a black box in its upper left corner."""
+    from PIL import Image, ImageDraw
+
+    probe = ImageDraw.Draw(Image.new("L", (1, 1)))
+    width, height = (int(edge) + 2 for edge in probe.textbbox((1, 1), label)[2:])
+    image = Image.new("L", (width, height))
+    ImageDraw.Draw(image).text((1, 1), label, fill=255)
+    box = torch.from_numpy(np.array(image))[: clip.shape[2], : clip.shape[3]]
+    clip = clip.clone()
+    clip[:, :, : box.shape[0], : box.shape[1]] = box
+    return clip
+
+
+def _check(pixels: Tensor, dims: int, shape: str) -> None:
+    if pixels.dtype != torch.uint8 or pixels.ndim != dims or pixels.shape[0] != 3:
+        raise ValueError(f"expected uint8 pixels {shape}, got {pixels.dtype} {tuple(pixels.shape)}")

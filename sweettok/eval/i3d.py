@@ -1,0 +1,202 @@
+"""Inflated 3-D Inception (Carreira and Zisserman 2017), the network whose 400 class scores FVD compares.
+
+Module names are those of the published file `i3d_pretrained_400.pt`, which holds the statistics of the Kinetics-400
+RGB network of TensorFlow Hub. Letters: N clips, T frames, H W pixels, C channels, t h w the grid inside the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sweettok.convert import read_weights
+
+SIZE = 224  # pixels on a side that the network was trained at
+MIN_FRAMES = 9  # fewer leave nothing for the last pooling window
+NUM_CLASSES = 400
+RESIZES = ("stretch", "crop")
+# Output channels of the branches b0, b1a, b1b, b2a, b2b, b3b of each Inception block.
+MIXED = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+
+
+def preprocess(video: Tensor, resize: str = "stretch") -> Tensor:
+    """uint8 (N, T, H, W, 3) -> float32 (N, 3, T, 224, 224) in [-1, 1], bilinear without antialiasing.
+
+    "stretch" ignores the aspect ratio (the release's rFVD); "crop" scales the shorter side to 224, rounding the other
+    side up, and cuts out the centre (the release's gFVD).
+    """
+    if not isinstance(video, Tensor) or video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+        got = f"{video.dtype} {tuple(video.shape)}" if isinstance(video, Tensor) else type(video).__name__
+        raise ValueError(f"I3D expects uint8 frames of shape (N, T, H, W, 3), got {got}")
+    if resize not in RESIZES:
+        raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
+    n, _, height, width, _ = video.shape
+    frames = video.flatten(0, 1).movedim(-1, 1).float()
+    if resize == "stretch":
+        frames = F.interpolate(frames, (SIZE, SIZE), mode="bilinear", align_corners=False)
+        frames = 2 * frames / 255 - 1
+    else:
+        shorter = min(height, width)
+        scaled = tuple(-(-side * SIZE // shorter) for side in (height, width))
+        frames = F.interpolate(frames / 255, scaled, mode="bilinear", align_corners=False)
+        top, left = ((side - SIZE) // 2 for side in scaled)
+        frames = (frames[..., top : top + SIZE, left : left + SIZE] - 0.5) * 2
+    return frames.unflatten(0, (n, -1)).movedim(2, 1)
+
+
+def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """Zeros around (N, C, t, h, w) as TensorFlow's SAME rule places them: an odd one goes behind."""
+    padding = []
+    for size, k, s in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):  # last axis first, as F.pad wants
+        total = max(k - (size % s or s), 0)
+        padding += [total // 2, total - total // 2]
+    return F.pad(x, padding)
+
+
+def _cudnn_without_tf32():
+    """Context in which convolutions keep float32's precision, and every other setting its value."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
+
+
+class Unit(nn.Module):
+    """Convolution, batch normalisation with running statistics, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, eps: float, stride: int = 1):
+        super().__init__()
+        self.conv3d = nn.Conv3d(in_channels, out_channels, kernel, stride, bias=False)
+        self.bn = nn.BatchNorm3d(out_channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_same(x, self.conv3d.kernel_size, self.conv3d.stride)
+        return F.relu(self.bn(self.conv3d(x)))
+
+
+class MaxPool(nn.Module):
+    """Max pooling with SAME padding; zeros do, because everything pooled has passed a ReLU."""
+
+    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
+
+
+class Mixed(nn.Module):
+    """Inception block: four branches side by side."""
+
+    def __init__(self, in_channels: int, channels: tuple[int, ...], eps: float):
+        super().__init__()
+        b0, b1a, b1b, b2a, b2b, b3b = channels
+        self.b0 = Unit(in_channels, b0, 1, eps)
+        self.b1a = Unit(in_channels, b1a, 1, eps)
+        self.b1b = Unit(b1a, b1b, 3, eps)
+        self.b2a = Unit(in_channels, b2a, 1, eps)
+        self.b2b = Unit(b2a, b2b, 3, eps)
+        self.b3a = MaxPool((3, 3, 3), (1, 1, 1))
+        self.b3b = Unit(in_channels, b3b, 1, eps)
+        self.out_channels = b0 + b1b + b2b + b3b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self.b3a(x))), dim=1)
+
+
+class Classifier(nn.Module):
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.conv3d = nn.Conv3d(in_channels, NUM_CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3d(x)
+
+
+class I3D(nn.Module):
+    """Frozen detector: uint8 clips in, 400 class scores out. Its layers run in the order in which they are listed.
+
+    batch_norm_eps: 1e-5 is what the FVD codes of this field compute with; the original TensorFlow graph has 1e-3.
+    """
+
+    def __init__(self, batch_norm_eps: float = 1e-5):
+        super().__init__()
+        self.batch_norm_eps = batch_norm_eps
+        self.Conv3d_1a_7x7 = Unit(3, 64, 7, batch_norm_eps, stride=2)
+        self.MaxPool3d_2a_3x3 = MaxPool((1, 3, 3), (1, 2, 2))
+        self.Conv3d_2b_1x1 = Unit(64, 64, 1, batch_norm_eps)
+        self.Conv3d_2c_3x3 = Unit(64, 192, 3, batch_norm_eps)
+        channels = 192
+        pools = {
+            "Mixed_3b": ("MaxPool3d_3a_3x3", MaxPool((1, 3, 3), (1, 2, 2))),
+            "Mixed_4b": ("MaxPool3d_4a_3x3", MaxPool((3, 3, 3), (2, 2, 2))),
+            "Mixed_5b": ("MaxPool3d_5a_2x2", MaxPool((2, 2, 2), (2, 2, 2))),
+        }
+        for name, widths in MIXED.items():
+            if name in pools:
+                self.add_module(*pools[name])
+            block = Mixed(channels, widths, batch_norm_eps)
+            self.add_module(name, block)
+            channels = block.out_channels
+        self.avg_pool = nn.AvgPool3d((2, 7, 7), stride=1)
+        self.logits = Classifier(channels)
+        self.requires_grad_(False)
+        self.train(False)
+
+    @classmethod
+    def from_release(cls, weights: str | Path | Mapping[str, Tensor], batch_norm_eps: float = 1e-5) -> I3D:
+        """The network with the weights of `i3d_pretrained_400.pt`, given as its path or as a mapping of its entries.
+
+        `num_batches_tracked` entries may be absent. Raises FileNotFoundError, or ValueError listing what does not fit.
+        """
+        model = cls(batch_norm_eps)
+        own = model.state_dict()
+        given = read_weights(weights)
+        counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+        state = {**counters, **given}
+        wrong = [
+            f"{name} ({tuple(state[name].shape) if name in state else 'absent'} given, "
+            f"{tuple(own[name].shape) if name in own else 'no such entry'} expected)"
+            for name in sorted(own.keys() | state.keys())
+            if name not in own or name not in state or own[name].shape != state[name].shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"these are not the weights of i3d_pretrained_400.pt: {len(wrong)} of {len(own)} entries differ: "
+                + ", ".join(wrong[:5])
+                + (", ..." if len(wrong) > 5 else "")
+            )
+        model.load_state_dict(state)
+        return model
+
+    def train(self, mode: bool = True) -> I3D:
+        """Stay in eval mode whatever the caller's mode: a detector that adapts measures nothing."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, video: Tensor, resize: str = "stretch") -> Tensor:
+        """uint8 (N, T, H, W, 3) with T >= 9, RGB -> float32 class scores (N, 400), averaged over time.
+
+        `resize`: see `preprocess`. Runs in float32 without TF32, which alone would move the scores by 1e-3.
+        """
+        frames = preprocess(video, resize)
+        if frames.shape[2] < MIN_FRAMES:
+            raise ValueError(f"I3D needs clips of at least {MIN_FRAMES} frames, got {frames.shape[2]}")
+        with torch.autocast(frames.device.type, enabled=False), _cudnn_without_tf32():
+            for layer in self.children():
+                frames = layer(frames)
+        return frames.mean(dim=2).flatten(1)

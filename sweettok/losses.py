@@ -1,0 +1,108 @@
+"""The terms of the training losses, as functions: no weight, no state and no network is hidden in them.
+
+Every term is computed in float32 whatever the autocast. A task multiplies the terms by its configured weights and adds
+them up. Letters: B clips, C rgb, T frames, H W pixels; t h w latent grid; K proxy codes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class QuantizerLoss(NamedTuple):
+    """Weighted `total` and its two unweighted sides, named by what each side trains."""
+
+    total: Tensor
+    encoder_side: Tensor
+    codebook_side: Tensor
+
+
+def _check_same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.shape != other.shape:
+        raise ValueError(f"{name} {tuple(value.shape)} and {other_name} {tuple(other.shape)} must have equal shapes")
+
+
+def proxy_cross_entropy(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over all B * t * h * w places of the code grid.
+
+    logits: (B, K, t, h, w); codes: (B, t, h, w) int64 in [0, K).
+    """
+    expected = (logits.shape[0], *logits.shape[2:])
+    if logits.ndim != 5 or codes.shape != expected:
+        raise ValueError(
+            f"logits must be (B, K, t, h, w) and codes (B, t, h, w); got {tuple(logits.shape)} and {tuple(codes.shape)}"
+        )
+    if codes.dtype != torch.int64:
+        raise ValueError(f"codes must be int64, got {codes.dtype}")
+    return F.cross_entropy(logits.float(), codes, label_smoothing=label_smoothing)
+
+
+def quantizer_loss(
+    z: Tensor, quantized: Tensor, encoder_weight: float = 1.0, codebook_weight: float = 0.25
+) -> QuantizerLoss:
+    """Pull each latent and its code towards each other; call once for each half of the channels and add.
+
+    z, quantized: equal shapes; `quantized` is the code itself, before the straight-through estimator. The release
+    puts the 0.25 on the codebook's side, not on the encoder's.
+    """
+    _check_same_shape("z", z, "quantized", quantized)
+    z, quantized = z.float(), quantized.float()
+    encoder_side = F.mse_loss(z, quantized.detach())
+    codebook_side = F.mse_loss(quantized, z.detach())
+    return QuantizerLoss(encoder_weight * encoder_side + codebook_weight * codebook_side, encoder_side, codebook_side)
+
+
+def reconstruction_loss(video: Tensor, target: Tensor, kind: str = "l2") -> Tensor:
+    """Mean squared ("l2") or absolute ("l1") error over all elements. video, target: equal shapes."""
+    _check_same_shape("video", video, "target", target)
+    if kind == "l2":
+        return F.mse_loss(video.float(), target.float())
+    if kind == "l1":
+        return F.l1_loss(video.float(), target.float())
+    raise ValueError(f"reconstruction loss must be 'l1' or 'l2', got {kind!r}")
+
+
+def perceptual_frame_indices(batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
+    """One random frame index for each clip: (batch,) int64 in [0, frames), on the generator's device (default: CPU).
+
+    Use the same indices for a clip and its reconstruction.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.randint(frames, (batch,), generator=generator, device=device)
+
+
+def pick_frames(video: Tensor, indices: Tensor) -> Tensor:
+    """Frame `indices[b]` of each clip b. video: (B, C, T, H, W); indices: (B,) -> (B, C, H, W)."""
+    if video.ndim != 5 or indices.shape != video.shape[:1]:
+        raise ValueError(
+            f"video must be (B, C, T, H, W) and indices (B,); got {tuple(video.shape)} and {tuple(indices.shape)}"
+        )
+    clips = torch.arange(len(indices), device=video.device)
+    return video[clips, :, indices.to(video.device)]
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Hinge loss of the discriminator: half of mean(relu(1 - real)) + mean(relu(1 + fake))."""
+    return 0.5 * (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean())
+
+
+def generator_adversarial_loss(fake_logits: Tensor) -> Tensor:
+    """What the generator minimises: the mean logit of its reconstructions, negated."""
+    return -fake_logits.float().mean()
+
+
+def feature_matching_loss(fake_features: Sequence[Tensor], real_features: Sequence[Tensor]) -> Tensor:
+    """Mean absolute difference of the discriminator's feature maps, summed over all maps but the last (the logits).
+
+    Both arguments are what the discriminator returned. No gradient flows into `real_features`.
+    """
+    if len(fake_features) != len(real_features) or len(fake_features) < 2:
+        raise ValueError(
+            f"feature matching needs two equally long lists of at least 2 maps; "
+            f"got {len(fake_features)} and {len(real_features)}"
+        )
+    pairs = zip(fake_features[:-1], real_features[:-1], strict=True)
+    return sum(F.l1_loss(fake.float(), real.detach().float()) for fake, real in pairs)

@@ -1,0 +1,96 @@
+"""Motion-enhanced language codebook (MLC): a graph of words becomes a table of code vectors.
+
+Letters: V words (modifiers first), d width of the word vectors, C width of the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sweettok.priors.graph import WordGraph
+
+
+class GraphConv(nn.Module):
+    """y = A x W^T + b with the normalised adjacency A (Kipf and Welling)."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.lin = nn.Linear(in_dim, out_dim, bias=False)
+        nn.init.xavier_uniform_(self.lin.weight)
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        return torch.sparse.mm(adjacency, self.lin(x)) + self.bias
+
+
+class LanguageCodebook(nn.Module):
+    """Two graph convolutions over word vectors; codes of the modifiers come first, then those of the heads.
+
+    Word vectors and graph are buffers: they belong to the prior, are never trained, and travel with the weights.
+    """
+
+    def __init__(self, graph: WordGraph, hidden: int, out_dim: int, dropout: float):
+        super().__init__()
+        self.graph_words = (graph.modifiers, graph.heads)
+        self.num_modifiers, self.num_heads = graph.num_modifiers, graph.num_heads
+        self.dropout = dropout
+        self.conv1 = GraphConv(graph.dim, hidden)
+        self.conv2 = GraphConv(hidden, out_dim)
+        self.register_buffer("vectors", graph.vectors.clone())
+        self.register_buffer("edges", graph.edges.clone())
+        self._kept: dict[str, tuple[tuple, Tensor]] = {}
+
+    @property
+    def graph(self) -> WordGraph:
+        """The prior this codebook was built from."""
+        modifiers, heads = self.graph_words
+        return WordGraph(modifiers, heads, self.vectors.cpu(), self.edges.cpu())
+
+    def _keep(self, name: str, sources: tuple[Tensor, ...], compute: Callable[[], Tensor]) -> Tensor:
+        """The result of `compute()`, computed anew only when one of `sources` was moved, replaced or written to."""
+        key = tuple((source.data_ptr(), source._version, source.device) for source in sources)
+        if name not in self._kept or self._kept[name][0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[name] = (key, compute())
+        return self._kept[name][1]
+
+    def adjacency(self) -> Tensor:
+        """Sparse D^-1/2 (edges in both directions, with multiplicity, + I) D^-1/2; self edges change nothing."""
+        return self._keep("adjacency", (self.edges,), lambda: normalised_adjacency(self.edges, len(self.vectors)))
+
+    def project(self) -> Tensor:
+        """Codes (V, C), float32, with gradients; in training mode dropout redraws them at every call."""
+        with torch.autocast(self.vectors.device.type, enabled=False):
+            adjacency = self.adjacency()
+            hidden = F.relu(self.conv1(self.vectors, adjacency))
+            return self.conv2(F.dropout(hidden, self.dropout, self.training), adjacency)
+
+    def forward(self) -> Tensor:
+        """Codes (V, C): computed anew while training, else kept until a weight changes.
+
+        A change is noticed through in-place updates (optimizer steps, load_state_dict, copy_), moves and replacements
+        of parameters; writing through `.data` is invisible to PyTorch's version counters and needs `refresh()`.
+        """
+        if self.training or (torch.is_grad_enabled() and self.conv1.bias.requires_grad):
+            return self.project()
+        return self._keep("codes", (*self.parameters(), *self.buffers()), self.project)
+
+    def refresh(self) -> None:
+        """Forget what was kept."""
+        self._kept.clear()
+
+
+def normalised_adjacency(edges: Tensor, num_words: int) -> Tensor:
+    """Undirected pairs (2, E) -> sparse (V, V), one self loop a word, rows and columns scaled by degree^-1/2."""
+    a, b = edges
+    loops = torch.arange(num_words, device=edges.device)
+    rows, columns = torch.cat((a, b, loops)), torch.cat((b, a, loops))
+    weights = torch.cat(((a != b).float().repeat(2), torch.ones(num_words, device=edges.device)))
+    scale = torch.zeros(num_words, device=edges.device).index_add_(0, rows, weights).rsqrt()
+    values = scale[rows] * weights * scale[columns]
+    places, size = torch.stack((rows, columns)), (num_words, num_words)
+    return torch.sparse_coo_tensor(places, values, size, check_invariants=True).coalesce()

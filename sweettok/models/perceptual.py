@@ -1,0 +1,159 @@
+"""Frozen networks that judge how alike two images look. Their weights are handed in: nothing here opens a file.
+
+Both take images (N, 3, H, W) in [-0.5, 0.5] and return one distance for each pair. Letters: N images, C channels.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import convnext_small, vgg
+
+
+def _check_state(name: str, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `state` holds exactly the entries of `module`, in the same shapes."""
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    got = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = sorted(key for key in expected.keys() | got.keys() if expected.get(key) != got.get(key))
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f"these are not the weights of {name}: {len(wrong)} entries differ, the first is {key!r} "
+            f"(expected shape {expected.get(key)}, got {got.get(key)})"
+        )
+
+
+def _build(name: str, make: Callable[[], nn.Module], state: Mapping[str, Tensor] | None, untrained: bool) -> nn.Module:
+    """The network with the weights of `state`, or, if `untrained`, with random ones that are the same everywhere."""
+    if (state is None) != untrained:
+        raise ValueError(f"{name} needs either its weights or untrained=True (it then judges nothing), not both")
+    if untrained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return make()
+    with torch.device("meta"):
+        module = make()
+    _check_state(name, module, state)
+    module.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return module
+
+
+class _FrozenNetwork(nn.Module):
+    """Base of both networks: no parameter is trained, and the mode is always eval."""
+
+    def _freeze(self) -> None:
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "_FrozenNetwork":
+        """Stay in eval mode whatever the caller's mode: dropout and drop-path would make the loss noisy."""
+        return super().train(False)
+
+    @staticmethod
+    def _check_images(images: Tensor, target: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape != target.shape:
+            raise ValueError(
+                f"images and target must both be (N, 3, H, W); got {tuple(images.shape)} and {tuple(target.shape)}"
+            )
+
+
+class ConvNeXtPerceptual(_FrozenNetwork):
+    """Mean squared difference of the 1000 class scores of torchvision's ConvNeXt-S (release)."""
+
+    SIZE = 224
+    MEAN = (0.485, 0.456, 0.406)
+    STD = (0.229, 0.224, 0.225)
+
+    def __init__(self, state: Mapping[str, Tensor] | None = None, untrained: bool = False):
+        """state: entries by torchvision's names. ValueError if it does not fit or is absent without `untrained`."""
+        super().__init__()
+        self.network = _build("ConvNeXt-S", convnext_small, state, untrained)
+        self.register_buffer("mean", torch.tensor(self.MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.STD).view(1, 3, 1, 1), persistent=False)
+        self._freeze()
+
+    def forward(self, images: Tensor, target: Tensor) -> Tensor:
+        """images, target: (N, 3, H, W) in [-0.5, 0.5] -> (N,). No gradient flows into `target`."""
+        self._check_images(images, target)
+        with torch.no_grad():
+            target_scores = self.scores(target)
+        return (self.scores(images) - target_scores).square().mean(dim=1)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-0.5, 0.5] -> class scores (N, 1000), in float32 whatever the autocast."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.network((self.resize(images) - self.mean) / self.std)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-0.5, 0.5] -> (N, 3, 224, 224) in [0, 1], clamped and bilinear with antialiasing."""
+        images = (images.float() + 0.5).clamp(0, 1)
+        return F.interpolate(images, (self.SIZE, self.SIZE), mode="bilinear", antialias=True, align_corners=False)
+
+
+class LPIPS(_FrozenNetwork):
+    """Learned perceptual image patch similarity, VGG-16, version 0.1 (Zhang et al. 2018), for losses and evaluation."""
+
+    CHANNELS = (64, 128, 256, 512, 512)
+    # Places in torchvision's `features` of relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
+    TAPS = (3, 8, 15, 22, 29)
+    # The published scaling of images in [-1, 1]: the ImageNet mean and deviation, moved to that range.
+    SHIFT = (-0.030, -0.088, -0.188)
+    SCALE = (0.458, 0.448, 0.450)
+
+    def __init__(
+        self,
+        vgg_state: Mapping[str, Tensor] | None = None,
+        linear_state: Mapping[str, Tensor] | None = None,
+        untrained: bool = False,
+    ):
+        """vgg_state: torchvision's VGG-16, whose classifier is not used; linear_state: `lin{0..4}.model.1.weight`.
+
+        ValueError if either does not fit or is absent without `untrained`. Untrained linear weights are all 1.
+        """
+        super().__init__()
+        if vgg_state is not None:
+            vgg_state = {key: value for key, value in vgg_state.items() if not key.startswith("classifier.")}
+        self.vgg = _build("VGG-16", self._make_vgg, vgg_state, untrained)
+        self.linear = _build("LPIPS (linear layers)", self._make_linear, linear_state, untrained)
+        self.register_buffer("shift", torch.tensor(self.SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(self.SCALE).view(1, 3, 1, 1), persistent=False)
+        self._freeze()
+
+    @staticmethod
+    def _make_vgg() -> nn.Module:
+        return nn.ModuleDict({"features": vgg.make_layers(vgg.cfgs["D"], batch_norm=False)[: LPIPS.TAPS[-1] + 1]})
+
+    @staticmethod
+    def _make_linear() -> nn.Module:
+        def layer(channels: int) -> nn.Module:
+            conv = nn.Conv2d(channels, 1, 1, bias=False)
+            nn.init.ones_(conv.weight)
+            return nn.ModuleDict({"model": nn.Sequential(nn.Identity(), conv)})
+
+        return nn.ModuleDict({f"lin{i}": layer(channels) for i, channels in enumerate(LPIPS.CHANNELS)})
+
+    def forward(self, images: Tensor, target: Tensor) -> Tensor:
+        """images, target: (N, 3, H, W) in [-0.5, 0.5] -> (N,). No gradient flows into `target`."""
+        self._check_images(images, target)
+        if min(images.shape[2:]) < 16:
+            raise ValueError(f"LPIPS needs images of at least 16x16, got {images.shape[2]}x{images.shape[3]}")
+        with torch.autocast(images.device.type, enabled=False):
+            with torch.no_grad():
+                target_features = self._features(target)
+            distances = [
+                self.linear[f"lin{i}"]["model"]((a - b).square()).mean(dim=(1, 2, 3))
+                for i, (a, b) in enumerate(zip(self._features(images), target_features, strict=True))
+            ]
+        return torch.stack(distances).sum(dim=0)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the five taps, each pixel's channels scaled to unit length."""
+        x = (images.float() * 2 - self.shift) / self.scale
+        maps = []
+        for i, layer in enumerate(self.vgg["features"]):
+            x = layer(x)
+            if i in self.TAPS:
+                # vector_norm has gradient 0 at 0, where sqrt(sum of squares) would give NaN.
+                maps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
+        return maps

@@ -1,0 +1,45 @@
+"""Bytes to floats and back: the only place where pixel values change their range."""
+
+import torch
+from torch import Tensor
+
+
+def to_float(video: Tensor) -> Tensor:
+    """uint8 [0, 255] of any shape -> float32 [-0.5, 0.5]."""
+    if video.dtype != torch.uint8:
+        raise ValueError(f"to_float expects uint8 pixels, got {video.dtype}")
+    return video.float() / 255 - 0.5
+
+
+def to_uint8(video: Tensor, rounding: str = "nearest") -> Tensor:
+    """float of any shape, nominally [-0.5, 0.5] -> uint8; values outside the range are clamped.
+
+    `rounding="floor"` truncates like the release's FVD loop; "nearest" is the exact inverse of `to_float`.
+    """
+    scaled = (video.float() + 0.5).clamp(0, 1) * 255
+    if rounding == "nearest":
+        return scaled.round().to(torch.uint8)
+    if rounding == "floor":
+        return scaled.to(torch.uint8)
+    raise ValueError(f"rounding must be 'nearest' or 'floor', got {rounding!r}")
+
+
+def check_video(video: Tensor) -> Tensor:
+    """Clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> float32 clips; ValueError for anything else."""
+    if not isinstance(video, Tensor):
+        raise ValueError(f"video must be a torch tensor, got {type(video).__name__}")
+    if video.ndim != 5 or video.shape[1] != 3:
+        raise ValueError(f"video must have shape (batch, 3, frames, height, width), got {tuple(video.shape)}")
+    if len(video) == 0:
+        raise ValueError("video holds no clips: the batch is empty")
+    if video.dtype == torch.uint8:
+        return to_float(video)
+    if not video.dtype.is_floating_point:
+        raise ValueError(f"video must be uint8 or floating point, got {video.dtype}")
+    low, high = torch.stack(video.aminmax()).tolist()
+    if not (low >= -0.5 - 1e-3 and high <= 0.5 + 1e-3):  # also catches NaN
+        raise ValueError(
+            f"float video must lie in [-0.5, 0.5], got [{low:.4g}, {high:.4g}]: "
+            "give uint8 frames, or subtract 0.5 from values in [0, 1], or halve values in [-1, 1]"
+        )
+    return video.float()

@@ -1,0 +1,6 @@
+"""Codebook priors: the word graphs whose projected vectors are the codebooks."""
+
+from sweettok.priors.graph import Prior, WordGraph
+from sweettok.priors.io import load_prior, save_prior
+
+__all__ = ["Prior", "WordGraph", "load_prior", "save_prior"]

@@ -1,0 +1,88 @@
+"""Word graphs: which words a codebook speaks, their vectors, and which words occur together.
+
+V words, d vector width, E edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class WordGraph:
+    """Two word lists (modifiers, then heads: that is the vocabulary order) and the graph between them.
+
+    modifiers, heads: the words; each list without repetition, but a word may stand in both.
+    vectors: float32 (V, d), one row per word in vocabulary order.
+    edges: int64 (2, E), undirected pairs of vocabulary positions. A pair listed twice weighs twice; an edge from a
+        word to itself carries no meaning, because every word counts as connected to itself exactly once.
+    counts: int64 (V,), how often each word was seen, where the source says so.
+
+    Raises ValueError when these do not fit together.
+    """
+
+    modifiers: tuple[str, ...]
+    heads: tuple[str, ...]
+    vectors: Tensor
+    edges: Tensor
+    counts: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("modifiers", "heads"):
+            _check_words(name, getattr(self, name))
+        total = len(self.modifiers) + len(self.heads)
+        _check_tensor("vectors", self.vectors, torch.float32, (total, None))
+        if self.vectors.shape[1] == 0 or not self.vectors.isfinite().all():
+            raise ValueError("vectors must be at least one wide and finite")
+        _check_tensor("edges", self.edges, torch.int64, (2, None))
+        if self.edges.numel() and (self.edges.min() < 0 or self.edges.max() >= total):
+            got = f"{int(self.edges.min())}..{int(self.edges.max())}"
+            raise ValueError(f"edges must be vocabulary positions 0..{total - 1}, got {got}")
+        if self.counts is not None:
+            _check_tensor("counts", self.counts, torch.int64, (total,))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words in vocabulary order."""
+        return self.modifiers + self.heads
+
+    @property
+    def num_modifiers(self) -> int:
+        return len(self.modifiers)
+
+    @property
+    def num_heads(self) -> int:
+        return len(self.heads)
+
+    @property
+    def dim(self) -> int:
+        """Width d of the word vectors."""
+        return self.vectors.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The two graphs of a tokenizer: adjectives and nouns for space, adverbs and verbs for time."""
+
+    spatial: WordGraph
+    temporal: WordGraph
+
+
+def _check_words(name: str, words) -> None:
+    if not isinstance(words, tuple) or not words or not all(isinstance(word, str) and word for word in words):
+        raise ValueError(f"{name} must be a non-empty tuple of non-empty strings")
+    if len(set(words)) != len(words):
+        repeated = next(word for i, word in enumerate(words) if word in words[:i])
+        raise ValueError(f"{name} lists {repeated!r} more than once")
+
+
+def _check_tensor(name: str, tensor, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    fits = tensor.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, tensor.shape, strict=True))
+    if tensor.dtype != dtype or not fits:
+        wanted = ", ".join("*" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must be {dtype} of shape ({wanted}), got {tensor.dtype} {tuple(tensor.shape)}")

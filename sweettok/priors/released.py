@@ -1,0 +1,237 @@
+"""The released prior pickles, read without running them.
+
+A pickle is a program. This reader gives that program nothing to call but its own small constructors, so it can build
+containers, strings, numbers, tensors and arrays, and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sweettok.priors.graph import Prior, WordGraph
+
+# First the published file name, then the name the published code opens.
+RELEASED_NAMES = {
+    "spatial": ("mlc_codebook_noun_adj.pkl", "adj_noun_word_knowledge_qwen.pkl"),
+    "temporal": ("mlc_codebook_verb_adv.pkl", "big_nlp_word_knowledge_clip_video_qwen.pkl"),
+}
+# modifier counts, head counts, modifier vectors, head vectors, edges
+_SPATIAL_KEYS = ("adj_code_book_num", "noun_code_book_num", "adj_code_book_vec", "noun_code_book_vec", "adj_noun_edges")
+_TEMPORAL_KEYS = ("adverb_code_book_num", "verb_code_book_num", "adverb_vec", "verb_vec", "verb_adverb_edges")
+
+
+def find_released(folder: Path) -> dict[str, Path | None]:
+    """The released files that lie in `folder`: {"spatial": path or None, "temporal": path or None}."""
+    return {
+        side: next((folder / name for name in names if (folder / name).is_file()), None)
+        for side, names in RELEASED_NAMES.items()
+    }
+
+
+def load_released(folder: str | Path, spatial_threshold: int = 10) -> Prior:
+    """Read the two released pickles of `folder` by the release's rules.
+
+    An adjective or noun is kept when it was counted more than `spatial_threshold` times; a noun that is also an
+    adjective, however rare, is dropped. Adverbs and verbs are taken whole; an edge to a word that is both means the
+    verb. Edges to words that are not kept are ignored.
+
+    Raises FileNotFoundError when a file is absent, ValueError when one holds anything but the expected data.
+    """
+    folder = Path(folder)
+    paths = find_released(folder)
+    for side, path in paths.items():
+        if path is None:
+            raise FileNotFoundError(f"no released {side} prior in {folder}: expected {RELEASED_NAMES[side][0]}")
+    file = _ReleasedFile(paths["spatial"], _SPATIAL_KEYS)
+    adjectives = [word for word, count in file.modifiers.items() if count > spatial_threshold]
+    nouns = [w for w, count in file.heads.items() if count > spatial_threshold and w not in file.modifiers]
+    spatial = file.graph(adjectives, nouns)
+    file = _ReleasedFile(paths["temporal"], _TEMPORAL_KEYS)
+    return Prior(spatial, file.graph(list(file.modifiers), list(file.heads)))
+
+
+class _ReleasedFile:
+    """One released file, checked: counts, vectors and edges by word."""
+
+    def __init__(self, path: Path, keys: tuple[str, ...]) -> None:
+        self.path = path
+        content = read_pickle(path)
+        if not isinstance(content, dict) or not set(keys) <= content.keys():
+            raise ValueError(f"{path} must hold a dict with the keys {', '.join(keys)}")
+        num_modifiers, num_heads, vec_modifiers, vec_heads, edges = keys
+        self.modifiers = self._counts(content, num_modifiers)
+        self.heads = self._counts(content, num_heads)
+        self._vectors = [self._mapping(content, key) for key in (vec_modifiers, vec_heads)]
+        self._edges = self._pairs(content, edges)
+
+    def graph(self, modifiers: list[str], heads: list[str]) -> WordGraph:
+        """The graph of these words: their vectors, and the edges between them."""
+        vectors = [
+            self._vector(table, word)
+            for table, words in zip(self._vectors, (modifiers, heads), strict=True)
+            for word in words
+        ]
+        if len({len(vector) for vector in vectors}) > 1:
+            raise ValueError(f"{self.path}: word vectors have different widths {sorted({len(v) for v in vectors})}")
+        position = {word: i for i, word in enumerate(modifiers + heads)}  # of a repeated word, the later place
+        edges = [(position[a], position[b]) for a, b in self._edges if a in position and b in position]
+        counts = [self.modifiers[word] for word in modifiers] + [self.heads[word] for word in heads]
+        try:
+            return WordGraph(
+                tuple(modifiers),
+                tuple(heads),
+                torch.stack(vectors) if vectors else torch.empty(0, 0),
+                torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
+                torch.tensor(counts, dtype=torch.int64),
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+    def _mapping(self, content: Mapping, key: str) -> dict[str, Any]:
+        table = content[key]
+        if not isinstance(table, dict) or not all(isinstance(word, str) for word in table):
+            raise ValueError(f"{self.path}: {key} must map words to values")
+        return table
+
+    def _counts(self, content: Mapping, key: str) -> dict[str, int]:
+        table = self._mapping(content, key)
+        if not all(isinstance(count, (int, float)) and math.isfinite(count) for count in table.values()):
+            raise ValueError(f"{self.path}: {key} must map words to numbers")
+        return {word: int(count) for word, count in table.items()}
+
+    def _pairs(self, content: Mapping, key: str) -> list[tuple[str, str]]:
+        pairs = content[key]
+        if not isinstance(pairs, (list, tuple, set)):
+            raise ValueError(f"{self.path}: {key} must be a list of word pairs, got {type(pairs).__name__}")
+        for pair in pairs:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(w, str) for w in pair):
+                raise ValueError(f"{self.path}: {key} must hold pairs of words, got {str(pair)[:80]}")
+        return list(pairs)
+
+    def _vector(self, table: Mapping[str, Any], word: str) -> Tensor:
+        value = table.get(word)
+        if isinstance(value, _Array):
+            try:
+                value = value.tensor()
+            except (AttributeError, TypeError, ValueError) as error:
+                raise ValueError(f"{self.path}: broken array for the word {word!r}: {error}") from error
+        if not isinstance(value, Tensor) or value.squeeze().ndim > 1:
+            what = "no vector" if value is None else f"no 1-D vector but {str(value)[:80]}"
+            raise ValueError(f"{self.path} has {what} for the word {word!r}")
+        return value.reshape(-1).float()
+
+
+def read_pickle(path: str | Path) -> Any:
+    """The content of an untrusted pickle made of containers, strings, numbers, torch tensors and numpy arrays.
+
+    Raises ValueError naming whatever else the file asks for; nothing it names is imported or called.
+    """
+    path = Path(path)
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        try:
+            return _Unpickler(file).load()
+        # What a hostile or broken pickle raises is the file's choice, so every kind becomes one clear error here.
+        except Exception as error:
+            raise ValueError(f"{path} is not a readable prior: {error or type(error).__name__}") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"refused to build {module}.{name}: a prior holds only plain data")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("refused a reference to an object outside the file")
+
+
+class _Call(tuple):
+    """A callable that a pickle can call but not change: pickles may set attributes on whatever they are given."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any) -> Any:
+        return self[0](*args)
+
+
+class _DType:
+    """A pickled numpy dtype: plain booleans, integers and floats only."""
+
+    def __init__(self, kind: str, *_: Any) -> None:
+        if not isinstance(kind, str) or not re.fullmatch("b1|[iu][1248]|f[248]", kind):
+            raise pickle.UnpicklingError(f"refused a numpy array of type {kind!r}")
+        self.dtype = np.dtype(kind)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, order, subarray, names, fields, *_ = state
+        if (subarray, names, fields) != (None, None, None):
+            raise pickle.UnpicklingError("refused a structured numpy array")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """A pickled numpy array, kept as bytes until it is asked for."""
+
+    def __init__(self, data: bytes = b"", dtype: _DType | None = None, shape: Iterable[int] = (), order: str = "C"):
+        self.data, self.dtype, self.shape, self.order = data, dtype, shape, order
+
+    def __setstate__(self, state: tuple) -> None:
+        _, self.shape, self.dtype, fortran, self.data = state
+        self.order = "F" if fortran else "C"
+
+    def tensor(self) -> Tensor:
+        array = np.frombuffer(self.data, self.dtype.dtype).reshape(self.shape, order=self.order)
+        return torch.from_numpy(array.astype(np.float32))
+
+
+def _storage(data: bytes) -> torch.TypedStorage:
+    # Pickling a tensor stores its numbers as a nested torch file, itself a pickle: torch's own safe reader opens it.
+    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.TypedStorage):
+        raise pickle.UnpicklingError(f"expected the numbers of a tensor, got {type(storage).__name__}")
+    return storage
+
+
+def _tensor(storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+    return flat.as_strided(size, stride, offset)  # checks the bounds
+
+
+def _scalar(dtype: _DType, data: bytes) -> int | float:
+    return np.frombuffer(data, dtype.dtype)[0].item()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    # How old pickle protocols write bytes.
+    return text.encode({"latin1": "latin1"}[encoding])
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): dict,
+    ("collections", "Counter"): dict,
+    ("collections", "defaultdict"): _Call([lambda factory=None: {}]),
+    ("_codecs", "encode"): _Call([_latin1]),
+    ("torch.storage", "_load_from_bytes"): _Call([_storage]),
+    ("torch._utils", "_rebuild_tensor_v2"): _Call([_tensor]),
+    ("torch._utils", "_rebuild_parameter"): _Call([lambda data, requires_grad, hooks: data]),
+    ("numpy", "dtype"): _Call([_DType]),
+    ("numpy", "ndarray"): "numpy.ndarray",  # only ever handed to _reconstruct
+}
+for _kind in (dict, list, set, frozenset, int, float):
+    _ALLOWED["builtins", _kind.__name__] = _ALLOWED["__builtin__", _kind.__name__] = _kind  # Python 3 and 2
+for _numpy in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+    _ALLOWED[f"{_numpy}.multiarray", "_reconstruct"] = _Call([lambda kind, shape, dtype: _Array()])
+    _ALLOWED[f"{_numpy}.multiarray", "scalar"] = _Call([_scalar])
+    _ALLOWED[f"{_numpy}.numeric", "_frombuffer"] = _Call([_Array])

@@ -1,0 +1,228 @@
+"""Checkpoint folders: everything a run needs to go on as if it had never stopped.
+
+`<output_dir>/checkpoint-<step>/` holds
+  config.yaml              the resolved configuration
+  state.json               format version, task, step, seed, world size, sampler position, scaler, moving average's count, tracker id
+  model.safetensors        the task's model
+  ema.safetensors          its moving average, buffers included
+  <player>.safetensors     what a player trains outside the model, as a discriminator
+  optimizers.pt            optimizers and schedules of all players, and the task's extra state
+Random numbers are functions of (seed, step), so those two are their state, on any number of processes.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
+from torch.amp import GradScaler
+
+from sweettok.config import RunConfig, to_dict
+from sweettok.data.dataset import GlobalBatchSampler
+from sweettok.train.ema import EMA
+from sweettok.train.task import Player, Task
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial"
+# Settings that a resumed run may change: they say where things are, how fast and how often, never what is computed.
+_FREE = re.compile(
+    r"proxy|prior|init|tokenizer|images|data\.(train|validation|root|num_workers)"
+    r"|train\.(?!(seed|global_batch_size|ema_decay)$).*"
+)
+
+
+@dataclass
+class RunState:
+    """The live objects of a run that a checkpoint saves and restores."""
+
+    run: RunConfig
+    task: Task
+    ema: EMA
+    sampler: GlobalBatchSampler
+    scaler: GradScaler | None = None
+    world_size: int = 1
+    step: int = 0
+    tracker_id: str | None = None
+
+
+def save(state: RunState, output_dir: Path) -> Path:
+    """Write `checkpoint-<step>`, whole or not at all, then drop the oldest beyond `keep_checkpoints`. One process only."""
+    folder = output_dir / f"checkpoint-{state.step}"
+    with written_aside(folder) as aside:
+        write_config(state.run, aside / "config.yaml")
+        (aside / "state.json").write_text(json.dumps(_describe(state), indent=2) + "\n")
+        save_model(state.task.model, str(aside / "model.safetensors"))
+        save_file(_storable(state.ema.shadow), str(aside / "ema.safetensors"))
+        for player in state.task.players.values():
+            if own := _own_state(player, state.task):
+                save_file(_storable(own), str(aside / f"{player.name}.safetensors"))
+        torch.save(_optimizers(state), aside / "optimizers.pt")
+    if state.run.train.keep_checkpoints is not None:
+        for old in checkpoints(output_dir)[: -max(1, state.run.train.keep_checkpoints)]:
+            _remove(old)
+    return folder
+
+
+def load(state: RunState, folder: Path) -> None:
+    """Restore a run from a checkpoint folder, exactly. ValueError if it belongs to another run; every process calls this."""
+    saved = _read_json(folder)
+    _check_same_run(state, saved, folder)
+    try:
+        load_model(state.task.model, str(folder / "model.safetensors"))
+        for player in state.task.players.values():
+            if own := _own_state(player, state.task):
+                _copy(load_file(str(folder / f"{player.name}.safetensors")), own)
+        optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
+        for name, player in state.task.players.items():
+            player.optimizer.load_state_dict(optimizers["players"][name]["optimizer"])
+            player.scheduler.load_state_dict(optimizers["players"][name]["scheduler"])
+    except (RuntimeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{folder} does not fit this run: {error}") from error
+    state.ema.load_state_dict({**saved["ema"], "shadow": load_file(str(folder / "ema.safetensors"))})
+    state.task.load_extra_state(optimizers["extra"])
+    state.sampler.load_state_dict(saved["sampler"])
+    if state.scaler is not None and saved["scaler"] is not None:
+        state.scaler.load_state_dict(saved["scaler"])
+    state.step, state.tracker_id = saved["step"], saved["tracker_id"]
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The whole checkpoint folders of a run, oldest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in found if (path / "state.json").is_file()), key=_step)
+
+
+def latest(output_dir: Path) -> Path | None:
+    """The checkpoint folder with the highest step, if there is one."""
+    return max(checkpoints(output_dir), key=_step, default=None)
+
+
+def find_resume(output_dir: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from. ValueError if a new run is asked for in a folder that is in use."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"train.output_dir {output_dir} is a file; name a folder")
+    if resume:
+        return latest(output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise ValueError(
+            f"train.output_dir {output_dir} is not empty and train.resume=false: "
+            "choose another folder, delete this one, or continue its run with train.resume=true"
+        )
+    return None
+
+
+def clean(output_dir: Path) -> None:
+    """Delete what interrupted writers left behind. One process only."""
+    for left in output_dir.glob(f".*{_PARTIAL}"):
+        shutil.rmtree(left)
+
+
+def write_config(run: RunConfig, path: Path) -> None:
+    """The resolved configuration as YAML that `load_config` reads."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(run))))
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its name, and its place, when the block ends without an error."""
+    aside = folder.with_name(f".{folder.name}{_PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    if folder.exists():
+        _remove(folder)
+    os.replace(aside, folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder so that no part of it is ever seen under its name."""
+    doomed = folder.with_name(f".{folder.name}.old{_PARTIAL}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _step(folder: Path) -> int:
+    return int(_NAME.fullmatch(folder.name)[1])
+
+
+def _describe(state: RunState) -> dict[str, Any]:
+    return {
+        "format": FORMAT_VERSION,
+        "task": state.task.name,
+        "step": state.step,
+        "seed": state.run.train.seed,
+        "world_size": state.world_size,
+        "sampler": state.sampler.state_dict(),
+        "ema": {"cap": state.ema.cap, "calls": state.ema.calls},
+        "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+        "tracker_id": state.tracker_id,
+    }
+
+
+def _optimizers(state: RunState) -> dict[str, Any]:
+    players = {
+        name: {"optimizer": player.optimizer.state_dict(), "scheduler": player.scheduler.state_dict()}
+        for name, player in state.task.players.items()
+    }
+    return {"players": players, "extra": state.task.extra_state()}
+
+
+def _own_state(player: Player, task: Task) -> dict[str, Tensor]:
+    """Live tensors of the player's module that are not the model's."""
+    shared = {id(value) for value in task.model.state_dict(keep_vars=True).values()}
+    state = player.bare.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if id(value) not in shared}
+
+
+def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous() for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    if source.keys() != target.keys():
+        raise KeyError(f"tensors {sorted(source.keys() ^ target.keys())[:3]} are on one side only")
+    for name, value in source.items():
+        target[name].copy_(value)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}; train.output_dir must be a folder that all machines of the run share")
+    saved = json.loads(path.read_text())
+    if saved.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{folder} has checkpoint format {saved.get('format')}, this version reads {FORMAT_VERSION}")
+    return saved
+
+
+def _check_same_run(state: RunState, saved: dict[str, Any], folder: Path) -> None:
+    if saved["task"] != state.task.name:
+        raise ValueError(f"{folder} is a {saved['task']} run, this is {state.task.name}: choose another train.output_dir")
+    old = _flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    new = _flatten(to_dict(state.run))
+    changed = [key for key in old.keys() & new.keys() if old[key] != new[key] and not _FREE.fullmatch(key)]
+    if changed:
+        told = "; ".join(f"{key} was {old[key]!r} and is {new[key]!r}" for key in sorted(changed))
+        raise ValueError(
+            f"{folder} belongs to a run with other settings: {told}. Restore them, or start anew in another train.output_dir"
+        )
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

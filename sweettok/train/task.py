@@ -1,0 +1,136 @@
+"""What a training stage tells the loop: its players, its losses, and what to look at."""
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
+
+
+@dataclass
+class Player:
+    """One optimizer's side of the game, as the generator or the discriminator.
+
+    module: trained through its forward, which the loop wraps: it runs in the configured precision, returns float32 and
+        averages gradients over the processes. All its trainable parameters must take part in every loss of this player.
+    scheduler: stepped by the loop once after each update of this player.
+    max_grad_norm: bound of the global norm of its gradients.
+    start_step: zero-based step of its first update.
+    """
+
+    name: str
+    module: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    max_grad_norm: float
+    start_step: int = 0
+
+    @property
+    def bare(self) -> nn.Module:
+        """The module without the wrapper of distributed training."""
+        return self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer updates."""
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Place of a micro-batch in the run; random numbers drawn through it do not depend on the number of processes.
+
+    step: zero-based; clips `batch_start` to `batch_start + batch_size` - 1 of the `global_batch` clips of this step are at hand.
+    """
+
+    step: int
+    seed: int
+    batch_start: int
+    batch_size: int
+    global_batch: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """CPU generator that is a function of (seed, step, purpose) alone, so equal on all processes."""
+        return torch.Generator().manual_seed(self._number(purpose))
+
+    def own(self, draws: Tensor) -> Tensor:
+        """(global_batch, ...) drawn for all clips of the step -> (batch_size, ...), those of the clips at hand."""
+        if len(draws) != self.global_batch:
+            raise ValueError(f"expected draws for all {self.global_batch} clips of the step, got {len(draws)}")
+        return draws[self.batch_start : self.batch_start + self.batch_size]
+
+    def seed_default_generators(self) -> None:
+        """Make draws without a generator, as a dropout's, a function of (seed, step).
+
+        They repeat on each process and micro-batch, as noise on weights must. Noise on clips comes from `generator`.
+        """
+        torch.manual_seed(self._number("default"))
+        random.seed(self._number("default"))
+
+    def _number(self, purpose: str) -> int:
+        text = f"{self.seed}/{self.step}/{purpose}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+class Task(ABC):
+    """A training stage. The constructor builds everything on the CPU; the loop moves and wraps it.
+
+    name: the stage.
+    model: what is trained for, unwrapped. The moving average tracks it; checkpoints and the export hold it.
+    players: by name, in the order of their updates. All losses of a step come before its first update.
+    train_dataset, validation_dataset: collated into the batches below; without validation data nothing is validated.
+    """
+
+    name: str
+    model: nn.Module
+    players: dict[str, Player]
+    train_dataset: Dataset
+    validation_dataset: Dataset | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move every module that is an attribute of this task, and those of the players."""
+        modules = [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        for module in [*modules, *(player.module for player in self.players.values())]:
+            module.to(device)
+
+    @abstractmethod
+    def losses(self, batch: Any, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """For each player that has started: its name, its loss (a mean over the clips) and detached scalars to log.
+
+        A generator function: the loop runs backward on each loss before it asks for the next. What is random about
+        a clip is drawn through `context`.
+        """
+
+    def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
+        """Called after the updates of a step, on every process; returns more scalars to log."""
+        return {}
+
+    def validate(self, batch: Any) -> dict[str, Tensor]:
+        """Metrics of each clip, (B,) each. In eval mode, without gradients; must not communicate between processes."""
+        raise NotImplementedError(f"{type(self).__name__} has validation data but no validate()")
+
+    def sample(self, batch: Any) -> Tensor | None:
+        """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate`, on one process."""
+        return None
+
+    def extra_state(self) -> dict[str, Any]:
+        """Tensors, numbers and strings, equal on all processes, that must survive a resume besides weights and optimizers."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned."""
+        if state:
+            raise ValueError(f"the {self.name} task has no use for the extra state {sorted(state)}")
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the model, which holds the averaged weights when this is called, in the public format."""

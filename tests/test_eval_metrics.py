@@ -1,0 +1,122 @@
+"""PSNR, SSIM, intervals and codebook usage."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import convolve2d
+
+from sweettok.eval.metrics import frame_psnr, mean_with_interval, psnr, ssim
+from sweettok.eval.usage import UsageCounter
+
+
+def noise(seed, shape=(2, 3, 4, 20, 24)):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_psnr_is_taken_over_the_whole_clip():
+    real = torch.full((2, 3, 4, 16, 16), 100, dtype=torch.uint8)
+    fake = real.clone()
+    fake[0] += 10  # squared error 100 everywhere
+    fake[1, :, 0] += 20  # 400 in one frame of four
+    expected = 10 * math.log10(255**2 / 100)
+    assert psnr(real, fake).tolist() == pytest.approx([expected, expected])
+    frames = frame_psnr(real, fake)
+    assert frames.shape == (2, 4)
+    assert frames[1].tolist() == pytest.approx([10 * math.log10(255**2 / 400), 100, 100, 100])
+
+
+def test_bytes_do_not_wrap_around():
+    zeros, ones = torch.zeros(1, 3, 1, 12, 12, dtype=torch.uint8), torch.full((1, 3, 1, 12, 12), 255, dtype=torch.uint8)
+    assert psnr(zeros, ones).item() == psnr(ones, zeros).item() == 0
+    assert psnr(ones, ones).item() == 100
+
+
+def reference_ssim(x, y):
+    """One frame and channel, straight from the formula."""
+    offsets = np.arange(11) - 5
+    window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    window /= window.sum()
+
+    def blur(image):
+        return convolve2d(image, window, mode="valid")
+
+    mx, my = blur(x), blur(y)
+    vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return ((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
+
+
+def test_ssim_follows_the_formula():
+    real = noise(0)
+    fake = ((real.int() + noise(1).int()) // 2).to(torch.uint8)
+    expected = [
+        np.mean([reference_ssim(a.double().numpy(), b.double().numpy())
+                 for a, b in zip(r.flatten(0, 1), f.flatten(0, 1), strict=True)])
+        for r, f in zip(real, fake, strict=True)
+    ]  # fmt: skip
+    np.testing.assert_allclose(ssim(real, fake).numpy(), expected, atol=1e-5)
+    assert ssim(real, real).tolist() == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_ssim_of_flat_frames():
+    """No variance: only the luminance term is left."""
+    low, high = (torch.full((1, 3, 1, 11, 11), level, dtype=torch.uint8) for level in (50, 200))
+    c1 = (0.01 * 255) ** 2
+    assert ssim(low, high).item() == pytest.approx((2 * 50 * 200 + c1) / (50**2 + 200**2 + c1), abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", [psnr, frame_psnr, ssim])
+def test_metrics_refuse_what_does_not_fit(metric):
+    video = noise(0)
+    with pytest.raises(ValueError, match=r"fake must be uint8 \(B, 3, T, H, W\), got torch.float32"):
+        metric(video, video.float())
+    with pytest.raises(ValueError, match="differ in shape"):
+        metric(video, video[:1])
+    with pytest.raises(ValueError, match="real must be uint8"):
+        metric(video[0], video[0])
+
+
+def test_ssim_needs_room_for_its_window():
+    with pytest.raises(ValueError, match="at least 11x11, got 8x24"):
+        ssim(noise(0)[..., :8, :], noise(0)[..., :8, :])
+
+
+def test_interval():
+    result = mean_with_interval([1.0, 2.0, 3.0, 4.0])
+    assert result["mean"] == 2.5 and result["count"] == 4
+    assert result["std"] == pytest.approx(np.std([1, 2, 3, 4], ddof=1))
+    assert result["interval95"] == pytest.approx(1.96 * result["std"] / 2)
+    assert mean_with_interval([3.0]) == {"mean": 3.0, "std": None, "interval95": None, "count": 1}
+    with pytest.raises(ValueError, match="no values"):
+        mean_with_interval([])
+
+
+def test_usage_counts_exactly():
+    counter = UsageCounter({"noun": 4, "verb": 3})
+    counter.update({"noun": torch.tensor([[0, 0], [1, 1]]), "verb": torch.tensor([2, 2, 2])})
+    other = UsageCounter({"noun": 4, "verb": 3})
+    other.update({"noun": torch.tensor([[[3, 3]]])})
+    both = counter.merge(other).summary()
+    assert both["noun"] == {
+        "words": 4, "ids": 6, "used": 3, "used_fraction": 0.75, "dead": 1, "perplexity": pytest.approx(3),
+    }  # fmt: skip
+    assert both["verb"]["perplexity"] == pytest.approx(1) and both["verb"]["dead"] == 2
+    assert counter.merge(other).dead("noun").tolist() == [2] and counter.dead("noun").tolist() == [2, 3]
+    assert UsageCounter({"noun": 4}).summary()["noun"]["perplexity"] == 0
+
+
+def test_usage_perplexity_of_uneven_use():
+    counter = UsageCounter({"noun": 2})
+    counter.update({"noun": torch.tensor([0, 0, 0, 1])})
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert counter.summary()["noun"]["perplexity"] == pytest.approx(math.exp(entropy))
+
+
+def test_usage_refuses_unknown_lists_and_ids():
+    counter = UsageCounter({"noun": 4})
+    with pytest.raises(ValueError, match="noun ids must be 0..3, got 0..4"):
+        counter.update({"noun": torch.tensor([0, 4])})
+    with pytest.raises(ValueError, match="no word list 'verb'"):
+        counter.update({"verb": torch.tensor([0])})
