@@ -321,8 +321,8 @@ class CodebookConfig:
     """Moving-average training of the proxy's code table."""
 
     decay: float = 0.99
-    # A code whose moving count falls below this is moved onto a feature of the current batch; 0 turns it off.
-    dead_threshold: float = 1.0
+    # A code used less than this share of the mean is moved onto a feature of the current batch; 0 turns it off.
+    dead_threshold: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -151,12 +151,20 @@ def read_weights(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         if not path.is_file():
             raise FileNotFoundError(f"no weights at {path}")
         weights = load_file(path)
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights must be a file or a mapping of names to arrays, got {type(weights).__name__}")
     if isinstance(weights.get("state_dict"), Mapping):
         weights = weights["state_dict"]
-    tensors = {name: torch.as_tensor(value) for name, value in weights.items()}
-    if not tensors:
+    if not weights:
         raise ValueError("the weights hold no entries")
-    return tensors
+    return {name: as_tensor(name, value) for name, value in weights.items()}
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"entry {name!r} of the weights is no array but a {type(value).__name__}") from error
 
 
 def load_file(path: Path) -> dict:

@@ -95,10 +95,12 @@ class TokenLayout:
 
     def check(self, ids: Tensor) -> None:
         """Raise ValueError unless `ids` is an integer (B, L) tensor whose ids are words of their segment's list."""
+        if not isinstance(ids, Tensor):
+            raise ValueError(f"ids must be a torch tensor, got {type(ids).__name__}")
         if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
             raise ValueError(f"ids must be integers, got {ids.dtype}")
-        if ids.ndim != 2 or ids.shape[1] != self.length:
-            raise ValueError(f"ids must have shape (batch, {self.length}), got {tuple(ids.shape)}")
+        if ids.ndim != 2 or ids.shape[1] != self.length or len(ids) == 0:
+            raise ValueError(f"ids must have shape (batch >= 1, {self.length}), got {tuple(ids.shape)}")
         local = self.to_local(ids.long())
         wrong = ((local < 0) | (local >= self._per_place("list_size", ids.device))).nonzero()
         if len(wrong):

@@ -24,18 +24,23 @@ def to_uint8(video: Tensor, rounding: str = "nearest") -> Tensor:
     raise ValueError(f"rounding must be 'nearest' or 'floor', got {rounding!r}")
 
 
-def check_video(video: Tensor) -> Tensor:
-    """Clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> float32 clips; ValueError for anything else."""
+def check_video(video: Tensor, check_range: bool = True) -> Tensor:
+    """Clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> float32 clips; ValueError for anything else.
+
+    Looking at the values makes the host wait for the device; `check_range=False` leaves that out.
+    """
     if not isinstance(video, Tensor):
         raise ValueError(f"video must be a torch tensor, got {type(video).__name__}")
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"video must have shape (batch, 3, frames, height, width), got {tuple(video.shape)}")
-    if len(video) == 0:
-        raise ValueError("video holds no clips: the batch is empty")
+    if video.numel() == 0:
+        raise ValueError(f"video holds no pixels: its shape is {tuple(video.shape)}")
     if video.dtype == torch.uint8:
         return to_float(video)
     if not video.dtype.is_floating_point:
         raise ValueError(f"video must be uint8 or floating point, got {video.dtype}")
+    if not check_range:
+        return video.float()
     low, high = torch.stack(video.aminmax()).tolist()
     if not (low >= -0.5 - 1e-3 and high <= 0.5 + 1e-3):  # also catches NaN
         raise ValueError(

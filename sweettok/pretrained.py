@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -58,14 +59,20 @@ class Pretrained:
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no {name}: give a folder written by save_pretrained or training")
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if about.get("model") != cls.__name__ or about.get("format") != FORMAT:
+                raise FileNotFoundError(f"{folder} holds no {name}: give a folder written by save_pretrained")
+        try:
+            about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "model.safetensors")
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds a damaged file: {error}") from error
+        named, version = (about.get("model"), about.get("format")) if isinstance(about, dict) else (None, None)
+        if named != cls.__name__ or version != FORMAT:
             raise ValueError(
-                f"{folder} holds {about.get('model')!r} in format {about.get('format')!r}, "
-                f"expected {cls.__name__!r} in format {FORMAT}"
+                f"{folder} holds {named!r} in format {version!r}, expected {cls.__name__!r} in format {FORMAT}"
             )
-        tensors = load_file(folder / "model.safetensors")
-        model = cls.build(configs.build(cls.config_class, about["config"]), about["assets"], tensors)
-        model.load_state_dict(tensors)
+        try:
+            model = cls.build(configs.build(cls.config_class, about["config"]), about["assets"], tensors)
+            model.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{folder}: config.json and model.safetensors do not fit together: {error}") from error
         return model.eval()

@@ -7,7 +7,7 @@ from training_golden import PERCEPTUAL_FRAMES, assert_statistics, golden_clips, 
 from sweettok.config import PerceptualConfig
 from sweettok.losses import pick_frames
 from sweettok.models.perceptual import LPIPS, ConvNeXtPerceptual
-from sweettok.train import weights
+from sweettok import weights
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
 """The two video decoders behind `reader.read_clip`: one interface, the same frames, the same pixels.
 
-A frame is known by its place in display order. Decoders do not offer that: a container stores packets in decoding order, some without
-timestamps, and after a seek the next frames may not be decodable yet. PyAV exposes enough to check a seek against the packet table, so
-it seeks. decord does not, and returns shifted frames after a seek into files with B-frames (MPEG-4 AVI, open GOPs, HEVC), so it is only
-ever read from the start, as the release does.
+A frame is known by its place in display order. Decoders do not offer that: a container stores packets in decoding
+order, some without timestamps, and after a seek the next frames may not be decodable yet. PyAV exposes enough to check
+a seek against the packet table, so it seeks. decord does not, and returns shifted frames after a seek into files with
+B-frames (MPEG-4 AVI, open GOPs, HEVC), so it is only ever read from the start, as the release does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,15 @@ class CannotOpen(Exception):
 
 @dataclass(frozen=True)
 class _Packet:
+    """What identifies a packet of the stream."""
+
     pts: int | None
+    size: int
     is_keyframe: bool
+
+
+class _Astray(Exception):
+    """What comes after a seek is not what the packet table says."""
 
 
 class PyAVVideo:
@@ -46,11 +53,11 @@ class PyAVVideo:
         self._container = None
         try:
             self._open()
-            demuxed = [p for p in self._container.demux(self._stream) if p.size and not p.is_discard]
+            demuxed = [p for p in self._container.demux(self._stream) if self._is_shown(p)]
         except self._error as error:
             self.close()
             raise CannotOpen(f"PyAV cannot open it ({error.strerror})") from error
-        self._packets = [_Packet(p.pts, p.is_keyframe) for p in demuxed]
+        self._packets = [_Packet(p.pts, p.size, p.is_keyframe) for p in demuxed]
         self.num_frames = len(self._packets)
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
@@ -65,6 +72,11 @@ class PyAVVideo:
             self.close()
             raise CannotOpen("PyAV finds no video stream it can decode")
         self._stream.codec_context.thread_count = 1  # loader workers are the parallelism
+
+    @staticmethod
+    def _is_shown(packet: Any) -> bool:
+        """Whether a packet becomes a frame: it is not the empty one at the end, nor hidden by an edit list."""
+        return packet.size > 0 and not packet.is_discard
 
     def close(self) -> None:
         if self._container is not None:
@@ -90,7 +102,7 @@ class PyAVVideo:
     def _after_seek(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
         """Frames decoded from the last keyframe before them.
 
-        None when that keyframe is the first one, or when the timestamps of what is decoded are not those of the packet table.
+        None when that keyframe is the first one, or when packets or frames after the seek are not those of the table.
         """
         stamps = sorted(p.pts for p in self._packets if p.pts is not None)
         if len(set(stamps)) < self.num_frames:
@@ -101,36 +113,54 @@ class PyAVVideo:
             return None
         frames, seen = [], 0
         try:
-            self._container.seek(key, stream=self._stream, backward=True)
-            for frame in self._container.decode(self._stream):
-                if frame.pts is not None and frame.pts < span[0] and not seen:
+            for frame in self._decode_from(key):
+                if frame.pts is None or (frame.is_corrupt and frame.pts >= key):
+                    return None
+                if frame.pts < span[0] and not seen:
                     continue
-                if frame.pts != span[seen] or frame.is_corrupt:
+                if frame.pts != span[seen]:
                     return None
                 if seen % wanted.step == 0:
                     frames.append(convert(frame))
                 seen += 1
                 if seen == len(span):
                     return frames
-        except self._error:
+        except (_Astray, self._error):
             return None
         return None
 
+    def _decode_from(self, key: int) -> Iterator[Any]:
+        """Frames from the keyframe at timestamp `key`, or one before it, checked against the packet table.
+
+        Timestamps alone do not do: MPEG program streams number frames differently after a seek.
+        """
+        self._container.seek(key, stream=self._stream, backward=True)
+        rest: Iterator[_Packet] | None = None
+        for packet in self._container.demux(self._stream):
+            if self._is_shown(packet):
+                found = _Packet(packet.pts, packet.size, packet.is_keyframe)
+                if rest is None and found.is_keyframe and found in self._packets:
+                    rest = iter(self._packets[self._packets.index(found) :])
+                if rest is None or next(rest, None) != found:
+                    raise _Astray
+            yield from packet.decode()
+
     def _from_start(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
         """Frames found by counting from the first one."""
-        frames, count = [], 0
+        frames, count, damaged = [], 0, False
         self._open()
         try:
             for frame in self._container.decode(self._stream):
+                damaged = frame.is_corrupt or (damaged and not frame.key_frame)
                 if count in wanted:
-                    if frame.is_corrupt:
+                    if damaged:
                         raise ClipError(f"{self.path}: frame {count} is damaged")
                     frames.append(convert(frame))
                     if len(frames) == len(wanted):
                         return frames
                 count += 1
         except self._error as error:
-            raise ClipError(f"{self.path}: damaged: decoding fails after frame {count - 1} ({error.strerror})") from error
+            raise ClipError(f"{self.path}: damaged, decoding fails near frame {count} ({error.strerror})") from error
         self.num_frames = count
         return None
 
@@ -183,7 +213,7 @@ class DecordVideo:
 
         decord.logging.set_level(decord.logging.QUIET)
         self.path = path
-        self._error = decord.DECORDError
+        self._errors = (decord.DECORDError, RuntimeError, StopIteration)
         if path.suffix.lower() in self.LOSES_FRAMES:
             raise CannotOpen("decord loses the first frames of transport streams; use backend='pyav'")
         reader = self._reader()
@@ -194,7 +224,7 @@ class DecordVideo:
 
         try:
             return decord.VideoReader(str(self.path), width=width, height=height, num_threads=1)
-        except self._error as error:
+        except self._errors as error:
             raise CannotOpen("decord cannot open it") from error
 
     def close(self) -> None:
@@ -213,6 +243,6 @@ class DecordVideo:
                 frame = reader.next()
                 if place in wanted:
                     frames.append(frame.asnumpy())
-        except (self._error, StopIteration) as error:
-            raise ClipError(f"{self.path}: damaged: decord fails at frame {place}") from error
+        except self._errors as error:
+            raise ClipError(f"{self.path}: damaged, decord fails at frame {place}") from error
         return frames

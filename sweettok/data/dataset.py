@@ -1,4 +1,4 @@
-"""Clips for training and evaluation: which frames, in which order, on which process, decided by seeds and counts alone."""
+"""Clips for training and evaluation: which frames, in which order, on which process, by seeds and counts alone."""
 
 import random
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .backends import ClipError
-from .lists import IMAGE_SUFFIXES, ClipList
-from .reader import Size, read_clip, read_image
+from sweettok.data.backends import ClipError
+from sweettok.data.lists import IMAGE_SUFFIXES, ClipList
+from sweettok.data.reader import Size, read_clip, read_image
 
 
 class ClipDataset(Dataset):
@@ -57,7 +57,7 @@ class ClipDataset(Dataset):
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for one process of many, endless, in an order that does not depend on how many there are.
+    """Endless batches of (epoch, index) for one process, in an order that does not depend on how many there are.
 
     The order is the stream of epochs 0, 1, 2 ... joined end to end, each a permutation of all items keyed by
     (seed, epoch). Global batch k is the k-th run of `global_batch` items of that stream; it may cross into the next
@@ -129,7 +129,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, int | bool]) -> None:
-        """Continue at a saved position. The number of processes and the micro-batch may have changed, the order may not."""
+        """Continue at a saved position. Processes and micro-batch may have changed since, the order may not."""
         own = self.state_dict()
         if state.keys() != own.keys():
             raise ValueError(f"a sampler state has the entries {sorted(own)}, got {sorted(state)}")
@@ -152,7 +152,8 @@ def make_eval_loader(
 
     No process is padded, so they may have different numbers of batches, and the last batch may be short.
     """
-    return DataLoader(dataset, batch_size=batch_size, sampler=range(rank, len(dataset), world_size), **_loading(workers))
+    indices = range(rank, len(dataset), world_size)
+    return DataLoader(dataset, batch_size=batch_size, sampler=indices, **_loading(workers))
 
 
 def _loading(workers: int) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """Which clips there are and which class each shows: list files, CSV files and folders.
 
-Class indices follow one rule: a label given in a file wins. Labels count from 1, so the class index is `label - 1`. Folders carry no
-labels: their class folders are indexed from 0 in code-point order of their names, or as `classes` orders them when it is given.
+Class indices follow one rule: a label given in a file wins. Labels count from 1, so the class index is `label - 1`.
+Folders carry no labels: their class folders are indexed from 0 in code-point order of their names, or as `classes`
+orders them when it is given.
 
-The two differ for UCF-101. Its official order puts Hammering before HammerThrow and JumpingJack before JumpRope; in code-point order
-upper-case letters come first. The release ignores the label column and sorts folder names, so these two pairs are swapped there
-(34/35 and 46/47) against the labels of its own lists, which are the official ones.
+The two differ for UCF-101. Its official order puts Hammering before HammerThrow and JumpingJack before JumpRope; in
+code-point order upper-case letters come first. The release ignores the label column and sorts folder names, so these
+two pairs are swapped there (indices 34/35 and 46/47) against the labels of its own lists, which are the official ones.
 """
 
 import csv
 import hashlib
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from .writer import write_aside
+from sweettok.data.writer import write_lines
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -26,7 +28,7 @@ SHOWN = 10  # offenders named in an error
 
 @dataclass(frozen=True)
 class ClipList:
-    """Clips in a fixed order. `labels` are class indices from 0; `keys` are unique names: relative paths without suffix."""
+    """Clips in a fixed order. `labels` are class indices from 0; `keys` are unique: relative paths without suffix."""
 
     paths: tuple[Path, ...]
     labels: tuple[int, ...] | None
@@ -70,7 +72,7 @@ def load_clips(
         source: a text file with `path TAB label` lines (the release's lists) or with paths alone; a `.csv` file whose
             header has `path` and perhaps `label`; a folder of class folders, or a folder of clips without classes.
         root: the folder that paths in a file start from; by default the one that holds the file.
-        classes: class names, in order; or a file of them, one a line; or just their number. Labels beyond them are errors.
+        classes: class names, in order; or a file of them, one a line; or just their number. It bounds the labels.
 
     Raises FileNotFoundError for missing clips, ValueError for malformed lines, labels out of range and repeated clips.
     """
@@ -81,7 +83,7 @@ def load_clips(
     _check_files(entries, source)
     repeated = [key for key, times in Counter(entry.key for entry in entries).items() if times > 1]
     if repeated:
-        raise ValueError(f"{source}: {len(repeated)} clips are listed more than once{_some(repeated)}")
+        raise ValueError(f"{source}: {len(repeated)} clips are listed more than once{some(repeated)}")
     labels = tuple(entry.label for entry in entries) if entries[0].label is not None else None
     class_names = (names or folders) if labels is not None else None
     return ClipList(tuple(e.path for e in entries), labels, class_names, tuple(e.key for e in entries))
@@ -112,10 +114,13 @@ def read_entries(
 
 
 def write_list(path: str | Path, entries: Iterable[tuple[str, int | None]]) -> None:
-    """Write (path, class index or None) pairs as a list file with labels from 1, aside and renamed."""
-    lines = (name if index is None else f"{name}\t{index + 1}" for name, index in entries)
-    with write_aside(Path(path)) as aside:
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    """Write (path, class index or None) pairs as a list file, with labels from 1."""
+    write_lines(path, (name if index is None else f"{name}\t{index + 1}" for name, index in entries))
+
+
+def read_names(path: str | Path) -> tuple[str, ...]:
+    """Class names from a file, one a line, in order."""
+    return tuple(line.strip() for line in _text(Path(path)).splitlines() if line.strip())
 
 
 def _read_list(source: Path) -> Iterable[tuple[int, str, str | None]]:
@@ -135,7 +140,8 @@ def _read_csv(source: Path) -> Iterable[tuple[int, str, str | None]]:
         raise ValueError(f"{source}: the header must name a 'path' column (and 'label'), got {columns}")
     for row in reader:
         if not row["path"] or None in row or None in row.values():
-            raise ValueError(f"{source}, line {reader.line_num}: expected the columns {columns}, got {list(row.values())}")
+            where = f"{source}, line {reader.line_num}"
+            raise ValueError(f"{where}: expected the columns {columns}, got {list(row.values())}")
         yield reader.line_num, row["path"], row.get("label")
 
 
@@ -167,30 +173,30 @@ def _read_folder(source: Path, names: Sequence[str] | None) -> tuple[list[Entry]
         return [Entry(source / file, _key(file), None, str(source / file)) for file in files], None
     loose = [str(file) for file in files if len(file.parts) == 1]
     if loose:
-        raise ValueError(f"{source}: has class folders, and {len(loose)} clips outside of them{_some(loose)}")
+        raise ValueError(f"{source}: has class folders, and {len(loose)} clips outside of them{some(loose)}")
     folders = tuple(sorted({file.parts[0] for file in files}))
     order = {name: index for index, name in enumerate(names or folders)}
     unknown = [folder for folder in folders if folder not in order]
     if unknown:
-        raise ValueError(f"{source}: {len(unknown)} class folders are not among the classes{_some(unknown)}")
+        raise ValueError(f"{source}: {len(unknown)} class folders are not among the classes{some(unknown)}")
     return [Entry(source / file, _key(file), order[file.parts[0]], str(source / file)) for file in files], folders
 
 
 def _class_names(classes: int | Sequence[str] | str | Path | None) -> tuple[str, ...] | None:
     if classes is None or isinstance(classes, int):
         return None
-    if isinstance(classes, str | Path):
-        classes = [line.strip() for line in _text(Path(classes)).splitlines() if line.strip()]
-    if len(set(classes)) < len(classes):
-        raise ValueError(f"class names must differ, got {list(classes)}")
-    return tuple(classes)
+    names = read_names(classes) if isinstance(classes, str | Path) else tuple(classes)
+    if len(set(names)) < len(names):
+        raise ValueError(f"class names must differ, got {list(names)}")
+    return names
 
 
 def _check_labels(entries: Sequence[Entry], count: int | None) -> None:
-    bad = [e for e in entries if e.label is not None and not 0 <= e.label < (count if count is not None else e.label + 1)]
+    end = count if count is not None else math.inf
+    bad = [entry for entry in entries if entry.label is not None and not 0 <= entry.label < end]
     if bad:
         allowed = f"1..{count}" if count is not None else "1 or more"
-        raise ValueError(f"labels must be {allowed}{_some(f'{e.where}: {e.label + 1}' for e in bad)}")
+        raise ValueError(f"labels must be {allowed}{some(f'{e.where}: {e.label + 1}' for e in bad)}")
 
 
 def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
@@ -205,10 +211,11 @@ def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
         hint = ""
         if missing[0].split()[-1].isdecimal():
             hint = " (path and label must be separated by a TAB; official UCF-101 split files need import-ucf101)"
-        raise FileNotFoundError(f"{source}: {len(missing)} of {len(entries)} clips are missing{hint}{_some(missing)}")
+        raise FileNotFoundError(f"{source}: {len(missing)} of {len(entries)} clips are missing{hint}{some(missing)}")
 
 
-def _some(items: Iterable[str]) -> str:
+def some(items: Iterable[str]) -> str:
+    """The first offenders, one a line, for the end of an error message."""
     items = list(items)
     more = [f"... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return ":\n  " + "\n  ".join([*items[:SHOWN], *more])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backends import CannotOpen, ClipError, DecordVideo, PyAVVideo, Scale
+from sweettok.data.backends import CannotOpen, ClipError, DecordVideo, PyAVVideo, Scale
 
 POSITIONS = ("first", "center", "last", "random")
 RESIZES = ("stretch", "short_side_crop")
@@ -40,6 +40,14 @@ def probe(path: str | Path, backend: str = "auto") -> VideoInfo:
         return VideoInfo(video.num_frames, video.fps, height, width, video.name)
 
 
+def count_frames(path: str | Path, backend: str = "auto") -> int:
+    """Frames that a video file really gives, by decoding all of it. Raises ClipError when decoding fails anywhere."""
+    with _open(path, backend) as video:
+        if video.num_frames:
+            video.frames(range(video.num_frames), lambda height, width: (16, 16))  # corrects num_frames
+        return video.num_frames
+
+
 def clip_places(
     num_frames: int,
     frames: int,
@@ -51,8 +59,8 @@ def clip_places(
     """Places, in display order, of the frames that make a clip; fewer than `frames` when the video is too short.
 
     The clip spans `(frames - 1) * stride + 1` frames. `center` puts the middle of the span on the middle frame
-    `num_frames // 2`: 17 frames at stride 1 are `n // 2 - 8 .. n // 2 + 8`, as in the release. `random` draws the first
-    frame uniformly from all that fit, ends included, with `rng`. `start` names the first frame and overrules `position`.
+    `num_frames // 2`: 17 frames at stride 1 are `n // 2 - 8 .. n // 2 + 8`, as in the release. `random` draws the
+    first frame with `rng`, uniformly from all that fit, ends included. `start` names it, and overrules `position`.
     """
     if frames < 1 or stride < 1:
         raise ValueError(f"frames and stride must be at least 1, got frames={frames}, stride={stride}")
@@ -94,9 +102,9 @@ def read_clip(
         short: what follows the last frame of a video that is too short: "black" frames (the release), "repeat" of the
             last frame, or "error".
         backend: "pyav" decodes from the keyframe before the clip; "decord" decodes from the start of the file, as the
-            release does; "auto" is pyav, and decord for what pyav cannot open. Both give the same frames. Pixels are the
-            same too, except where the height is kept and the width is not: recent FFmpeg interpolates chroma more
-            finely there, by 0.3 to 0.7 grey levels on average.
+            release does; "auto" is pyav, and decord for what pyav cannot open. Both give the same frames. Pixels are
+            the same too, except where the height is kept and the width is not: recent FFmpeg interpolates chroma more
+            finely there, by 0.3 to 0.9 grey levels on average.
 
     Frames are turned upright where the file says that it is rotated. Nothing stays open, so that forked loader workers
     can read. Raises ClipError naming file and reason when a wanted frame cannot be had, ValueError for bad arguments.
@@ -122,7 +130,7 @@ def read_clip(
 
 
 def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
-    """A still image (PNG, JPEG, WebP, BMP) -> uint8 (3, 1, H, W), RGB, upright; `size` and `resize` as in `read_clip`."""
+    """A still image (PNG, JPEG, WebP, BMP) -> uint8 (3, 1, H, W), RGB, upright; size and resize as in `read_clip`."""
     from PIL import Image, ImageOps
 
     scale, target = _scaling(size, resize)

@@ -1,14 +1,14 @@
-"""Synthetic clips: textured shapes that move over textured grounds, with captions and class labels known by construction.
+"""Synthetic clips: textured shapes moving over textured grounds, with captions and class labels known by construction.
 
-For trying everything out without a dataset. A clip's class is its motion; its caption names size, colour, pattern and shape of the
-object, the motion, its manner and the ground. Textures are smooth and the colours few, so that a tiny model learns them in minutes,
-and both the object and the ground always move, so that a still picture is a bad prediction of a clip.
+For trying everything out without a dataset. A clip's class is its motion; its caption names size, colour, pattern and
+shape of the object, its motion and manner, and the ground. Textures are smooth and colours few, so that a tiny model
+learns them in minutes; object and ground both move, so that a still picture predicts a clip badly.
 """
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,72 @@ from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
-from .lists import write_list
-from .writer import write_aside, write_video
+from sweettok.data.lists import write_list
+from sweettok.data.writer import write_lines, write_video
 
-FORMAT = 1  # of the manifest and the drawing rules: raise it when the same seed would give other pixels
+FORMAT = 1  # raise it when a seed comes to give other clips, so that old folders are not taken for new ones
+FRAMES_PER_UNIT = 16  # frames in which motion time advances by 1 at ordinary speed
+PAN = 0.026  # how far the ground moves in one frame, in frame sizes
 
-SIZES = {"small": 0.19, "big": 0.25, "huge": 0.31}  # radius, in frame sizes
-COLORS = {
+Color = tuple[float, float, float]
+Field = Callable[[ndarray, ndarray], ndarray]  # two coordinates -> one value at each point
+
+
+def _wave(phase: ndarray) -> ndarray:
+    return 0.5 + 0.5 * np.sin(2 * math.pi * phase)
+
+
+def _checks(x: ndarray, y: ndarray) -> ndarray:
+    return 0.5 + 0.5 * np.tanh(3 * np.sin(2 * math.pi * x) * np.sin(2 * math.pi * y))
+
+
+def _box(u: ndarray, v: ndarray, half_u: float, half_v: float) -> ndarray:
+    return np.maximum(np.abs(u) - half_u, np.abs(v) - half_v)
+
+
+# Values in [0, 1] that mix the two colours of a ground. Coordinates are in frame sizes.
+GROUNDS: dict[str, Field] = {
+    "gravel": lambda x, y: 1.3 * _wave(2.1 * x + 0.4 * _wave(1.7 * y)) * _wave(1.9 * y + 0.5 * _wave(1.9 * x)),
+    "grass": lambda x, y: _wave(2.8 * x + 0.35 * _wave(1.2 * y)),
+    "stripes": lambda x, y: _wave(1.6 * (x + y)),
+    "sand": lambda x, y: _wave(2.2 * y + 0.5 * _wave(1.1 * x)),
+    "tiles": lambda x, y: _checks(1.2 * x, 1.2 * y),
+    "water": lambda x, y: _wave(1.8 * x + 0.5 * y + 0.5 * _wave(1.3 * y - 0.7 * x)),
+    "snow": lambda x, y: 1.3 * _wave(1.4 * x + 0.6 * _wave(1.2 * y)) * _wave(1.5 * y),
+    "wood": lambda x, y: _wave(2.4 * y + 0.3 * _wave(0.8 * x) + 0.4 * x),
+}
+GROUND_COLORS: dict[str, tuple[Color, Color]] = {
+    "gravel": ((0.26, 0.26, 0.28), (0.80, 0.78, 0.74)),
+    "grass": ((0.06, 0.30, 0.10), (0.50, 0.78, 0.30)),
+    "stripes": ((0.20, 0.22, 0.45), (0.82, 0.84, 0.92)),
+    "sand": ((0.56, 0.38, 0.16), (0.96, 0.86, 0.64)),
+    "tiles": ((0.36, 0.16, 0.14), (0.86, 0.72, 0.62)),
+    "water": ((0.02, 0.18, 0.40), (0.46, 0.78, 0.90)),
+    "snow": ((0.96, 0.97, 0.99), (0.44, 0.54, 0.70)),
+    "wood": ((0.24, 0.12, 0.05), (0.74, 0.50, 0.28)),
+}
+
+# Values in [0, 1] that shade an object from its colour to a darker one. Coordinates are in radii.
+PATTERNS: dict[str, Field] = {
+    "striped": lambda u, v: _wave(1.1 * u),
+    "dotted": lambda u, v: 1.2 * _wave(u) * _wave(v),
+    "checkered": lambda u, v: _checks(0.6 * u, 0.6 * v),
+    "shaded": lambda u, v: 0.5 + 0.45 * (u + v),
+}
+
+# Distances to the outline in radii, negative inside. Coordinates are in radii.
+SHAPES: dict[str, Field] = {
+    "circle": lambda u, v: np.hypot(u, v) - 1,
+    "square": lambda u, v: _box(u, v, 0.86, 0.86),
+    "triangle": lambda u, v: np.maximum(np.maximum(0.87 * u + 0.5 * v, -0.87 * u + 0.5 * v) - 0.6, -v - 0.7),
+    "diamond": lambda u, v: 0.7 * np.abs(u) + 0.9 * np.abs(v) - 0.8,
+    "cross": lambda u, v: np.minimum(_box(u, v, 1.0, 0.4), _box(u, v, 0.4, 1.0)),
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.72) - 0.32,
+    "star": lambda u, v: np.hypot(u, v) - (0.78 + 0.26 * np.cos(5 * np.arctan2(v, u))),
+    "bar": lambda u, v: _box(u, v, 1.15, 0.5),
+}
+SIZES = {"small": 0.19, "big": 0.25, "huge": 0.31}  # radius in frame sizes
+COLORS: dict[str, Color] = {
     "red": (0.90, 0.16, 0.14),
     "orange": (0.96, 0.56, 0.10),
     "yellow": (0.96, 0.88, 0.20),
@@ -36,74 +95,214 @@ COLORS = {
 MANNERS = {"slowly": 0.6, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
 
 
-# Grounds and patterns take coordinates in frame sizes and radii, and return values in [0, 1] that mix two colours.
-def _wave(phase: ndarray) -> ndarray:
-    return 0.5 + 0.5 * np.sin(2 * math.pi * phase)
+@dataclass(frozen=True)
+class Motion:
+    """How an object moves, and the words for it. `pose` maps time (T,) and two fixed numbers in [0, 1) to four values,
+    each (T,) or constant: centre x and y in frame sizes (which wrap around), angle in radians, factor on the radius."""
+
+    pose: Callable[[ndarray, float, float], tuple]
+    verbs: tuple[str, ...]
+    adverbs: tuple[str, ...]
 
 
-GROUNDS: dict[str, tuple[Callable[[ndarray, ndarray], ndarray], tuple, tuple]] = {
-    "gravel": (lambda x, y: _wave(2.3 * x + 0.4 * _wave(1.7 * y)) * _wave(2.1 * y + 0.5 * _wave(1.9 * x)), (0.30, 0.30, 0.32), (0.78, 0.76, 0.72)),
-    "grass": (lambda x, y: _wave(3.0 * x + 0.35 * _wave(1.2 * y)), (0.08, 0.32, 0.10), (0.46, 0.74, 0.28)),
-    "stripes": (lambda x, y: _wave(1.6 * (x + y)), (0.20, 0.22, 0.45), (0.82, 0.84, 0.92)),
-    "sand": (lambda x, y: _wave(2.2 * y + 0.5 * _wave(1.1 * x)), (0.62, 0.46, 0.24), (0.95, 0.84, 0.60)),
-    "tiles": (lambda x, y: 0.5 + 0.5 * np.tanh(4 * np.sin(5 * math.pi * x / 2) * np.sin(5 * math.pi * y / 2)), (0.34, 0.16, 0.14), (0.86, 0.72, 0.62)),
-    "water": (lambda x, y: _wave(1.8 * x + 0.5 * y + 0.5 * _wave(1.3 * y - 0.7 * x)), (0.04, 0.22, 0.44), (0.42, 0.74, 0.88)),
-    "snow": (lambda x, y: _wave(1.4 * x + 0.6 * _wave(1.2 * y)) ** 2 * _wave(1.5 * y), (0.92, 0.94, 0.98), (0.52, 0.60, 0.74)),
-    "wood": (lambda x, y: _wave(2.6 * y + 0.3 * _wave(0.8 * x) + 0.2 * x), (0.26, 0.14, 0.06), (0.70, 0.46, 0.26)),
+MOTIONS = {
+    "slide-left": Motion(lambda t, a, b: (a - t, 0.3 + 0.4 * b, 0, 1), ("slides", "glides", "drifts"), ("left",)),
+    "slide-right": Motion(lambda t, a, b: (a + t, 0.3 + 0.4 * b, 0, 1), ("slides", "glides", "drifts"), ("right",)),
+    "rise": Motion(lambda t, a, b: (0.3 + 0.4 * b, a - t, 0, 1), ("rises", "climbs", "floats"), ("up", "upwards")),
+    "fall": Motion(lambda t, a, b: (0.3 + 0.4 * b, a + t, 0, 1), ("falls", "drops", "sinks"), ("down", "downwards")),
+    "bounce": Motion(
+        lambda t, a, b: (0.3 + 0.4 * b, 0.72 - 0.46 * np.abs(np.sin(math.pi * (1.6 * t + a))), 0, 1),
+        ("bounces", "hops", "jumps"),
+        ("repeatedly",),
+    ),
+    "spin": Motion(
+        lambda t, a, b: (0.5, 0.5, 2 * math.pi * (0.8 * t + a), 1.3), ("spins", "turns", "rotates"), ("around",)
+    ),
+    "grow": Motion(lambda t, a, b: (0.5, 0.5, 0, 0.55 + 1.5 * (1 - np.exp(-t))), ("grows", "expands"), ("outwards",)),
+    "shrink": Motion(lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)), ("shrinks", "contracts"), ("inwards",)),
 }
-PATTERNS: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
-    "striped": lambda u, v: _wave(1.1 * u),
-    "dotted": lambda u, v: _wave(1.0 * u) * _wave(1.0 * v) * 1.2,
-    "checkered": lambda u, v: 0.5 + 0.5 * np.tanh(3 * np.sin(math.pi * 1.2 * u) * np.sin(math.pi * 1.2 * v)),
-    "shaded": lambda u, v: np.clip(0.5 + 0.45 * (u + v), 0, 1),
-}
-
-
-# Shapes are distances to the outline in radii, negative inside, for coordinates u, v in radii.
-def _box(u: ndarray, v: ndarray, half_u: float, half_v: float) -> ndarray:
-    return np.maximum(np.abs(u) - half_u, np.abs(v) - half_v)
-
-
-def _star(u: ndarray, v: ndarray) -> ndarray:
-    return np.hypot(u, v) - (0.78 + 0.26 * np.cos(5 * np.arctan2(v, u)))
-
-
-SHAPES: dict[str, Callable[[ndarray, ndarray], ndarray]] = {
-    "circle": lambda u, v: np.hypot(u, v) - 1,
-    "square": lambda u, v: _box(u, v, 0.86, 0.86),
-    "triangle": lambda u, v: np.maximum(np.maximum(0.87 * u + 0.5 * v, -0.87 * u + 0.5 * v) - 0.6, -v - 0.7),
-    "diamond": lambda u, v: 0.7 * (np.abs(u) + 1.3 * np.abs(v)) - 0.8,
-    "cross": lambda u, v: np.minimum(_box(u, v, 1.0, 0.4), _box(u, v, 0.4, 1.0)),
-    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.72) - 0.32,
-    "star": _star,
-    "bar": lambda u, v: _box(u, v, 1.15, 0.5),
-}
+CLASSES = tuple(MOTIONS)
 
 
 @dataclass(frozen=True)
-class Pose:
-    """Where the object is at each frame: centre in frame sizes, angle in radians, factor on its radius; each (T,)."""
+class Caption:
+    """A sentence, and its words with their part of speech: adjective, noun, adverb, verb or other."""
 
-    x: ndarray
-    y: ndarray
-    angle: ndarray
-    scale: ndarray
+    words: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        return " ".join(word for word, _ in self.words)
+
+    @property
+    def content(self) -> tuple[tuple[str, str], ...]:
+        """The words that carry meaning: all but `other`."""
+        return tuple(pair for pair in self.words if pair[1] != "other")
 
 
-def _bounce(t: ndarray) -> ndarray:
-    return 0.72 - 0.46 * np.abs(np.sin(math.pi * t * 1.6))
+@dataclass(frozen=True)
+class SyntheticClip:
+    """uint8 video (3, T, H, W), class index, class name and caption."""
+
+    video: Tensor
+    label: int
+    class_name: str
+    caption: Caption
 
 
-# A motion maps time, which passes 1 in 16 frames at ordinary speed, and a start in [0, 1) to (x, y, angle, scale).
-Motion = Callable[[ndarray, float], tuple[ndarray | float, ndarray | float, ndarray | float, ndarray | float]]
-MOTIONS: dict[str, tuple[Motion, tuple[str, ...], tuple[str, ...]]] = {
-    "slide-left": (lambda t, s: (s - t, 0.5, 0, 1), ("slides", "glides", "drifts"), ("left",)),
-    "slide-right": (lambda t, s: (s + t, 0.5, 0, 1), ("slides", "glides", "drifts"), ("right",)),
-    "rise": (lambda t, s: (0.5, s - t, 0, 1), ("rises", "climbs", "floats"), ("up", "upwards")),
-    "fall": (lambda t, s: (0.5, s + t, 0, 1), ("falls", "drops", "sinks"), ("down", "downwards")),
-    "bounce": (lambda t, s: (s + 0.3 * t, _bounce(t + s), 0, 1), ("bounces", "hops", "jumps"), ("repeatedly",)),
-    "spin": (lambda t, s: (0.5, 0.5, 2 * math.pi * (s + 0.8 * t), 1.25), ("spins", "turns", "rotates"), ("around",)),
-    "grow": (lambda t, s: (0.5, 0.5, 0, 0.55 * 2.6 ** (t - 0.2)), ("grows", "expands", "swells"), ("steadily",)),
-    "shrink": (lambda t, s: (0.5, 0.5, 0, 1.9 * 2.6 ** -t), ("shrinks", "contracts", "dwindles"), ("steadily",)),
-}
-CLASSES = tuple(MOTIONS)
+@dataclass(frozen=True)
+class Scene:
+    """All that decides a clip, before it is drawn."""
+
+    motion: str
+    verb: str
+    adverb: str
+    manner: str
+    size: str
+    color: str
+    pattern: str
+    shape: str
+    ground: str
+    place: tuple[float, float]  # the two numbers of the motion's pose
+    pan: tuple[float, float]  # of the ground, in frame sizes for each frame
+    offset: tuple[float, float]  # of the ground
+
+    @classmethod
+    def sample(cls, motion: str, rng: np.random.Generator) -> "Scene":
+        def pick(words: Iterable[str]) -> str:
+            words = sorted(words)
+            return words[rng.integers(len(words))]
+
+        direction = rng.uniform(0, 2 * math.pi)
+        return cls(
+            motion=motion,
+            verb=pick(MOTIONS[motion].verbs),
+            adverb=pick(MOTIONS[motion].adverbs),
+            manner=pick(MANNERS),
+            size=pick(SIZES),
+            color=pick(COLORS),
+            pattern=pick(PATTERNS),
+            shape=pick(SHAPES),
+            ground=pick(GROUNDS),
+            place=tuple(rng.uniform(size=2)),
+            pan=(PAN * math.cos(direction), PAN * math.sin(direction)),
+            offset=tuple(rng.uniform(0, 4, size=2)),
+        )
+
+    def caption(self) -> Caption:
+        adjectives = ((word, "adjective") for word in (self.size, self.color, self.pattern))
+        thing = (("a", "other"), *adjectives, (self.shape, "noun"))
+        action = ((self.verb, "verb"), (self.manner, "adverb"), (self.adverb, "adverb"))
+        return Caption((*thing, *action, ("over", "other"), (self.ground, "noun")))
+
+    def draw(self, frames: int, height: int, width: int) -> Tensor:
+        """The clip as uint8 (3, frames, height, width)."""
+        unit = min(height, width)
+        t, y, x = np.meshgrid(
+            np.arange(frames, dtype=np.float32),
+            (np.arange(height, dtype=np.float32) + 0.5) / unit,
+            (np.arange(width, dtype=np.float32) + 0.5) / unit,
+            indexing="ij",
+        )
+        ground = GROUNDS[self.ground](self.offset[0] + x + self.pan[0] * t, self.offset[1] + y + self.pan[1] * t)
+        picture = _mix(*GROUND_COLORS[self.ground], ground)
+        shade, cover = self._object(x, y, height / unit, width / unit, unit)
+        color = np.array(COLORS[self.color], dtype=np.float32)
+        picture += cover * (_mix(0.35 * color + 0.05, color, shade) - picture)
+        return torch.from_numpy((picture * 255).round().astype(np.uint8)).permute(3, 0, 1, 2).contiguous()
+
+    def _object(self, x: ndarray, y: ndarray, height: float, width: float, unit: int) -> tuple[ndarray, ndarray]:
+        """Pattern (T, H, W) and anti-aliased coverage (T, H, W, 1) of the object."""
+        time = np.arange(len(x), dtype=np.float32) * (MANNERS[self.manner] / FRAMES_PER_UNIT)
+        if self.manner == "jerkily":  # stands still for half of every quarter unit
+            whole, part = np.divmod(4 * time, 1)
+            time = (whole + np.clip(2 * part - 1, 0, 1)) / 4
+        pose = np.broadcast_arrays(*MOTIONS[self.motion].pose(time, *self.place), time)[:4]
+        center_x, center_y, angle, scale = (value.astype(np.float32)[:, None, None] for value in pose)
+        radius = SIZES[self.size] * scale
+        dx = ((x - center_x * width + width / 2) % width - width / 2) / radius
+        dy = ((y - center_y * height + height / 2) % height - height / 2) / radius
+        u = np.cos(angle) * dx + np.sin(angle) * dy
+        v = np.cos(angle) * dy - np.sin(angle) * dx
+        cover = np.clip(0.5 - SHAPES[self.shape](u, v) * radius * unit, 0, 1)
+        return PATTERNS[self.pattern](u, v), cover[..., None]
+
+
+def _mix(low: Color | ndarray, high: Color | ndarray, weight: ndarray) -> ndarray:
+    low, high = np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
+    return low + np.clip(weight, 0, 1)[..., None] * (high - low)
+
+
+def synthetic_clip(index: int, frames: int, size: int | tuple[int, int], seed: int = 0) -> SyntheticClip:
+    """Clip `index` of the endless series of a seed; classes take turns. `size`: (height, width) or a side."""
+    height, width = (size, size) if isinstance(size, int) else size
+    label, scene = _scene(index, seed)
+    return SyntheticClip(scene.draw(frames, height, width), label, CLASSES[label], scene.caption())
+
+
+def _scene(index: int, seed: int) -> tuple[int, Scene]:
+    label = index % len(CLASSES)
+    return label, Scene.sample(CLASSES[label], np.random.default_rng([seed, index]))
+
+
+def write_synthetic(
+    out: str | Path,
+    num_train: int = 256,
+    num_val: int = 64,
+    frames: int = 24,
+    size: int | tuple[int, int] = 64,
+    fps: float = 12,
+    seed: int = 0,
+    progress: bool = False,
+) -> Path:
+    """Write a dataset of H.264 files, and return its folder `out`.
+
+    It has `videos/<class>/<split>_<number>.mp4`, `train.txt` and `val.txt` (labels from 1), `classes.txt`, and
+    `captions.jsonl`: {"key", "text", "words": [[word, part of speech], ...]} with the content words. Keys are those of
+    `lists.load_clips`. Validation clips follow the training clips in the series of the seed, so none is in both.
+
+    A folder already complete with the same parameters is left alone, an interrupted one is completed. Raises ValueError
+    when it was written with other parameters.
+    """
+    out = Path(out)
+    height, width = (size, size) if isinstance(size, int) else size
+    manifest = {
+        "format": FORMAT,
+        "num_train": num_train,
+        "num_val": num_val,
+        "frames": frames,
+        "size": [height, width],
+        "fps": fps,
+        "seed": seed,
+    }
+    _claim(out, manifest)
+    lists: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
+    captions = []
+    for index in tqdm(range(num_train + num_val), desc=f"drawing {out}", disable=not progress):
+        split, number = ("train", index) if index < num_train else ("val", index - num_train)
+        label, scene = _scene(index, seed)
+        key = f"videos/{CLASSES[label]}/{split}_{number:05d}"
+        path = out / f"{key}.mp4"
+        if not path.exists():
+            write_video(path, scene.draw(frames, height, width), fps)
+        lists[split].append((f"{key}.mp4", label))
+        caption = scene.caption()
+        captions.append(json.dumps({"key": key, "text": caption.text, "words": caption.content}))
+    for split, entries in lists.items():
+        write_list(out / f"{split}.txt", entries)
+    write_lines(out / "classes.txt", CLASSES)
+    write_lines(out / "captions.jsonl", captions)
+    return out
+
+
+def _claim(out: Path, manifest: dict) -> None:
+    """Note what the folder is for before its first clip is written; refuse a folder that is for something else."""
+    path = out / "manifest.json"
+    if not path.exists():
+        write_lines(path, [json.dumps(manifest, indent=2)])
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name in manifest if found.get(name) != manifest[name]]
+    if changed:
+        told = ", ".join(f"{name} {found.get(name)} instead of {manifest[name]}" for name in changed)
+        raise ValueError(f"{out} holds synthetic clips with {told}; choose another folder or delete it")

@@ -1,7 +1,7 @@
-"""Writing videos and pictures, and laying clips out for looking at them. Files are written aside and renamed, so none is ever half."""
+"""Writing videos and pictures, aside and renamed so that no file is ever half there; laying clips out for the eye."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +16,8 @@ CRF = "18"
 def write_video(path: str | Path, frames: Tensor, fps: float, lossless: bool = False) -> None:
     """uint8 (3, T, H, W) RGB -> a video file of exactly that size at `fps`.
 
-    H.264 with 4:2:0 chroma, which every player shows; odd sizes, which that cannot hold, get 4:4:4 chroma. Lossless files
-    are H.264 in RGB, or FFV1 where the suffix is .mkv; both read back bit for bit.
+    H.264 with 4:2:0 chroma, which every player shows; odd sizes, which that cannot hold, get 4:4:4 chroma. Lossless
+    files are H.264 in RGB, or FFV1 where the suffix is .mkv; both read back bit for bit.
     """
     import av
 
@@ -56,9 +56,15 @@ def write_png(path: str | Path, image: Tensor) -> None:
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(aside, format="PNG")
 
 
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Lines of text -> a UTF-8 file."""
+    with write_aside(Path(path)) as aside:
+        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """A name in the same folder, with the same suffix, that becomes `path` when the block ends well and vanishes when not."""
+    """A name beside `path`, with its suffix, that becomes `path` when the block ends well and vanishes when not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -69,7 +75,7 @@ def write_aside(path: Path) -> Iterator[Path]:
 
 
 def side_by_side(*clips: Tensor, labels: Sequence[str] = ()) -> Tensor:
-    """uint8 (3, T, H, W) clips of one shape -> (3, T, H, n * W), left to right, each with its label on the first rows."""
+    """uint8 (3, T, H, W) clips of one shape -> (3, T, H, n * W), left to right, each with its label in its corner."""
     for clip in clips:
         _check(clip, 4, "(3, T, H, W)")
     if not clips or len({clip.shape for clip in clips}) > 1:
@@ -83,7 +89,8 @@ def side_by_side(*clips: Tensor, labels: Sequence[str] = ()) -> Tensor:
 def compare(original: Tensor, reconstruction: Tensor, labels: Sequence[str] = ()) -> Tensor:
     """original | reconstruction | absolute difference: two uint8 (3, T, H, W) clips -> (3, T, H, 3 * W)."""
     if original.shape != reconstruction.shape:
-        raise ValueError(f"compare needs two clips of one shape, got {tuple(original.shape)}, {tuple(reconstruction.shape)}")
+        shapes = f"{tuple(original.shape)} and {tuple(reconstruction.shape)}"
+        raise ValueError(f"compare needs two clips of one shape, got {shapes}")
     difference = (original.int() - reconstruction.int()).abs().to(torch.uint8)
     return side_by_side(original, reconstruction, difference, labels=labels)
 

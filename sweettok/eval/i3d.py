@@ -67,7 +67,7 @@ def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Ten
     return F.pad(x, padding)
 
 
-def _cudnn_without_tf32():
+def without_tf32():
     """Context in which convolutions keep float32's precision, and every other setting its value."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
@@ -196,7 +196,7 @@ class I3D(nn.Module):
         frames = preprocess(video, resize)
         if frames.shape[2] < MIN_FRAMES:
             raise ValueError(f"I3D needs clips of at least {MIN_FRAMES} frames, got {frames.shape[2]}")
-        with torch.autocast(frames.device.type, enabled=False), _cudnn_without_tf32():
+        with torch.autocast(frames.device.type, enabled=False), without_tf32():
             for layer in self.children():
                 frames = layer(frames)
         return frames.mean(dim=2).flatten(1)

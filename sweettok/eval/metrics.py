@@ -1,6 +1,6 @@
 """Pixel metrics of clips against their originals. Letters: B clips, T frames, H W pixels.
 
-All take uint8 (B, 3, T, H, W), so a score belongs to what a viewer would see.
+All take uint8 (B, 3, T, H, W), so a score belongs to what a viewer would see, and give float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -26,27 +26,29 @@ def _check(real: Tensor, fake: Tensor) -> None:
         raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} differ in shape")
 
 
-def _decibels(squared_error: Tensor) -> Tensor:
-    return (10 * torch.log10(PEAK**2 / squared_error)).clamp(max=MAX_PSNR)
+def _psnr(real: Tensor, fake: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """In dB on the CPU; squared errors are summed as integers, so that every device and order gives the same value."""
+    _check(real, fake)
+    total = (real.int() - fake.int()).square().sum(dims).cpu().double()
+    count = math.prod(real.shape[dim] for dim in dims)
+    return (10 * torch.log10(PEAK**2 * count / total)).clamp(max=MAX_PSNR)
 
 
 def psnr(real: Tensor, fake: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each clip in dB, (B,) float64, from the mean squared error over its whole volume.
+    """Peak signal-to-noise ratio of each clip in dB, (B,), from the mean squared error over its whole volume.
 
     At most 100 dB, which identical clips get.
     """
-    _check(real, fake)
-    return _decibels((real.double() - fake.double()).square().mean(dim=(1, 2, 3, 4)))
+    return _psnr(real, fake, (1, 2, 3, 4))
 
 
 def frame_psnr(real: Tensor, fake: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each frame in dB, (B, T) float64; at most 100 dB."""
-    _check(real, fake)
-    return _decibels((real.double() - fake.double()).square().mean(dim=(1, 3, 4)))
+    """Peak signal-to-noise ratio of each frame in dB, (B, T); at most 100 dB."""
+    return _psnr(real, fake, (1, 3, 4))
 
 
 def ssim(real: Tensor, fake: Tensor) -> Tensor:
-    """Structural similarity of each clip, (B,) float64 (Wang et al. 2004).
+    """Structural similarity of each clip, (B,) (Wang et al. 2004).
 
     Per frame and colour channel with an 11x11 Gaussian window (sigma 1.5) wherever it fits whole, K1 = 0.01,
     K2 = 0.03, data range 255, weighted (not sample) covariances; then the mean over places, channels and frames.
@@ -66,14 +68,14 @@ def ssim(real: Tensor, fake: Tensor) -> Tensor:
     c1, c2 = (SSIM_K1 * PEAK) ** 2, (SSIM_K2 * PEAK) ** 2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.view(batch, -1).double().mean(1)
+    return similarity.view(batch, -1).mean(1).cpu().double()
 
 
 def _blur(images: Tensor) -> Tensor:
     """(M, 1, H, W) -> (M, 1, H - 10, W - 10), Gaussian window."""
-    offsets = torch.arange(SSIM_WINDOW, device=images.device, dtype=torch.float64) - SSIM_WINDOW // 2
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    window = (window / window.sum()).to(images.dtype)
+    window = (window / window.sum()).to(images)
     return F.conv2d(F.conv2d(images, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
 
 

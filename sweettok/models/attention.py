@@ -5,6 +5,8 @@ Letters: R rows (independent sequences), N tokens of a row, D width, t h w laten
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -31,7 +33,7 @@ class Norm(nn.Module):
 
 
 def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
-    """(2, height * width, head_dim / 2): cosine and sine for each place, row-major; pair 2i turns with x, 2i+1 with y."""
+    """(2, height * width, head_dim / 2): cosine and sine of each place, row-major; pair 2i turns by x, 2i+1 by y."""
     frequencies = ROTARY_THETA ** (-torch.arange(0, head_dim, 4, device=device, dtype=torch.float32) / head_dim)
     y, x = torch.meshgrid(
         torch.arange(height, device=device, dtype=torch.float32),
@@ -137,7 +139,7 @@ class WindowAttention(nn.Module):
         windows = rearrange(
             self.norm(x), "r (y wy x wx) d -> (r y x) (wy wx) d", y=height // size, wy=size, x=width // size, wx=size
         )
-        q, k, v = rearrange(self.qkv(windows), "r n (three heads d) -> three r heads n d", three=3, heads=self.num_heads)
+        q, k, v = rearrange(self.qkv(windows), "r n (qkv heads d) -> qkv r heads n d", qkv=3, heads=self.num_heads)
         bias = rearrange(self.relative_position_bias_table[self.relative_position_index], "q k heads -> heads q k")
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None])
         out = self.proj(rearrange(out, "r heads n d -> r n (heads d)"))
@@ -202,9 +204,13 @@ class Transformer(nn.Module):
 
     def run(self, layer: Layer, *inputs) -> Tensor:
         """One layer, recomputed in the backward pass where gradient checkpointing is on."""
+        return self.recomputed(self.step, layer, *inputs)
+
+    def recomputed(self, function: Callable[..., Tensor], *inputs) -> Tensor:
+        """`function(*inputs)`, recomputed in the backward pass where gradient checkpointing is on."""
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(self.step, layer, *inputs, use_reentrant=False)
-        return self.step(layer, *inputs)
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
 
 
 class SpatialTransformer(Transformer):

@@ -42,7 +42,7 @@ class LanguageCodebook(nn.Module):
         self.conv2 = GraphConv(hidden, out_dim)
         self.register_buffer("vectors", graph.vectors.clone())
         self.register_buffer("edges", graph.edges.clone())
-        self._kept: dict[str, tuple[tuple, Tensor]] = {}
+        self._kept: dict[str, tuple[tuple[Tensor, ...], tuple, Tensor]] = {}
 
     @property
     def graph(self) -> WordGraph:
@@ -52,11 +52,14 @@ class LanguageCodebook(nn.Module):
 
     def _keep(self, name: str, sources: tuple[Tensor, ...], compute: Callable[[], Tensor]) -> Tensor:
         """The result of `compute()`, computed anew only when one of `sources` was moved, replaced or written to."""
-        key = tuple((source.data_ptr(), source._version, source.device) for source in sources)
-        if name not in self._kept or self._kept[name][0] != key:
+        if any(source.is_inference() for source in sources):  # such tensors do not count what is written to them
+            return compute()
+        key = tuple((source.data_ptr(), source._version) for source in sources)
+        if name not in self._kept or self._kept[name][1] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept[name] = (key, compute())
-        return self._kept[name][1]
+                # Holding on to the sources keeps their addresses from being given to other tensors.
+                self._kept[name] = (tuple(source.detach() for source in sources), key, compute())
+        return self._kept[name][2]
 
     def adjacency(self) -> Tensor:
         """Sparse D^-1/2 (edges in both directions, with multiplicity, + I) D^-1/2; self edges change nothing."""
@@ -75,7 +78,7 @@ class LanguageCodebook(nn.Module):
         A change is noticed through in-place updates (optimizer steps, load_state_dict, copy_), moves and replacements
         of parameters; writing through `.data` is invisible to PyTorch's version counters and needs `refresh()`.
         """
-        if self.training or (torch.is_grad_enabled() and self.conv1.bias.requires_grad):
+        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
             return self.project()
         return self._keep("codes", (*self.parameters(), *self.buffers()), self.project)
 

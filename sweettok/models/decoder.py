@@ -75,7 +75,7 @@ class QueryDecoder(nn.Module):
             x = self.spatial.run(layer, x, self.grid, angles, appearance[i])
             if (i + 1) % self.motion_every == 0:
                 j = i // self.motion_every
-                x = self.motion[j](x, motion[j])
+                x = self.spatial.recomputed(self.motion[j], x, motion[j])
         x = torch.cat((x, x[:, -1:].expand(-1, num_slices - x.shape[1], -1, -1)), dim=1)
         logits = self.head(self.spatial.norm_out(x))
         return logits.unflatten(2, self.grid).movedim(-1, 1)

@@ -43,9 +43,13 @@ class CodeTable(nn.Module):
         return F.embedding(codes, self.embeddings)
 
     @torch.no_grad()
-    def initialise(self, features: Tensor, generator: torch.Generator) -> None:
-        """Start the table from features (N, c) of all processes, once, so that every code has work to do."""
-        features = gather_rows(features.float())
+    def initialise(self, features: list[Tensor], generator: torch.Generator) -> None:
+        """Start the table from features of all processes, once, so that every code has work to do.
+
+        `features` are groups of rows (N, c); the order of the rows, and so the draw, is that of one process
+        holding each group of all processes in rank order.
+        """
+        features = torch.cat([gather_rows(rows.float()) for rows in features])
         self.embeddings.copy_(draw_rows(features, len(self.embeddings), generator))
         self.sums.copy_(self.embeddings)
         self.counts.fill_(1)
@@ -53,16 +57,16 @@ class CodeTable(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, features: Tensor, codes: Tensor, decay: float, dead_threshold: float, generator: torch.Generator
+        self, features: list[Tensor], codes: Tensor, decay: float, dead_threshold: float, generator: torch.Generator
     ) -> Tensor:
-        """One moving-average step from features (N, c) and their codes (N,), summed over all processes.
+        """One moving-average step from groups of features (N, c) and the codes of all of them, over all processes.
 
-        Codes whose moving count falls below `dead_threshold` move onto randomly drawn features of this step
-        (`generator` must draw alike on every process). Returns the number of codes that moved.
+        A code whose moving count falls below the share `dead_threshold` of the mean moves onto a randomly drawn
+        feature of this step, with a mean count (`generator` must draw alike on every process). Returns how many moved.
         """
-        features, K = features.float(), len(self.embeddings)
+        features, K = [rows.float() for rows in features], len(self.embeddings)
         counts = torch.bincount(codes, minlength=K).float()
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, features)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, torch.cat(features))
         if distributed():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
@@ -72,13 +76,18 @@ class CodeTable(nn.Module):
         total = self.counts.sum()
         smoothed = (self.counts + 1e-5) / (total + K * 1e-5) * total
         self.embeddings.copy_(self.sums / smoothed[:, None])
-        dead = self.counts < dead_threshold
+        dead = self.counts < dead_threshold * total / K
         if dead_threshold > 0:
-            fresh = draw_rows(gather_rows(features), K, generator)
+            fresh = draw_rows(torch.cat([gather_rows(rows) for rows in features]), K, generator)
             self.embeddings.copy_(torch.where(dead[:, None], fresh, self.embeddings))
-            self.sums.copy_(torch.where(dead[:, None], fresh * dead_threshold, self.sums))
-            self.counts.masked_fill_(dead, dead_threshold)
-        return dead.sum() if dead_threshold > 0 else torch.zeros_like(dead.sum())
+            self.counts.copy_(torch.where(dead, total / K, self.counts))
+            self.sums.copy_(torch.where(dead[:, None], fresh * total / K, self.sums))
+        return dead.sum()
+
+    def perplexity(self) -> Tensor:
+        """Exponential of the entropy of the moving counts: how many codes are in use, as a scalar tensor."""
+        share = self.counts / self.counts.sum().clamp_min(1e-8)
+        return torch.special.entr(share).sum().exp()
 
 
 def distributed() -> bool:
@@ -186,7 +195,7 @@ class ProxyTokenizer(Pretrained, nn.Module):
 
         Raises ValueError for shapes, types and values that do not fit.
         """
-        if video.ndim == 4:
+        if isinstance(video, Tensor) and video.ndim == 4:
             video = video.unsqueeze(2)
         video = pixels.check_video(video)
         self.config.check_clip(*video.shape[2:])
@@ -195,7 +204,10 @@ class ProxyTokenizer(Pretrained, nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Integer codes (B, t, h, w) -> float32 pixels (B, 3, T, H, W), not clamped. Raises ValueError."""
-        if codes.ndim != 4 or codes.dtype.is_floating_point or codes.dtype == torch.bool:
+        if not isinstance(codes, Tensor):
+            raise ValueError(f"codes must be a torch tensor, got {type(codes).__name__}")
+        integer = not (codes.dtype.is_floating_point or codes.dtype.is_complex or codes.dtype == torch.bool)
+        if not integer or codes.ndim != 4 or codes.numel() == 0:
             raise ValueError(f"codes must be integers of shape (B, t, h, w), got {codes.dtype} {tuple(codes.shape)}")
         low, high = codes.min().item(), codes.max().item()
         if low < 0 or high >= self.config.num_codes:
@@ -206,7 +218,9 @@ class ProxyTokenizer(Pretrained, nn.Module):
         return self.decoder(self.codebook(codes.long()))
 
     def forward(self, video: Tensor) -> ProxyOutput:
-        """Training pass on float clips (B, 3, T, H, W): straight-through from the codes to the features."""
+        """Training pass on clips (B, 3, T, H, W): straight-through from the codes to the features."""
+        video = pixels.check_video(video, check_range=False)
+        self.config.check_clip(*video.shape[2:])
         features = self.features(video)
         codes = self.codebook.nearest(features)
         vectors = self.codebook(codes)

@@ -43,7 +43,7 @@ class TokenOutput:
 
         Modifiers, nearest first, stand before the bar and the head word after it; `max_queries` limits each list.
         """
-        split = self.layout.split(self.layout.to_local(self.ids[clip : clip + 1].cpu()))
+        split = self.layout.split(self.layout.to_local(self.ids[clip][None].cpu()))
         names = dict(zip(split, self.vocabulary, strict=True))
 
         def read(modifier: str, head: str) -> list[str]:
@@ -122,11 +122,15 @@ class SweetTok(Pretrained, nn.Module):
         released = convert.read_weights(weights)
         prior = priors if isinstance(priors, Prior) else load_prior(priors)
         has_pixels = any(name.startswith("pixel_") for name in released)
+        if has_pixels and proxy is not None:
+            raise ValueError("these weights hold a pixel decoder of their own: leave `proxy` out")
         path = "expected" if has_pixels else "none" if proxy is None else "argmax"
         model = cls(replace(config or TokenizerConfig(), pixel_path=path), prior)
         state = model.state_dict()
         if path == "argmax":
-            model.use_proxy(proxy if isinstance(proxy, ProxyTokenizer) else ProxyTokenizer.from_release(proxy, config.proxy if config else None))
+            if not isinstance(proxy, ProxyTokenizer):
+                proxy = ProxyTokenizer.from_release(proxy, model.config.proxy)
+            model.use_proxy(proxy)
             state = {name: value for name, value in state.items() if not name.startswith("pixel_decoder.")}
         model.load_state_dict({**model.state_dict(), **convert.import_weights(state, released, convert.TOKENIZER)})
         return model.eval()
@@ -144,7 +148,12 @@ class SweetTok(Pretrained, nn.Module):
         return released
 
     def use_proxy(self, proxy: ProxyTokenizer) -> None:
-        """Take over the pixel decoder and the codes of a trained proxy of the configured sizes."""
+        """Take over the pixel decoder and the codes of a trained proxy; ValueError if it has other sizes."""
+        ours = self.config.proxy
+        theirs = replace(proxy.config, num_frames=ours.num_frames, height=ours.height, width=ours.width)
+        if self.pixel_decoder is None or theirs != ours:
+            room = "no pixel decoder (pixel_path none)" if self.pixel_decoder is None else f"room for {ours}"
+            raise ValueError(f"this tokenizer has {room}, but the proxy is {proxy.config}")
         self.pixel_decoder.load_state_dict(proxy.decoder.state_dict())
 
     def assets(self) -> dict[str, Any]:
@@ -180,7 +189,11 @@ class SweetTok(Pretrained, nn.Module):
         return self.spatial_quantizer(spatial), self.temporal_quantizer(temporal)
 
     def predict(self, video: Tensor) -> Prediction:
-        """Float clips (B, 3, T, H, W) -> logits over the proxy's codes, and the lookups on the way (stage 1)."""
+        """Clips (B, 3, T, H, W) -> logits over the proxy's codes, and the lookups on the way (stage 1).
+
+        Takes what `encode` takes, but does not look whether float values lie in [-0.5, 0.5].
+        """
+        video = pixels.check_video(video, check_range=False)
         self.config.check_clip(*video.shape[2:])
         spatial, temporal = self.quantize(video)
         t = self.config.proxy.grid(*video.shape[2:])[0]
@@ -235,7 +248,7 @@ class SweetTok(Pretrained, nn.Module):
         return self.to_pixels(self.decoder(*self.codes(ids.long()), t)).clamp(-0.5, 0.5)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Reconstruction (B, 3, T, H, W) in [-0.5, 0.5] of float clips; equals decode(encode(video).ids)."""
+        """Reconstruction (B, 3, T, H, W) in [-0.5, 0.5]; in evaluation mode it equals decode(encode(video).ids)."""
         return self.to_pixels(self.predict(video).logits).clamp(-0.5, 0.5)
 
 

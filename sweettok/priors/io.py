@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.priors.released import RELEASED_NAMES, find_released, load_released
@@ -58,7 +58,7 @@ def _save_graph(graph: WordGraph, path: Path) -> None:
     words = {"format": FORMAT, "modifiers": graph.modifiers, "heads": graph.heads}
     aside = path.with_name(path.name + ".tmp")
     # One metadata key only: safetensors does not keep the order of several, and equal priors shall be equal files.
-    save_file(tensors, aside, metadata={"words": json.dumps(words)})
+    aside.write_bytes(save(tensors, metadata={"words": json.dumps(words)}))
     os.replace(aside, path)
 
 

@@ -2,7 +2,8 @@
 
 `<output_dir>/checkpoint-<step>/` holds
   config.yaml              the resolved configuration
-  state.json               format version, task, step, seed, world size, sampler position, scaler, moving average's count, tracker id
+  state.json               format version, task, step, seed, world size, sampler position, the moving average's count,
+                           the loss scaler of fp16, and the run's identity for trackers
   model.safetensors        the task's model
   ema.safetensors          its moving average, buffers included
   <player>.safetensors     what a player trains outside the model, as a discriminator
@@ -14,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +36,9 @@ from sweettok.train.task import Player, Task
 FORMAT_VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
-# Settings that a resumed run may change: they say where things are, how fast and how often, never what is computed.
+# Settings that a resumed run may change: where things are, how long, how fast and how often. All others define the run.
 _FREE = re.compile(
-    r"proxy|prior|init|tokenizer|images|data\.(train|validation|root|num_workers)"
+    r"proxy|prior|init|tokenizer|images|data\.(train|validation|root|num_workers)|loss\.perceptual\.(linear_)?weights"
     r"|train\.(?!(seed|global_batch_size|ema_decay)$).*"
 )
 
@@ -57,7 +58,7 @@ class RunState:
 
 
 def save(state: RunState, output_dir: Path) -> Path:
-    """Write `checkpoint-<step>`, whole or not at all, then drop the oldest beyond `keep_checkpoints`. One process only."""
+    """Write `checkpoint-<step>`, whole or not at all, and drop the oldest beyond `keep_checkpoints`. On one process."""
     folder = output_dir / f"checkpoint-{state.step}"
     with written_aside(folder) as aside:
         write_config(state.run, aside / "config.yaml")
@@ -75,7 +76,7 @@ def save(state: RunState, output_dir: Path) -> Path:
 
 
 def load(state: RunState, folder: Path) -> None:
-    """Restore a run from a checkpoint folder, exactly. ValueError if it belongs to another run; every process calls this."""
+    """Restore a run from a checkpoint folder, exactly; on every process. ValueError if it belongs to another run."""
     saved = _read_json(folder)
     _check_same_run(state, saved, folder)
     try:
@@ -123,8 +124,8 @@ def find_resume(output_dir: Path, resume: bool) -> Path | None:
 
 
 def clean(output_dir: Path) -> None:
-    """Delete what interrupted writers left behind. One process only."""
-    for left in output_dir.glob(f".*{_PARTIAL}"):
+    """Delete what interrupted writers left behind. On one process."""
+    for left in output_dir.glob(f".*{_PARTIAL}/"):
         shutil.rmtree(left)
 
 
@@ -210,14 +211,14 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 def _check_same_run(state: RunState, saved: dict[str, Any], folder: Path) -> None:
     if saved["task"] != state.task.name:
-        raise ValueError(f"{folder} is a {saved['task']} run, this is {state.task.name}: choose another train.output_dir")
+        raise ValueError(f"{folder} is of a {saved['task']} run, this is {state.task.name}: change train.output_dir")
     old = _flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     new = _flatten(to_dict(state.run))
     changed = [key for key in old.keys() & new.keys() if old[key] != new[key] and not _FREE.fullmatch(key)]
     if changed:
         told = "; ".join(f"{key} was {old[key]!r} and is {new[key]!r}" for key in sorted(changed))
         raise ValueError(
-            f"{folder} belongs to a run with other settings: {told}. Restore them, or start anew in another train.output_dir"
+            f"{folder} belongs to a run with other settings: {told}. Restore them, or start in another train.output_dir"
         )
 
 

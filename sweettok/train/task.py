@@ -49,7 +49,8 @@ class Player:
 class StepContext:
     """Place of a micro-batch in the run; random numbers drawn through it do not depend on the number of processes.
 
-    step: zero-based; clips `batch_start` to `batch_start + batch_size` - 1 of the `global_batch` clips of this step are at hand.
+    step: zero-based.
+    batch_start, batch_size: the clips at hand, as a run of the `global_batch` clips of this step.
     """
 
     step: int
@@ -83,11 +84,12 @@ class StepContext:
 
 class Task(ABC):
     """A training stage. The constructor builds everything on the CPU; the loop moves and wraps it.
+    Every module is in the mode, train or eval, that it shall train in; the loop restores it after looking.
 
     name: the stage.
     model: what is trained for, unwrapped. The moving average tracks it; checkpoints and the export hold it.
     players: by name, in the order of their updates. All losses of a step come before its first update.
-    train_dataset, validation_dataset: collated into the batches below; without validation data nothing is validated.
+    train_dataset, validation_dataset: of dicts, collated into batches; without validation data nothing is validated.
     """
 
     name: str
@@ -106,8 +108,9 @@ class Task(ABC):
     def losses(self, batch: Any, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         """For each player that has started: its name, its loss (a mean over the clips) and detached scalars to log.
 
-        A generator function: the loop runs backward on each loss before it asks for the next. What is random about
-        a clip is drawn through `context`.
+        A generator function: the loop runs backward on each loss before it asks for the next, and logs it as
+        `loss/<player>`. A player's own loss calls its `module`; another's calls `bare`, with the parameters detached.
+        What is random about a clip is drawn through `context`.
         """
 
     def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
@@ -123,7 +126,7 @@ class Task(ABC):
         return None
 
     def extra_state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings, equal on all processes, that must survive a resume besides weights and optimizers."""
+        """Tensors, numbers and strings, equal on all processes, that a resume needs besides weights and optimizers."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:

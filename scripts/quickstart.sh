@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# From a fresh clone to reconstructed videos, on a CPU, without a download: bash scripts/quickstart.sh [VIDEO...]
+# Trains all three stages on synthetic clips. Safe to run again: finished parts are reused, broken-off ones continue.
+set -euo pipefail
+videos=()
+for video in "$@"; do videos+=("$(realpath "$video")"); done
+cd "$(dirname "$0")/.."
+start=$SECONDS
+out=outputs/tiny
+step() { printf '\n== %s (%d:%02d)\n' "$1" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)); }
+
+step "environment"
+bash scripts/setup.sh
+python=.venv/bin/python
+
+step "synthetic clips"
+"$python" -m sweettok.data synthetic "$out/clips" --num-train 320 --num-val 32 --frames 24 --size 64 --seed 0
+
+step "codebook prior from their captions"
+"$python" -m sweettok.priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 16
+
+step "proxy tokenizer"
+CONFIG=configs/tiny/proxy.yaml bash run_train_proxy.sh
+step "stage 1: predict the proxy's codes"
+CONFIG=configs/tiny/stage1.yaml bash run_train_stage1.sh
+step "stage 2: pixels"
+CONFIG=configs/tiny/stage2.yaml STAGE1=$out/stage1/final bash run_train_stage2.sh
+
+step "evaluation on held-out clips"
+for stage in proxy stage1 stage2; do
+  CHECKPOINT=$out/$stage/final DATA=$out/clips/val.txt OUT=$out/$stage.json bash run_eval.sh > "$out/$stage.txt"
+done
+cat "$out/stage2.txt"
+"$python" scripts/quickstart_table.py "$out"
+
+step "reconstructions"
+if [ ${#videos[@]} -eq 0 ]; then
+  mapfile -t videos < <(cut -f1 "$out/clips/val.txt" | head -n 4 | sed "s#^#$out/clips/#")
+fi
+"$python" -m sweettok.eval reconstruct "${videos[@]}" --checkpoint "$out/stage2/final" --out "$out/reconstructions"
+
+step "done"
+cat <<EOF
+tokenizer          $out/stage2/final      SweetTok.from_pretrained("$out/stage2/final")
+reconstructions    $out/reconstructions   (original | reconstruction | difference)
+evaluation         $out/proxy.json  $out/stage1.json  $out/stage2.json
+training logs      $out/{proxy,stage1,stage2}/log.jsonl
+EOF

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Make .venv with everything the library and its tests need, or reuse it when the requirements have not changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+wanted=$(cat requirements.txt requirements-dev.txt pyproject.toml | cksum)
+if [ "$(cat .venv/requirements.cksum 2>/dev/null || true)" = "$wanted" ]; then
+  echo "setup: reusing .venv"
+  exit 0
+fi
+echo "setup: creating .venv (PyTorch is large: this takes a few minutes)"
+python3 -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+echo "$wanted" > .venv/requirements.cksum

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Environment, lint and all tests; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bash scripts/setup.sh
+.venv/bin/ruff check .
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,70 @@
+"""One view of any tokenizer for the evaluation: ids, what they count as, and the pixels that come back.
+
+Letters: B clips, T frames, H W pixels, L ids per clip.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweettok.models.proxy import ProxyTokenizer
+from sweettok.models.tokenizer import SweetTok
+
+TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """A batch of clips through a tokenizer.
+
+    output: what `encode` gave. ids: the integers to hand to `decode`. lists: ids local to each word list, by name;
+    sizes: the words in each. bits: of one clip. video: float (B, 3, T, H, W) in [-0.5, 0.5].
+    """
+
+    output: Any
+    ids: Tensor
+    lists: dict[str, Tensor]
+    sizes: dict[str, int]
+    bits: float
+    video: Tensor
+
+
+def load_tokenizer(folder: str | Path) -> torch.nn.Module:
+    """The SweetTok or ProxyTokenizer of a folder with config.json and model.safetensors, on the CPU."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: --checkpoint takes a folder written by save_pretrained or by training")
+    name = json.loads(path.read_text(encoding="utf-8")).get("model")
+    if name not in TOKENIZERS:
+        raise ValueError(f"{folder} holds {name!r}, which is no tokenizer; expected one of {', '.join(TOKENIZERS)}")
+    return TOKENIZERS[name].from_pretrained(folder)
+
+
+def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
+    """Encode and decode uint8 clips (B, 3, T, H, W).
+
+    `tokenizer.encode` gives either an object with `ids` (B, L) and a `layout`, or a tensor of codes out of
+    `tokenizer.config.num_codes`. Raises ValueError when the pixels that come back have another shape or are not finite.
+    """
+    output = tokenizer.encode(video)
+    if isinstance(output, Tensor):
+        ids, lists, sizes = output, {"code": output}, {"code": tokenizer.config.num_codes}
+        bits = output[0].numel() * math.log2(sizes["code"])
+    else:
+        ids, layout = output.ids, output.layout
+        local = layout.to_local(ids)
+        lists = {segment.name: local[:, segment.places] for segment in layout.segments}
+        sizes = {segment.name: segment.list_size for segment in layout.segments}
+        bits = layout.bits
+    decoded = tokenizer.decode(ids)
+    if decoded.shape != video.shape or not decoded.isfinite().all():
+        what = "values that are not finite" if decoded.shape == video.shape else f"shape {tuple(decoded.shape)}"
+        raise ValueError(f"the tokenizer decodes clips of shape {tuple(video.shape)} to {what}")
+    return RoundTrip(output, ids, lists, sizes, bits, decoded.clamp(-0.5, 0.5))

@@ -1,0 +1,98 @@
+"""Stage 2: decoder and pixel decoder learn on pixels; encoder and codebooks stay as stage 1 left them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sweettok import convert, pixels
+from sweettok.config import Stage2Run
+from sweettok.models.attention import set_gradient_checkpointing
+from sweettok.models.tokenizer import SweetTok
+from sweettok.train.stage1 import load_proxy
+from sweettok.train.task import StepContext, Task
+from sweettok.train.video import PixelLosses, clip_datasets, clip_psnr, comparisons, player
+
+
+class Reconstructor(nn.Module):
+    """Clips -> pixels, not clamped; encoder, quantizers and the code table are frozen and stay in evaluation mode."""
+
+    def __init__(self, tokenizer: SweetTok):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.frozen = (tokenizer.encoder, tokenizer.spatial_quantizer, tokenizer.temporal_quantizer)
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Reconstructor:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def forward(self, video: Tensor) -> Tensor:
+        with torch.no_grad():
+            spatial, temporal = self.tokenizer.quantize(video)
+        t = self.tokenizer.config.proxy.grid(*video.shape[2:])[0]
+        return self.tokenizer.to_pixels(self.tokenizer.decoder(spatial.output, temporal.output, t))
+
+
+class Stage2Task(Task):
+    name = "stage2"
+
+    def __init__(self, run: Stage2Run):
+        self.run = run
+        self.model = load_stage1(run)
+        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
+        self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train)
+        self.perceptual = self.pixels.perceptual
+        names = {"released_name": lambda name: convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))}
+        generator = player("generator", Reconstructor(self.model), run.optimizer, run.train, **names)
+        self.players = {"generator": generator}
+        if self.pixels.opponent is not None:
+            self.players["discriminator"] = self.pixels.opponent
+        config = self.model.config.proxy
+        self.train_dataset, self.validation_dataset = clip_datasets(run.data, config, run.train.seed)
+
+    def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        video = pixels.to_float(batch["video"])
+        fake = self.players["generator"].module(video)
+        yield "generator", *self.pixels.generator(fake, video, context)
+        if self.pixels.started(context):
+            yield "discriminator", *self.pixels.discriminator(fake, video)
+
+    @torch.no_grad()
+    def validate(self, batch: dict) -> dict[str, Tensor]:
+        video = pixels.to_float(batch["video"])
+        return {"psnr": clip_psnr(self.model(video), video)}
+
+    @torch.no_grad()
+    def sample(self, batch: dict) -> Tensor:
+        video = pixels.to_float(batch["video"])
+        return comparisons(self.model(video), video)
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+def load_stage1(run: Stage2Run) -> SweetTok:
+    """The tokenizer to fine-tune: a folder of ours, or a published file together with its proxy and prior."""
+    if Path(run.tokenizer).is_dir():
+        unused = [name for name in ("proxy", "prior") if getattr(run, name)]
+        if unused:
+            raise ValueError(f"{run.tokenizer} holds its own proxy and prior: leave {' and '.join(unused)} empty")
+        model = SweetTok.from_pretrained(run.tokenizer)
+    else:
+        if not run.prior:
+            raise ValueError(f"{run.tokenizer} is a published file, which holds no word graphs: set prior=FOLDER")
+        proxy = load_proxy(run.proxy) if run.proxy else None
+        model = SweetTok.from_release(run.tokenizer, run.prior, proxy=proxy)
+    if model.pixel_decoder is None:
+        raise ValueError(f"{run.tokenizer} holds no pixel decoder: set proxy to the proxy that stage 1 was trained on")
+    model.config = replace(model.config, pixel_path="expected")
+    return model

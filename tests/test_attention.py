@@ -1,0 +1,200 @@
+"""Every block against plain loops in float64 (tests/naive.py)."""
+
+import naive
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from sweettok.models import attention
+from sweettok.models.attention import (
+    Attention,
+    FeedForward,
+    PlaceTransformer,
+    PositionConv,
+    SingleTokenAttention,
+    SpatialTransformer,
+    TemporalTransformer,
+    WindowAttention,
+    set_gradient_checkpointing,
+)
+
+TOLERANCE = 1e-5
+BLOCK = tiny.block()
+RENAMED = (
+    ("peg.conv.", "0.dsconv."), ("self_attn.", "1."), ("cross_attn.", "2."),
+    ("ff.norm.", "3.0."), ("ff.up.", "3.1."), ("ff.down.", "3.4."),
+)  # fmt: skip
+
+
+def numbers(name, *shape):
+    return torch.from_numpy(tiny.normal(name, shape)).float()
+
+
+def weights(module, *renamed):
+    """Rule-filled weights of `module` under the names that tests/naive.py reads."""
+    W = {}
+    for name, value in tiny.fill(module).state_dict().items():
+        for ours, theirs in renamed:
+            name = name.replace(ours, theirs)
+        W[name] = value.double().numpy()
+    return W
+
+
+def close(ours, expected, tolerance=TOLERANCE):
+    error = tiny.relative_error(ours, expected)
+    assert error < tolerance, f"relative error {error:.2e}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid", [None, (3, 3), (2, 5), (5, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_self_attention(grid, causal):
+    module = Attention(BLOCK, causal=causal)
+    W = weights(module)
+    count = grid[0] * grid[1] if grid else 7
+    x = numbers("x", 2, count, 24)
+    angles = attention.rotary_angles(*grid, BLOCK.head_dim, x.device) if grid else None
+    rows = [naive.attention(W, "", row, grid=grid, causal=causal) for row in x.double().numpy()]
+    close(module(x, angles=angles), np.stack(rows))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_null_kv", [0, 1, 2])
+@pytest.mark.parametrize("context_length", [1, 6])
+def test_cross_attention(num_null_kv, context_length):
+    module = Attention(BLOCK, cross=True, num_null_kv=num_null_kv)
+    W = weights(module)
+    assert ("null_kv" in W) == (num_null_kv > 0)
+    x, context = numbers("x", 2, 5, 24), numbers("context", 2, context_length, 24)
+    rows = [
+        naive.attention(W, "", row, context=keys)
+        for row, keys in zip(x.double().numpy(), context.double().numpy(), strict=True)
+    ]
+    close(module(x, context), np.stack(rows))
+
+
+@torch.no_grad()
+def test_causal_attention_does_not_see_the_future():
+    module = tiny.fill(Attention(BLOCK, causal=True))
+    x, changed = numbers("x", 1, 6, 24), numbers("x", 1, 6, 24)
+    changed[:, 4:] += 1
+    before, after = module(x), module(changed)
+    assert torch.equal(before[:, :4], after[:, :4])
+    assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+@torch.no_grad()
+def test_attention_on_one_token_needs_only_the_value_path():
+    full = Attention(BLOCK)
+    W = weights(full)
+    single = SingleTokenAttention(BLOCK)
+    single.to_v.weight.copy_(full.to_kv.weight.chunk(2)[1])
+    single.to_out.weight.copy_(full.to_out.weight)
+    x = numbers("x", 6, 24)
+    close(single(x), np.concatenate([naive.attention(W, "", row[None]) for row in x.double().numpy()]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("grid", "size"), [((4, 4), 2), ((2, 6), 2), ((6, 3), 3)])
+def test_window_attention(grid, size):
+    block = tiny.block(window_size=size)
+    module = WindowAttention(block)
+    W = weights(module)
+    x = numbers("x", 2, grid[0] * grid[1], 24)
+    rows = [naive.window_attention(W, "", row, grid, size, block.head_dim) for row in x.double().numpy()]
+    close(module(x, grid), np.stack(rows))
+
+
+@torch.no_grad()
+def test_feed_forward():
+    module = FeedForward(BLOCK)
+    assert module.down.weight.shape == (24, 32)  # int(24 * 2.0 * 2 / 3)
+    W = weights(module, ("norm.", "0."), ("up.", "1."), ("down.", "4."))
+    x = numbers("x", 2, 5, 24)
+    close(module(x), naive.feed_forward(W, "", x.double().numpy()))
+
+
+@torch.no_grad()
+def test_position_convolution():
+    module = PositionConv(24)
+    W = weights(module, ("conv.", "dsconv."))
+    x = numbers("x", 2, 4, 3, 5, 24)
+    close(module(x), np.stack([naive.peg(W, "", clip) for clip in x.double().numpy()]))
+    changed = x.clone()
+    changed[:, 2:] += 1
+    assert torch.equal(module(changed)[:, :2], module(x)[:, :2]), "a later slice changed an earlier one"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("peg", "cross", "null"), [(True, False, 0), (False, True, 0), (True, True, 2)])
+def test_spatial_transformer(peg, cross, null):
+    module = SpatialTransformer(BLOCK, "twt", peg=peg, cross=cross, num_null_kv=null)
+    W, grid = weights(module, *RENAMED), (2, 4)
+    x, contexts = numbers("x", 2, 3, 8, 24), [numbers(f"context{i}", 2, 5, 24) for i in range(3)]
+    ours = module(x, grid, contexts if cross else None)
+    for b in range(2):
+        own = [context[b].double().numpy() for context in contexts]
+        expected = naive.spatial_transformer(W, "", x[b].double().numpy(), grid, BLOCK, own)
+        assert len(ours) == len(expected) == 3
+        for layer, wanted in zip(ours, expected, strict=True):
+            close(layer[b], wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("peg", ["scrambled", "grid"])
+def test_temporal_transformer(peg):
+    module = TemporalTransformer(tiny.block(temporal_peg=peg), "tt")
+    W, grid = weights(module, *RENAMED), (2, 3)
+    x = numbers("x", 2, 6, 4, 24)
+    ours = module(x, grid)
+    for b in range(2):
+        expected = naive.temporal_transformer(W, "", x[b].double().numpy(), grid, scrambled=peg == "scrambled")
+        for layer, wanted in zip(ours, expected, strict=True):
+            close(layer[b], wanted)
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)  # same values, other memory order
+    assert not strided.is_contiguous() and torch.equal(module(strided, grid)[-1], ours[-1])
+
+
+@torch.no_grad()
+def test_place_transformer():
+    module = PlaceTransformer(BLOCK, "tt", cross=True)
+    W = weights(module, *RENAMED)
+    for i in range(2):  # the published form: queries and keys that have no effect
+        p = f"layers.{i}.1."
+        to_v = W.pop(p + "to_v.weight")
+        W[p + "to_kv.weight"] = np.concatenate((tiny.normal("keys", to_v.shape), to_v))
+        W[p + "to_q.weight"] = tiny.normal("queries", to_v.shape)
+        W |= {p + f"norm.{part}": tiny.normal(part, (24,)) for part in ("gamma", "beta")}
+        W |= {p + f"{part}_scale": tiny.normal(part, (8,)) for part in "qk"}
+    x, contexts = numbers("x", 2, 5, 24), [numbers(f"context{i}", 2, 5, 3, 24) for i in range(2)]
+    ours = module(x, contexts)
+    for b in range(2):
+        expected = naive.place_transformer(W, "", x[b].double().numpy(), [c[b].double().numpy() for c in contexts])
+        for layer, wanted in zip(ours, expected, strict=True):
+            close(layer[b], wanted)
+
+
+def test_gradient_checkpointing_recomputes_and_keeps_the_gradients():
+    video, codes = tiny.clips(0, 1), torch.randint(32, (2, 3, 4, 4))
+    gradients, calls, outputs = {}, {}, {}
+    for enabled in (False, True):
+        model = tiny.tokenizer(tiny.tokenizer_config(graph_dropout=0.0)).train()
+        set_gradient_checkpointing(model, enabled)
+        ran = []
+        blocks = [m for part in (model.encoder, model.decoder) for m in part.modules() if isinstance(m, FeedForward)]
+        for module in blocks:
+            module.register_forward_pre_hook(lambda *args, ran=ran: ran.append(1))
+        loss = tiny.stage1_loss(model, video, codes)
+        forward_calls = len(ran)
+        loss.backward()
+        calls[enabled] = (forward_calls, len(ran))
+        assert forward_calls == len(blocks)
+        outputs[enabled] = loss.detach()
+        gradients[enabled] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    once = calls[False][0]
+    assert calls == {False: (once, once), True: (once, 2 * once)}
+    assert torch.equal(outputs[True], outputs[False])
+    assert gradients[True].keys() == gradients[False].keys()
+    for name, gradient in gradients[False].items():
+        assert torch.equal(gradients[True][name], gradient), name

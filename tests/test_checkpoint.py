@@ -1,0 +1,190 @@
+"""Checkpoints are whole or not there, belong to one run, and hold nothing that could run code."""
+
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from toy_task import ToyTask, toy_run
+
+from sweettok.config import build, load_config
+from sweettok.data.dataset import GlobalBatchSampler
+from sweettok.train import checkpoint
+from sweettok.train.checkpoint import RunState, checkpoints, clean, find_resume, latest, load, save, written_aside
+from sweettok.train.ema import EMA
+
+
+def state_of(run, step=0):
+    """A run that has trained for `step` steps on made-up gradients."""
+    task = ToyTask(run)
+    ema = EMA(task.model, run.train.ema_decay)
+    sampler = GlobalBatchSampler(
+        num_items=len(task.train_dataset),
+        global_batch=run.train.global_batch_size,
+        rank=0,
+        world_size=1,
+        micro_batch=2,
+        seed=run.train.seed,
+    )
+    state = RunState(run, task, ema, sampler, world_size=1)
+    for _ in range(step):
+        for player in task.players.values():
+            for param in player.parameters:
+                param.grad = torch.randn_like(param)
+            player.optimizer.step()
+            player.scheduler.step()
+        ema.update(task.model)
+        sampler.advance()
+    state.step, task.calls, state.tracker_id = step, step, "abc"
+    return state
+
+
+def tensors(state):
+    modules = {name: player.module for name, player in state.task.players.items()}
+    live = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    return live | {f"ema.{key}": value for key, value in state.ema.shadow.items()}
+
+
+def test_load_restores_everything(tmp_path):
+    old = state_of(toy_run(tmp_path), step=3)
+    old.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    old.scaler.scale(torch.ones(()))
+    folder = save(old, tmp_path)
+    new = state_of(toy_run(tmp_path))
+    new.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    load(new, folder)
+    first, second = tensors(old), tensors(new)
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert (new.step, new.tracker_id, new.sampler.global_batches, new.task.calls, new.ema.calls) == (3, "abc", 3, 3, 3)
+    assert new.scaler.get_scale() == 8.0
+    for name, player in new.task.players.items():
+        assert player.scheduler.state_dict() == old.task.players[name].scheduler.state_dict()
+        ours, theirs = player.optimizer.state_dict(), old.task.players[name].optimizer.state_dict()
+        assert ours["param_groups"] == theirs["param_groups"]
+        for index, moments in theirs["state"].items():
+            for key, value in moments.items():
+                assert value is None or torch.equal(ours["state"][index][key], value)
+
+
+def test_folder_describes_itself_and_holds_no_code(tmp_path):
+    run = toy_run(tmp_path)
+    folder = save(state_of(run, step=2), tmp_path)
+    assert folder.name == "checkpoint-2"
+    files = ["config.yaml", "discriminator.safetensors", "ema.safetensors", "model.safetensors", "optimizers.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == [*files, "state.json"]
+    assert load_config(folder / "config.yaml") == run
+    saved = json.loads((folder / "state.json").read_text())
+    assert (saved["format"], saved["task"], saved["step"], saved["seed"], saved["world_size"]) == (1, "toy", 2, 42, 1)
+    assert saved["sampler"]["global_batches"] == 2
+    assert set(load_file(folder / "model.safetensors")) == set(load_file(folder / "ema.safetensors"))
+    torch.load(folder / "optimizers.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("writer", ["save_model", "save_file", "write_config"])
+def test_interrupted_save_leaves_the_previous_one(tmp_path, monkeypatch, writer):
+    save(state_of(toy_run(tmp_path), step=1), tmp_path)
+
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, writer, kill)
+        with pytest.raises(KeyboardInterrupt):
+            save(state_of(toy_run(tmp_path), step=2), tmp_path)
+    assert latest(tmp_path) == tmp_path / "checkpoint-1"
+    load(state_of(toy_run(tmp_path)), tmp_path / "checkpoint-1")
+    clean(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    save(state_of(toy_run(tmp_path), step=2), tmp_path)
+    assert latest(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_latest_is_the_highest_whole_one(tmp_path):
+    assert latest(tmp_path / "nowhere") is None
+    for step in (9, 10):
+        save(state_of(toy_run(tmp_path), step=step), tmp_path)
+    (tmp_path / "checkpoint-11").mkdir()
+    (tmp_path / ".checkpoint-12.partial").mkdir()
+    (tmp_path / "checkpoint-best").mkdir()
+    assert latest(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_rotation_keeps_the_newest(tmp_path):
+    for step in (1, 2, 3):
+        save(state_of(toy_run(tmp_path, keep_checkpoints=2), step=step), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    assert checkpoints(tmp_path) == [tmp_path / "checkpoint-2", tmp_path / "checkpoint-3"]
+
+
+def test_written_aside_replaces_only_when_done(tmp_path):
+    folder = tmp_path / "final"
+    with written_aside(folder) as aside:
+        (aside / "old").touch()
+        assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), written_aside(folder):
+        raise KeyboardInterrupt
+    assert (folder / "old").exists()
+    with written_aside(folder) as aside:
+        (aside / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["new"] and [path.name for path in tmp_path.iterdir()] == [
+        "final"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"train": {"seed": 1}}, "train.seed was 42 and is 1"),
+        ({"train": {"global_batch_size": 8}}, "train.global_batch_size was 4 and is 8"),
+        ({"optimizer": {"lr": 1.0}}, "optimizer.lr was 0.0001 and is 1.0"),
+        ({"proxy": {"code_dim": 4}}, "proxy.code_dim was 8 and is 4"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, change, told):
+    run = toy_run(tmp_path)
+    folder = save(state_of(run, step=1), tmp_path)
+    changed = build(type(run), OmegaConf.structured(run), change)
+    with pytest.raises(ValueError, match=told):
+        load(state_of(changed), folder)
+
+
+def test_settings_of_pace_and_place_may_change(tmp_path):
+    run = toy_run(tmp_path)
+    folder = save(state_of(run, step=1), tmp_path)
+    train = {"max_steps": 9, "micro_batch_size": 2, "log_every": 7, "output_dir": "elsewhere", "trackers": ["wandb"]}
+    moved = build(type(run), OmegaConf.structured(run), {"train": train, "data": {"train": "there", "num_workers": 3}})
+    new = state_of(moved)
+    load(new, folder)
+    assert new.step == 1
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    run = toy_run(tmp_path)
+    folder = save(state_of(run, step=1), tmp_path)
+    other = state_of(run)
+    other.task.name = "other"
+    with pytest.raises(ValueError, match="of a toy run, this is other"):
+        load(other, folder)
+    smaller = state_of(run)
+    smaller.task.model.layers[2] = torch.nn.Linear(8, 3).double()
+    with pytest.raises(ValueError, match="does not fit this run"):
+        load(smaller, folder)
+    saved = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**saved, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        load(state_of(run), folder)
+    (folder / "state.json").unlink()
+    with pytest.raises(FileNotFoundError, match="all machines"):
+        load(state_of(run), folder)
+
+
+def test_find_resume(tmp_path):
+    assert find_resume(tmp_path / "new", resume=False) is None
+    assert find_resume(tmp_path, resume=False) is None
+    folder = save(state_of(toy_run(tmp_path), step=1), tmp_path)
+    assert find_resume(tmp_path, resume=True) == folder
+    with pytest.raises(ValueError, match="train.resume=true"):
+        find_resume(tmp_path, resume=False)
+    with pytest.raises(ValueError, match="is a file"):
+        find_resume(folder / "state.json", resume=True)

@@ -1,0 +1,105 @@
+"""Scanning lists finds every planted problem, and nothing in a sound list."""
+
+import json
+
+import pytest
+import torch
+
+from sweettok.data.__main__ import main
+from sweettok.data.lists import load_clips, read_entries
+from sweettok.data.scan import scan
+from sweettok.data.writer import write_png, write_video
+
+
+def moving(number: int, frames: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(number)
+    return torch.randint(0, 256, (3, frames, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six sound clips of two classes, in a list; a validation list of two more."""
+    names = [f"{'ab'[number % 2]}/v_{'AB'[number % 2]}_g{number + 1:02d}_c01" for number in range(8)]
+    for number, name in enumerate(names):
+        write_video(tmp_path / f"{name}.mkv", moving(number), 10, lossless=True)
+    rows = [f"{name}.mkv\t{number % 2 + 1}\n" for number, name in enumerate(names)]
+    (tmp_path / "train.txt").write_text("".join(rows[:6]))
+    (tmp_path / "val.txt").write_text("".join(rows[6:]))
+    return tmp_path
+
+
+def plant(folder) -> dict[str, str]:
+    """Spoil the training list; returns {path: kind of the planted problem}."""
+    (folder / "a" / "broken.mkv").write_bytes((folder / "a" / "v_A_g01_c01.mkv").read_bytes()[:300])
+    write_video(folder / "a" / "few.mkv", moving(20, frames=4), 10, lossless=True)
+    (folder / "a" / "copy.mkv").write_bytes((folder / "a" / "v_A_g03_c01.mkv").read_bytes())
+    (folder / "b" / "copy_of_val.mkv").write_bytes((folder / "b" / "v_B_g08_c01.mkv").read_bytes())
+    write_video(folder / "a" / "v_A_g07_c02.mkv", moving(21), 10, lossless=True)
+    kinds = {
+        "a/broken.mkv": "unreadable",
+        "a/few.mkv": "short",
+        "a/copy.mkv": "repeated",
+        "a/gone.mkv": "missing",
+        "b/copy_of_val.mkv": "shared",
+        "a/v_A_g07_c02.mkv": "group",
+    }
+    with (folder / "train.txt").open("a") as file:
+        file.writelines(f"{path}\t1\n" for path in kinds)
+    return kinds
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_finds_what_was_planted(folder, workers):
+    kinds = plant(folder)
+    train, val = (read_entries(folder / name)[0] for name in ("train.txt", "val.txt"))
+    problems = scan(train, val, frames=5, workers=workers)
+    assert {str(p.entry.path.relative_to(folder)): p.kind for p in problems} == kinds
+    told = {problem.kind: str(problem) for problem in problems}
+    assert "train.txt, line 8: " in told["short"] and "4 of 5" in told["short"]
+    assert "v_A_g03_c01.mkv" in told["repeated"] and "v_B_g08_c01.mkv" in told["shared"]
+
+
+def test_sound_lists_have_no_problems(folder):
+    train, val = (read_entries(folder / name)[0] for name in ("train.txt", "val.txt"))
+    assert scan(train, val, frames=6) == []
+    assert [problem.kind for problem in scan(train, frames=3, stride=3)] == ["short"] * 6
+
+
+def test_lines_that_repeat(folder):
+    (folder / "train.txt").write_text("a/v_A_g01_c01.mkv\t1\na/v_A_g01_c01.mkv\t2\na/gone.mkv\t1\na/gone.mkv\t1\n")
+    kinds = [problem.kind for problem in scan(read_entries(folder / "train.txt")[0], frames=5)]
+    assert kinds == ["repeated", "missing", "missing", "repeated"]
+
+
+def test_images(tmp_path):
+    write_png(tmp_path / "one.png", moving(0)[:, 0])
+    (tmp_path / "two.png").write_bytes(b"no image")
+    entries = read_entries(tmp_path)[0]
+    assert [problem.kind for problem in scan(entries, frames=1)] == ["unreadable"]
+    assert [problem.kind for problem in scan(entries[:1], frames=2)] == ["short"]
+
+
+def test_command(folder, capsys):
+    val = str(folder / "val.txt")
+    train = str(folder / "train.txt")
+    assert main(["scan", train, "--against", val, "--frames", "5", "--workers", "0"]) == 0
+    assert "6 clips, no problems" in capsys.readouterr().out
+    kinds = plant(folder)
+    clean, report = folder / "clean.txt", folder / "report.json"
+    options = ["--against", val, "--frames", "5", "--write-clean", str(clean), "--report", str(report)]
+    assert main(["scan", train, *options]) == 1
+    out = capsys.readouterr().out
+    assert "12 clips, 1 missing, 1 unreadable, 1 short, 1 repeated, 1 shared, 1 group" in out
+    rows = json.loads(report.read_text())["problems"]
+    assert {row["path"].removeprefix(f"{folder}/"): row["kind"] for row in rows} == kinds
+    before = (folder / "train.txt").read_text().splitlines()[:6]
+    assert clean.read_text().splitlines() == before
+    assert load_clips(clean).labels == (0, 1, 0, 1, 0, 1)
+    assert main(["scan", str(clean), "--against", val, "--frames", "5", "--workers", "0"]) == 0
+
+
+def test_command_refuses_wrong_input(folder, tmp_path_factory, capsys):
+    elsewhere = str(tmp_path_factory.mktemp("elsewhere") / "clean.txt")
+    assert main(["scan", str(folder / "train.txt"), "--write-clean", elsewhere]) == 2
+    assert main(["scan", str(folder / "none.txt")]) == 2
+    assert "no list file or folder of clips" in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""Synthetic clips: seeded, moving, described in words, and written so that an interrupted run can be completed."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from sweettok.data import synthetic
+from sweettok.data.__main__ import main
+from sweettok.data.lists import load_clips, read_names
+from sweettok.data.reader import probe, read_clip
+from sweettok.data.synthetic import CLASSES, MOTIONS, synthetic_clip, write_synthetic
+
+
+def psnr(prediction: torch.Tensor, video: torch.Tensor) -> float:
+    return float(10 * torch.log10(255**2 / (prediction.float() - video.float()).square().mean()))
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return [synthetic_clip(index, 17, 64, seed=1) for index in range(48)]
+
+
+def center(clip: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+    """Mean (y, x) of the pixels that differ from the same clip without its object, for each frame."""
+    mask = (clip.int() - empty.int()).abs().amax(0) > 12
+    y, x = torch.meshgrid(torch.arange(mask.shape[1]), torch.arange(mask.shape[2]), indexing="ij")
+    area = mask.sum((1, 2)).clamp(min=1)
+    return torch.stack([(mask * y).sum((1, 2)) / area, (mask * x).sum((1, 2)) / area], 1), mask.sum((1, 2))
+
+
+def test_seeded_and_balanced(clips):
+    again = synthetic_clip(5, 17, 64, seed=1)
+    assert torch.equal(again.video, clips[5].video) and again.caption == clips[5].caption
+    assert not torch.equal(synthetic_clip(5, 17, 64, seed=2).video, again.video)
+    assert not torch.equal(clips[5].video, clips[13].video)
+    assert Counter(clip.label for clip in clips) == dict.fromkeys(range(len(CLASSES)), 6)
+    assert all(clip.class_name == CLASSES[clip.label] for clip in clips)
+
+
+@pytest.mark.parametrize(("frames", "size", "shape"), [(1, 16, (16, 16)), (5, (24, 40), (24, 40)), (3, (33, 17), (33, 17))])
+def test_any_size_and_length(frames, size, shape):
+    clip = synthetic_clip(3, frames, size).video
+    assert clip.shape == (3, frames, *shape) and clip.dtype == torch.uint8 and clip.is_contiguous()
+
+
+def test_longer_clips_begin_like_shorter_ones(clips):
+    assert all(torch.equal(synthetic_clip(i, 24, 64, seed=1).video[:, :17], clips[i].video) for i in range(8))
+
+
+def test_still_pictures_predict_badly(clips):
+    for frames in (9, 17):
+        videos = [clip.video[:, :frames] for clip in clips]
+        first = [psnr(video[:, :1].expand_as(video), video) for video in videos]
+        mean = [psnr(video.float().mean(1, keepdim=True).expand_as(video), video) for video in videos]
+        assert sum(first) / len(first) < 16 and max(first) < 21
+        assert sum(mean) / len(mean) < 20
+
+
+def test_textures_are_smooth(clips):
+    """Neighbouring pixels are alike: most of what changes between them is below the noise of a good reconstruction."""
+    steps = torch.stack([(c.video[..., 1:].int() - c.video[..., :-1].int()).abs().float().mean() for c in clips])
+    assert steps.mean() < 14
+
+
+def test_motion_is_what_the_class_says(monkeypatch):
+    seen = Counter()
+    for index in range(48):
+        _, scene = synthetic._scene(index, 7)
+        video = scene.draw(9, 48, 48)
+        with monkeypatch.context() as patch:
+            patch.setitem(synthetic.SHAPES, scene.shape, lambda u, v: 0 * u + 9)
+            empty = scene.draw(9, 48, 48)
+        place, area = center(video, empty)
+        inside = (area > 20).all() and (place - 24).abs().max() < 12  # objects at the edge wrap around
+        if not inside and scene.motion not in ("grow", "shrink", "spin"):
+            continue
+        seen[scene.motion] += 1
+        shift = place[-1] - place[0]
+        if scene.motion in ("grow", "shrink"):
+            assert (area[-1] > area[0]) == (scene.motion == "grow")
+        elif scene.motion in ("slide-left", "slide-right"):
+            assert (shift[1] > 0) == (scene.motion == "slide-right") and shift[0].abs() < shift[1].abs()
+        elif scene.motion in ("rise", "fall"):
+            assert (shift[0] > 0) == (scene.motion == "fall") and shift[1].abs() < shift[0].abs()
+    assert {"grow", "shrink", "slide-left", "slide-right", "rise", "fall"} <= set(seen)
+
+
+def test_captions_are_tagged(clips):
+    kinds = {"a": "other", "over": "other"}
+    for table, kind in (
+        ((synthetic.SIZES, synthetic.COLORS, synthetic.PATTERNS), "adjective"),
+        ((synthetic.SHAPES, synthetic.GROUNDS), "noun"),
+        ((synthetic.MANNERS, *({word: 0 for word in motion.adverbs} for motion in MOTIONS.values())), "adverb"),
+        (tuple({word: 0 for word in motion.verbs} for motion in MOTIONS.values()), "verb"),
+    ):
+        for words in table:
+            assert not set(words) & set(kinds) or kind == "adverb"
+            kinds.update(dict.fromkeys(words, kind))
+    for clip in clips:
+        words = clip.caption.words
+        assert clip.caption.text == " ".join(word for word, _ in words)
+        assert all(kinds[word] == kind for word, kind in words)
+        assert Counter(kind for _, kind in clip.caption.content) == {"adjective": 3, "noun": 2, "adverb": 2, "verb": 1}
+        verb = next(word for word, kind in words if kind == "verb")
+        assert verb in MOTIONS[clip.class_name].verbs
+
+
+def test_written_folder(tmp_path):
+    out = write_synthetic(tmp_path / "set", num_train=10, num_val=6, frames=6, size=(32, 48), fps=8, seed=3)
+    assert read_names(out / "classes.txt") == CLASSES
+    train, val = (load_clips(out / f"{split}.txt", classes=out / "classes.txt") for split in ("train", "val"))
+    assert (len(train), len(val)) == (10, 6)
+    captions = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+    assert [caption["key"] for caption in captions] == [*train.keys, *val.keys]
+    assert not {caption["text"] for caption in captions[:10]} & {caption["text"] for caption in captions[10:]}
+    for clips, first in ((train, 0), (val, 10)):
+        for number, path in enumerate(clips.paths):
+            drawn = synthetic_clip(first + number, 6, (32, 48), seed=3)
+            info = probe(path)
+            assert (info.num_frames, info.fps, info.height, info.width) == (6, 8.0, 32, 48)
+            assert psnr(read_clip(path, 6, None), drawn.video) > 30
+            assert path.parent.name == clips.class_names[clips.labels[number]] == drawn.class_name
+            assert captions[first + number]["text"] == drawn.caption.text
+            assert captions[first + number]["words"] == [list(pair) for pair in drawn.caption.content]
+
+
+def test_a_second_call_draws_only_what_is_missing(tmp_path, monkeypatch):
+    out = tmp_path / "set"
+    options = {"num_train": 6, "num_val": 2, "frames": 3, "size": 16}
+    drawn = []
+    original = synthetic.write_video
+
+    def stop_after(count):
+        def write(path, *rest):
+            if len(drawn) == count:
+                raise KeyboardInterrupt
+            drawn.append(path)
+            original(path, *rest)
+
+        monkeypatch.setattr(synthetic, "write_video", write)
+
+    stop_after(5)
+    with pytest.raises(KeyboardInterrupt):
+        write_synthetic(out, **options)
+    assert not (out / "train.txt").exists()
+    stop_after(100)
+    write_synthetic(out, **options)
+    assert len(drawn) == len(set(drawn)) == 8
+    load_clips(out / "train.txt")
+    write_synthetic(out, **options)
+    assert len(drawn) == 8
+    with pytest.raises(ValueError, match="num_val 2 instead of 3"):
+        write_synthetic(out, **{**options, "num_val": 3})
+
+
+def test_command(tmp_path, capsys):
+    out = str(tmp_path / "set")
+    arguments = ["synthetic", out, "--num-train", "3", "--num-val", "1", "--frames", "3", "--size", "16"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == out
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "seed 0 instead of 1" in capsys.readouterr().err

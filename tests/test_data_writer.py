@@ -1,0 +1,123 @@
+"""Written videos and pictures come back with the same size, length and rate, and with the pixels they should have."""
+
+import av
+import pytest
+import torch
+
+from sweettok.data.reader import probe, read_clip, read_image
+from sweettok.data.writer import compare, film_strip, side_by_side, write_aside, write_lines, write_png, write_video
+
+
+def waves(frames: int, height: int, width: int) -> torch.Tensor:
+    """A moving picture, smooth enough for halved chroma, uint8 (3, T, H, W)."""
+    t, y, x = torch.meshgrid(torch.arange(frames), torch.arange(height), torch.arange(width), indexing="ij")
+    channels = [torch.sin(0.06 * x + 0.3 * t), torch.sin(0.05 * y - 0.2 * t), torch.cos(0.04 * (x + y))]
+    return ((torch.stack(channels) * 0.4 + 0.5) * 255).to(torch.uint8)
+
+
+def psnr(one: torch.Tensor, two: torch.Tensor) -> float:
+    return float(10 * torch.log10(255**2 / (one.float() - two.float()).square().mean()))
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (47, 64), (48, 63), (35, 33)])
+@pytest.mark.parametrize("fps", [8, 29.97])
+def test_video_comes_back(tmp_path, height, width, fps):
+    clip = waves(9, height, width)
+    path = tmp_path / "new" / "clip.mp4"
+    write_video(path, clip, fps)
+    info = probe(path)
+    assert (info.num_frames, info.height, info.width) == (9, height, width)
+    assert info.fps == pytest.approx(fps, rel=1e-4)
+    assert psnr(read_clip(path, 9, None), clip) > 35
+    assert [file.name for file in path.parent.iterdir()] == ["clip.mp4"]
+    assert torch.equal(read_clip(path, 9, None), read_clip(path, 9, (height, width)))
+
+
+def test_even_sizes_get_the_common_chroma(tmp_path):
+    for size, expected in (((32, 32), "yuv420p"), ((32, 31), "yuv444p")):
+        write_video(tmp_path / "clip.mp4", waves(2, *size), 10)
+        with av.open(str(tmp_path / "clip.mp4")) as container:
+            assert container.streams.video[0].codec_context.pix_fmt == expected
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (31, 45)])
+def test_lossless_is_exact(tmp_path, name, height, width):
+    clip = torch.randint(0, 256, (3, 5, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / name, clip, 25, lossless=True)
+    assert torch.equal(read_clip(tmp_path / name, 5, None), clip)
+
+
+@pytest.mark.parametrize(
+    ("clip", "fps", "message"),
+    [
+        (torch.zeros(3, 4, 8, 8), 10, "uint8"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 10, r"\(3, T, H, W\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), 10, r"\(3, T, H, W\)"),
+        (torch.zeros(3, 0, 8, 8, dtype=torch.uint8), 10, "no frames"),
+        (torch.zeros(3, 4, 8, 8, dtype=torch.uint8), 0, "fps"),
+    ],
+)
+def test_bad_videos_are_refused(tmp_path, clip, fps, message):
+    with pytest.raises(ValueError, match=message):
+        write_video(tmp_path / "clip.mp4", clip, fps)
+    assert not list(tmp_path.iterdir())
+
+
+def test_png_is_exact(tmp_path):
+    image = waves(1, 21, 34)[:, 0]
+    write_png(tmp_path / "image.png", image)
+    assert torch.equal(read_image(tmp_path / "image.png", None)[:, 0], image)
+    with pytest.raises(ValueError, match="uint8"):
+        write_png(tmp_path / "image.png", image.float())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "list.txt"
+    write_lines(path, ["old"])
+    with pytest.raises(KeyError), write_aside(path) as aside:
+        aside.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_side_by_side_and_compare():
+    one, two = waves(3, 20, 30), waves(3, 20, 30).flip(3)
+    joined = side_by_side(one, two)
+    assert joined.shape == (3, 3, 20, 60)
+    assert torch.equal(joined[..., :30], one) and torch.equal(joined[..., 30:], two)
+    three = compare(one, two)
+    assert torch.equal(three[..., :60], joined)
+    assert torch.equal(three[..., 60:].int(), (one.int() - two.int()).abs())
+    with pytest.raises(ValueError, match="one shape"):
+        side_by_side(one, two[..., :-1])
+    with pytest.raises(ValueError, match="one shape"):
+        compare(one, two[:, :-1])
+    with pytest.raises(ValueError, match="one shape"):
+        side_by_side()
+
+
+def test_labels_are_drawn_in_the_corner_of_a_copy():
+    clip = torch.full((3, 2, 40, 80), 100, dtype=torch.uint8)
+    marked = side_by_side(clip, clip, labels=("real", "fake"))
+    assert (clip == 100).all()
+    changed = (marked != 100).any(dim=0)[0]
+    assert changed[:20, :40].any() and changed[:20, 80:120].any()
+    assert not changed[20:].any() and not changed[:, 60:80].any()
+    assert marked.amax() > 200
+    assert not torch.equal(marked[..., :80], marked[..., 80:])
+    with pytest.raises(ValueError, match="2 clips need as many labels, got 1"):
+        side_by_side(clip, clip, labels=("real",))
+
+
+def test_film_strip():
+    clip = waves(9, 10, 12)
+    strip = film_strip(clip, 5)
+    assert strip.shape == (3, 10, 60)
+    for column, place in enumerate((0, 2, 4, 6, 8)):
+        assert torch.equal(strip[..., column * 12 : column * 12 + 12], clip[:, place])
+    assert torch.equal(film_strip(clip, 1), clip[:, 0])
+    for columns in (0, 10):
+        with pytest.raises(ValueError, match=r"1\.\.9"):
+            film_strip(clip, columns)

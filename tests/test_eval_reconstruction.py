@@ -1,0 +1,337 @@
+"""Scoring a tokenizer, its report, and the files of the reconstruct command."""
+
+import json
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sweettok.config import BlockConfig, ProxyConfig, TokenizerConfig
+from sweettok.data.reader import probe, read_clip
+from sweettok.data.writer import write_video
+from sweettok.eval import frechet_distance
+from sweettok.eval.__main__ import main
+from sweettok.eval.metrics import psnr, ssim
+from sweettok.eval.reconstruction import baselines, cautions, detector_bytes, evaluate_reconstruction, refusal
+from sweettok.eval.tokenizers import load_tokenizer, round_trip
+from sweettok.eval.visual import unique_names
+from sweettok.layout import TokenLayout
+from sweettok.models.proxy import ProxyTokenizer
+from sweettok.models.tokenizer import SweetTok
+from sweettok.pixels import to_float, to_uint8
+from sweettok.priors import Prior, WordGraph
+
+FRAMES, SIZE = 9, 32
+
+
+def clips(count, seed=0, frames=FRAMES):
+    """Smooth moving clips, uint8 (count, 3, T, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 3, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (frames, SIZE, SIZE), mode="trilinear")
+    return (smooth * 255).to(torch.uint8)
+
+
+def batches(video, size):
+    return [{"video": part} for part in video.split(size)]
+
+
+@dataclass
+class Output:
+    ids: torch.Tensor
+    layout: TokenLayout
+
+
+class Levels:
+    """A tokenizer with words: one id per query from a table of levels, decoded to flat frames plus the overshoot."""
+
+    layout = TokenLayout(1, 1, 4, 4, 4, 4, 1)
+
+    def encode(self, video):
+        level = to_float(video).mean((1, 2, 3, 4)).add(0.5).mul(3.999).long().clamp(0, 3)
+        return Output(self.layout.to_global(level[:, None].expand(-1, 4)), self.layout)
+
+    def decode(self, ids):
+        level = self.layout.to_local(ids)[:, 0].float() / 3 * 1.2 - 0.6
+        return level.view(-1, 1, 1, 1, 1).expand(-1, 3, FRAMES, SIZE, SIZE)
+
+
+class Exact:
+    """A tokenizer of plain codes that loses nothing."""
+
+    config = SimpleNamespace(num_codes=256)
+
+    def encode(self, video):
+        return video.long()
+
+    def decode(self, codes):
+        return codes / 255 - 0.5
+
+
+class Features:
+    """Stands in for I3D: a few statistics of the bytes it is given, which it keeps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, video):
+        assert video.dtype == torch.uint8 and video.shape[1:] == (FRAMES, SIZE, SIZE, 3)
+        self.seen.append(video)
+        values = video.float()
+        return torch.cat([values.mean((1, 2, 3)), values.std((1, 2, 3)), values[:, -1].mean((1, 2))], dim=1)
+
+
+def absolute(images, target):
+    return (images - target).abs().mean((1, 2, 3))
+
+
+def test_a_perfect_tokenizer_scores_perfectly():
+    video = clips(4)
+    result = evaluate_reconstruction(Exact(), batches(video, 2), Features(), absolute)
+    scores = result["scores"]["reconstruction"]
+    assert scores["psnr"]["mean"] == 100 and scores["ssim"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert scores["lpips"]["mean"] == 0 and scores["rfvd"] == pytest.approx(0, abs=1e-6)
+    assert result["num_clips"] == 4 and result["usage"]["code"]["words"] == 256
+    assert result["ids_per_clip"] == video[0].numel() and result["bits_per_clip"] == 8 * video[0].numel()
+
+
+def test_scores_are_what_they_say():
+    video = clips(6)
+    detector = Features()
+    result = evaluate_reconstruction(Levels(), batches(video, 4), detector, absolute)
+    tokenizer = Levels()
+    output = tokenizer.decode(tokenizer.encode(video).ids).clamp(-0.5, 0.5)
+    outputs = {"reconstruction": output, **baselines(to_float(video))}
+    real = Features()(detector_bytes(to_float(video)))
+    for name, pixels in outputs.items():
+        scores, shown = result["scores"][name], to_uint8(pixels)
+        assert scores["psnr"]["mean"] == pytest.approx(psnr(video, shown).mean().item())
+        assert scores["ssim"]["mean"] == pytest.approx(ssim(video, shown).mean().item())
+        expected = (to_float(video) - to_float(shown)).abs().mean().item()
+        assert scores["lpips"]["mean"] == pytest.approx(expected)
+        features = Features()(to_uint8(pixels, rounding="floor").movedim(1, -1))
+        assert scores["rfvd"] == pytest.approx(frechet_distance(real, features), rel=1e-6)
+    dark = video.movedim(1, -1)[:4]
+    darkened = torch.where((dark >= 1) & (dark <= 63), dark - 1, dark)  # what truncation does to originals
+    assert torch.equal(detector.seen[0], darkened)
+
+
+def test_baselines():
+    video = to_float(clips(1))
+    made = baselines(video)
+    assert torch.equal(made["first frame"][:, :, 5], video[:, :, 0])
+    torch.testing.assert_close(made["mean frame"][:, :, 5], video.mean(2))
+
+
+def test_usage_and_bits_per_word_list():
+    video = torch.cat([torch.zeros(1, 3, FRAMES, SIZE, SIZE), torch.full((3, 3, FRAMES, SIZE, SIZE), 255)]).byte()
+    result = evaluate_reconstruction(Levels(), batches(video, 3))
+    assert list(result["usage"]) == ["adjective", "noun", "adverb", "verb"]
+    noun = result["usage"]["noun"]
+    assert (noun["ids"], noun["used"], noun["dead"]) == (4, 2, 2)
+    assert noun["perplexity"] == pytest.approx(math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4)))
+    assert result["ids_per_clip"] == 4 and result["bits_per_clip"] == 8
+    assert set(result["scores"]["reconstruction"]) == {"psnr", "ssim"}
+
+
+def test_batches_make_no_difference():
+    video = clips(5)
+    whole, parts = (evaluate_reconstruction(Levels(), batches(video, size), Features()) for size in (5, 2))
+    for name, scores in whole["scores"].items():
+        assert parts["scores"][name]["psnr"] == scores["psnr"]
+        assert parts["scores"][name]["rfvd"] == pytest.approx(scores["rfvd"], rel=1e-6)
+    assert parts["usage"] == whole["usage"]
+
+
+def test_nothing_passes_silently():
+    with pytest.raises(ValueError, match="no clips"):
+        evaluate_reconstruction(Levels(), [])
+    broken = Exact()
+    broken.decode = lambda codes: torch.full(codes.shape, torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        round_trip(broken, clips(1))
+    broken.decode = lambda codes: torch.zeros(1, 3, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"to shape \(1, 3, 1, 8, 8\)"):
+        round_trip(broken, clips(1))
+
+
+def test_refusals_and_cautions():
+    assert "i3d_pretrained_400.pt" in refusal(3000, 17, False)
+    assert "at least 9" in refusal(3000, 5, True)
+    assert "at least 2 clips" in refusal(1, 17, True)
+    assert refusal(2, 9, True) is None
+    assert cautions(2048) == [] and "2047 clips" in cautions(2047)[0]
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+def word_graph(modifiers, heads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return WordGraph(
+        tuple(f"m{i}" for i in range(modifiers)),
+        tuple(f"h{i}" for i in range(heads)),
+        torch.randn(modifiers + heads, 4, generator=generator),
+        torch.randint(0, modifiers + heads, (2, 10), generator=generator),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tokenizer and a proxy with random weights, three clips, a list, and a video that is too short."""
+    folder = tmp_path_factory.mktemp("eval")
+    torch.manual_seed(0)
+    block = BlockConfig(dim=16, num_heads=2, head_dim=8)
+    layers = dict.fromkeys(("encoder_spatial", "encoder_temporal", "decoder_spatial", "decoder_temporal"), "t")
+    proxy = ProxyConfig(FRAMES, SIZE, SIZE, block=block, num_codes=32, code_dim=4, **layers)
+    config = TokenizerConfig(
+        proxy, block, **layers, spatial_query_grid=(2, 2), head_hidden=16, codebook_dim=8, graph_hidden=8
+    )
+    SweetTok(config, Prior(word_graph(6, 5, 1), word_graph(4, 7, 2))).save_pretrained(folder / "tok")
+    ProxyTokenizer(proxy).save_pretrained(folder / "proxy")
+    for i, video in enumerate(clips(3, frames=12)):
+        write_video(folder / "clips" / f"v{i}.mkv", video, fps=12, lossless=True)
+    write_video(folder / "short" / "v0.mkv", clips(1, frames=6)[0], fps=10, lossless=True)
+    (folder / "list.txt").write_text("v0.mkv\t1\nv1.mkv\t1\nv2.mkv\t2\n")
+    return folder
+
+
+def rfvd(folder, *more, checkpoint="tok"):
+    data = ["--data", str(folder / "list.txt"), "--root", str(folder / "clips")]
+    return main(["rfvd", "--checkpoint", str(folder / checkpoint), *data, "--workers", "0", *map(str, more)])
+
+
+def test_report_without_weights(folder, tmp_path, capsys):
+    for name, size in (("a", 2), ("b", 2), ("c", 3)):
+        assert rfvd(folder, "--out", tmp_path / name, "--batch-size", size) == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    report = json.loads((tmp_path / "a").read_text())
+    other = json.loads((tmp_path / "c").read_text())
+    assert other["settings"].pop("batch_size") == 3 and report["settings"].pop("batch_size") == 2
+    assert other["data"] == report["data"] and other["protocol"] == report["protocol"]
+    assert report["data"]["num_clips"] == 3 and len(report["data"]["sha256"]) == 64
+    assert report["protocol"]["frames"] == FRAMES and report["protocol"]["height"] == SIZE
+    assert len(report["weights"]["tokenizer"]["model.safetensors"]) == 64 and report["weights"]["i3d"] is None
+    assert set(report["results"]["scores"]) == {"reconstruction", "first frame", "mean frame"}
+    assert "rfvd" not in report["results"]["scores"]["reconstruction"] and "--i3d" in report["rfvd_refused"]
+    assert report["results"]["usage"]["verb"]["words"] == 7
+    printed = capsys.readouterr().out
+    assert "rFVD not measured: no I3D weights" in printed and "verb: " in printed and "mean frame" in printed
+
+
+def test_report_scores_the_middle_frames(folder, tmp_path):
+    assert rfvd(folder, "--out", tmp_path / "report.json", checkpoint="proxy") == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    video = torch.stack([read_clip(folder / "clips" / f"v{i}.mkv", FRAMES, SIZE, start=2) for i in range(3)])
+    direct = evaluate_reconstruction(load_tokenizer(folder / "proxy"), batches(video, 4))
+    assert report["results"] == direct
+
+
+def test_report_with_weights(folder, tmp_path, capsys, monkeypatch):
+    for name in ("i3d.pt", "linear.pth", "vgg.pth"):
+        (tmp_path / name).write_bytes(name.encode())
+    monkeypatch.setattr("sweettok.eval.rfvd.load_lpips", lambda vgg, linear: SmallLPIPS())
+    monkeypatch.setattr("sweettok.eval.rfvd.I3D", SmallI3D)
+    weights = ["--i3d", tmp_path / "i3d.pt", "--lpips", tmp_path / "linear.pth", "--vgg", tmp_path / "vgg.pth"]
+    assert rfvd(folder, *weights, "--out", tmp_path / "report.json", "--limit", 2) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["data"]["num_clips"] == 2 and report["rfvd_refused"] is None
+    for scores in report["results"]["scores"].values():
+        assert scores["rfvd"] >= -1e-6 and scores["lpips"]["count"] == 2
+    assert report["protocol"]["fvd"]["batch_norm_eps"] == 1e-5 and "2 clips" in report["notes"][0]
+    assert all(len(report["weights"][name]) == 64 for name in ("i3d", "lpips", "vgg"))
+    assert "note: rFVD of 2 clips is biased upwards" in capsys.readouterr().out
+
+
+class SmallLPIPS(torch.nn.Module):
+    def forward(self, images, target):
+        return absolute(images, target)
+
+
+class SmallI3D(torch.nn.Module):
+    batch_norm_eps = 1e-5
+
+    @classmethod
+    def from_release(cls, path):
+        assert path.endswith("i3d.pt")
+        return cls()
+
+    def forward(self, video):
+        return Features()(video)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_unreadable_video_is_an_error_that_names_it(folder, tmp_path, capsys, workers):
+    (tmp_path / "good.mkv").write_bytes((folder / "clips" / "v0.mkv").read_bytes())
+    (tmp_path / "torn.mkv").write_bytes((folder / "clips" / "v1.mkv").read_bytes()[:300])
+    arguments = ["--checkpoint", str(folder / "tok"), "--data", str(tmp_path), "--workers", workers]
+    assert main(["rfvd", *arguments]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "torn.mkv" in error
+
+
+def test_bad_arguments_are_errors(folder, tmp_path, capsys, monkeypatch):
+    def error(*arguments, **options):
+        assert rfvd(folder, *arguments, **options) == 1
+        return capsys.readouterr().err
+
+    assert "config.json" in error(checkpoint="clips")
+    assert "limit must be at least 1" in error("--limit", 0)
+    assert "batch size must be at least 1" in error("--batch-size", 0)
+    assert "nowhere.pt" in error("--i3d", tmp_path / "nowhere.pt")
+    assert "give --lpips" in error("--vgg", tmp_path / "vgg.pth")
+    many = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    monkeypatch.setattr("sweettok.eval.rfvd.PartialState", lambda: many)
+    assert "one process, got 2" in error()
+    generator = tmp_path / "generator"
+    generator.mkdir()
+    (generator / "config.json").write_text('{"model": "Generator"}')
+    with pytest.raises(ValueError, match="'Generator', which is no tokenizer"):
+        load_tokenizer(generator)
+
+
+def test_reconstruct_writes_what_it_saw(folder, tmp_path, capsys):
+    videos = [str(folder / "clips" / "v1.mkv"), str(folder / "clips" / "v0.mkv"), str(folder / "short" / "v0.mkv")]
+    assert main(["reconstruct", *videos, "--checkpoint", str(folder / "tok"), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "v1.mkv: PSNR" in printed and "spatial: m" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{name}.{kind}" for name in ("v1", "v0-1", "v0-2") for kind in ("mp4", "png", "json", "safetensors")
+    )
+    facts = json.loads((tmp_path / "v1.json").read_text())
+    ids = load_file(tmp_path / "v1.safetensors")["ids"]
+    assert ids.dtype == torch.int64 and ids.shape == (1, facts["ids_per_clip"])
+    clip = read_clip(videos[0], FRAMES, SIZE)
+    again = to_uint8(load_tokenizer(folder / "tok").decode(ids))
+    assert facts["psnr"] == pytest.approx(psnr(clip[None], again).item())
+    assert len(facts["psnr_per_frame"]) == FRAMES and facts["black_frames"] == 0
+    assert [segment["name"] for segment in facts["segments"]] == ["adjective", "noun", "adverb", "verb"]
+    assert len(facts["words"]["spatial"]) == 4 and len(facts["words"]["temporal"]) == 8
+    info = probe(tmp_path / "v1.mp4")
+    assert (info.num_frames, info.height, info.width, info.fps) == (FRAMES, SIZE, 3 * SIZE, 12)
+    shown = read_clip(tmp_path / "v1.mp4", FRAMES, None)[..., 16:, :SIZE]  # below the label
+    assert psnr(shown[None], clip[None, ..., 16:, :]).item() > 30
+    assert json.loads((tmp_path / "v0-2.json").read_text())["black_frames"] == 3
+
+
+def test_reconstruct_takes_a_proxy_and_a_position(folder, tmp_path):
+    video = str(folder / "clips" / "v0.mkv")
+    arguments = ["--checkpoint", str(folder / "proxy"), "--out", str(tmp_path), "--position", "first"]
+    assert main(["reconstruct", video, *arguments]) == 0
+    facts = json.loads((tmp_path / "v0.json").read_text())
+    assert facts["grid"] == [3, 4, 4] and facts["codes"] == 32 and facts["words"] == {}
+    expected = load_tokenizer(folder / "proxy").encode(read_clip(video, FRAMES, SIZE, position="first")[None])
+    assert torch.equal(load_file(tmp_path / "v0.safetensors")["ids"], expected)
+
+
+def test_reconstruct_names_a_missing_video(folder, tmp_path, capsys):
+    missing = str(tmp_path / "none.mp4")
+    assert main(["reconstruct", missing, "--checkpoint", str(folder / "tok"), "--out", str(tmp_path)]) == 1
+    assert "none.mp4" in capsys.readouterr().err
+
+
+def test_unique_names():
+    assert unique_names(["a/x.mp4", "b/x.avi", "y.mkv"]) == ["x-1", "x-2", "y"]

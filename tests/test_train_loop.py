@@ -1,0 +1,360 @@
+"""One loop for every stage: results depend on the configuration, not on how the work is split or interrupted."""
+
+import importlib.util
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import nn
+from toy_task import START, ToyTask, Vectors, fit_process, toy_run
+
+from sweettok.train import loop
+from sweettok.train.checkpoint import checkpoints
+from sweettok.train.loop import BatchShare, Clock, fit, make_accelerator, train_step
+from sweettok.train.task import StepContext
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps one state for each process, with the precision that was asked for first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train(output_dir, fail_at=None, **settings):
+    run = toy_run(output_dir, **settings)
+    task = ToyTask(run, fail_at)
+    fit(task, run)
+    return task
+
+
+def log_lines(output_dir, kind="train/"):
+    lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if any(key.startswith(kind) for key in line)]
+
+
+def results(line):
+    """What a log line says about training, without what depends on the machine."""
+    return {key: value for key, value in line.items() if key.startswith(("train/", "eval/", "lr/")) or key == "step"}
+
+
+def assert_same_weights(one, other, tolerance):
+    for name in ("model", "ema", "discriminator"):
+        first, second = load_file(one / f"{name}.safetensors"), load_file(other / f"{name}.safetensors")
+        assert first.keys() == second.keys()
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], rtol=0, atol=tolerance, msg=f"{name}: {key}")
+
+
+# ------------------------------------------------------------------------------------------- splitting the work
+
+
+def test_accumulation_equals_the_big_batch(tmp_path):
+    train(tmp_path / "big")
+    task = train(tmp_path / "small", micro_batch_size=1)
+    assert task.calls == 6 * 4
+    assert_same_weights(tmp_path / "big" / "checkpoint-6", tmp_path / "small" / "checkpoint-6", 1e-13)
+    for big, small in zip(log_lines(tmp_path / "big"), log_lines(tmp_path / "small"), strict=True):
+        assert results(big) == pytest.approx(results(small), rel=1e-6)
+
+
+def test_two_processes_equal_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"max_steps": 5, "save_every": 1, "micro_batch_size": 1, "eval_every": 5, "sample_every": 5}
+    train(tmp_path / "one", **settings)
+    run = toy_run(tmp_path / "two", **settings)
+    torch.multiprocessing.spawn(fit_process, (2, port, run), nprocs=2)
+    ones, twos = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
+    assert [results(line)["step"] for line in twos] == [1, 2, 3, 4, 5]
+    for one, two in zip(ones, twos, strict=True):
+        assert results(one) == pytest.approx(results(two), rel=1e-6)
+        assert [one[key] for key in one if key.startswith("lr/")] == [two[key] for key in two if key.startswith("lr/")]
+    # The generator's update is plain gradient descent, so the weights after one step are the gradients of that step.
+    for step in range(1, 6):
+        folders = (tmp_path / name / f"checkpoint-{step}" for name in ("one", "two"))
+        assert_same_weights(*folders, 1e-13)
+    (one,), (two,) = log_lines(tmp_path / "one", "eval/"), log_lines(tmp_path / "two", "eval/")
+    assert one["eval/error"] == pytest.approx(two["eval/error"], rel=1e-12)
+    assert len(list((tmp_path / "two" / "samples").iterdir())) == 2
+
+    # What two processes began, one can finish.
+    for left in ("checkpoint-5", "checkpoint-4", "final"):
+        shutil.rmtree(tmp_path / "two" / left)
+    train(tmp_path / "two", **settings)
+    assert_same_weights(tmp_path / "one" / "checkpoint-5", tmp_path / "two" / "checkpoint-5", 1e-13)
+    assert [line["step"] for line in log_lines(tmp_path / "two")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("total", "micro", "world", "told"),
+    [
+        (10, None, 4, "8 or 12"),
+        (2, None, 4, "4 or 8"),
+        (0, None, 1, "global_batch_size 0"),
+        (16, 3, 2, "1, 2, 4, 8"),
+        (16, 0, 2, "1, 2, 4, 8"),
+        (16, 16, 2, "1, 2, 4, 8"),
+    ],
+)
+def test_batches_that_do_not_divide(tmp_path, total, micro, world, told):
+    config = toy_run(tmp_path, global_batch_size=total, micro_batch_size=micro).train
+    with pytest.raises(ValueError, match=told):
+        BatchShare.of(config, world, 0)
+
+
+def test_shares_tile_the_global_batch(tmp_path):
+    config = toy_run(tmp_path, global_batch_size=12, micro_batch_size=2).train
+    shares = [BatchShare.of(config, 3, rank) for rank in range(3)]
+    contexts = [share.context(7, 1, i) for share in shares for i in range(share.micro_batches)]
+    draws = torch.arange(12)
+    assert torch.cat([context.own(draws) for context in contexts]).tolist() == list(range(12))
+    numbers = {int(torch.randint(2**60, (), generator=context.generator("a"))) for context in contexts}
+    assert len(numbers) == 1
+
+
+def test_random_numbers_depend_on_seed_step_and_purpose():
+    def number(step, seed, purpose):
+        context = StepContext(step, seed, 0, 2, 4)
+        return int(torch.randint(2**60, (), generator=context.generator(purpose)))
+
+    assert len({number(0, 0, "a"), number(1, 0, "a"), number(0, 1, "a"), number(0, 0, "b")}) == 4
+    with pytest.raises(ValueError, match="all 4 clips"):
+        StepContext(0, 0, 0, 2, 4).own(torch.zeros(2))
+
+
+# ---------------------------------------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_equals_the_unbroken_run(tmp_path, workers):
+    unbroken = train(tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", fail_at=4, num_workers=workers)
+    assert [path.name for path in checkpoints(tmp_path / "broken")] == ["checkpoint-3"]
+    assert len(log_lines(tmp_path / "broken")) == 4
+    resumed = train(tmp_path / "broken", num_workers=workers)
+
+    assert resumed.fed == unbroken.fed[3 * 4 :]
+    assert resumed.calls == unbroken.calls
+    assert_same_weights(tmp_path / "unbroken" / "checkpoint-6", tmp_path / "broken" / "checkpoint-6", 0)
+    for path in ("checkpoint-6/model.safetensors", "checkpoint-6/ema.safetensors", "final/model.safetensors"):
+        assert (tmp_path / "unbroken" / path).read_bytes() == (tmp_path / "broken" / path).read_bytes()
+    one, other = (
+        torch.load(tmp_path / name / "checkpoint-6" / "optimizers.pt", weights_only=True)
+        for name in ("unbroken", "broken")
+    )
+    assert_equal(one, other)
+    for kind in ("train/", "eval/"):
+        lines = [log_lines(tmp_path / name, kind) for name in ("unbroken", "broken")]
+        assert [results(line) for line in lines[0]] == [results(line) for line in lines[1]]
+
+
+def assert_equal(one, other):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for first, second in zip(one, other, strict=True):
+            assert_equal(first, second)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def test_a_finished_run_does_nothing_more(tmp_path, capsys):
+    train(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "checkpoint" in str(path)}
+    log, final = (tmp_path / "log.jsonl").read_text(), (tmp_path / "final").stat().st_mtime_ns
+    task = train(tmp_path)
+    assert task.fed == []
+    assert "finished at step 6" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "checkpoint" in str(path)}
+    assert (tmp_path / "log.jsonl").read_text() == log
+    assert (tmp_path / "final").stat().st_mtime_ns == final
+
+
+def test_a_new_run_needs_a_folder_of_its_own(tmp_path):
+    train(tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match="not empty and train.resume=false"):
+        train(tmp_path, resume=False)
+
+
+# ------------------------------------------------------------------------------------------------- the players
+
+
+def test_each_player_has_its_own_schedule_and_start(tmp_path):
+    task = train(tmp_path)
+    lines = log_lines(tmp_path)
+    assert [line["lr/generator"] for line in lines] == pytest.approx([0.05 * (1 - k / 6) for k in range(6)])
+    assert ["lr/discriminator" in line for line in lines] == [step >= START for step in range(6)]
+    assert lines[START]["lr/discriminator"] == 0.05
+    assert task.players["discriminator"].scheduler.last_epoch == 6 - START
+    assert {"train/loss/discriminator", "train/grad_norm/discriminator"} <= lines[START].keys()
+
+
+def test_gradients_are_clipped_for_each_player(tmp_path):
+    run = toy_run(tmp_path)
+    task = ToyTask(run)
+    session, batches = begin(task, run)
+    before = [param.clone() for param in task.model.parameters()]
+    report = train_step(session, batches, Clock())
+    moved = torch.cat([(old - new).flatten() for old, new in zip(before, task.model.parameters(), strict=True)])
+    assert report.scalars["grad_norm/generator"][0] > 0.1
+    assert moved.norm().item() == pytest.approx(0.05 * 0.1, rel=1e-4)
+
+
+def begin(task, run):
+    """The loop's own start, for looking at single steps."""
+    session = loop._start(task, run, make_accelerator(run.train))
+    return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
+
+
+def test_an_overflow_of_fp16_ticks_neither_schedule_nor_average(tmp_path):
+    run = toy_run(tmp_path)
+    task = ToyTask(run)
+    session, batches = begin(task, run)
+    session.accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    generator = task.players["generator"]
+    train_step(session, batches, Clock())
+    assert (session.state.ema.calls, generator.scheduler.last_epoch) == (1, 1)
+
+    weights = [param.clone() for param in task.model.parameters()]
+    hook = task.model.layers[0].bias.register_hook(lambda grad: grad * float("inf"))
+    train_step(session, batches, Clock())
+    hook.remove()
+    assert (session.state.ema.calls, generator.scheduler.last_epoch, session.state.step) == (1, 1, 2)
+    assert all(torch.equal(old, new) for old, new in zip(weights, task.model.parameters(), strict=True))
+    assert scaler.get_scale() == 0.5
+
+    train_step(session, batches, Clock())
+    assert (session.state.ema.calls, generator.scheduler.last_epoch) == (2, 2)
+    assert task.players["discriminator"].scheduler.last_epoch == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    run = toy_run(tmp_path)
+    task = ToyTask(run)
+    task.train_dataset = BrokenVectors(11, seed=1)
+    with pytest.raises(FloatingPointError, match=r"step 1 is not finite: .*error = nan.*loss/generator = nan"):
+        fit(task, run)
+    assert checkpoints(tmp_path) == []
+
+
+class BrokenVectors(Vectors):
+    def __getitem__(self, item):
+        return {"clip": torch.full((4,), float("nan"), dtype=torch.float64), "key": "broken"}
+
+
+def test_a_player_that_forgets_to_play_is_noticed(tmp_path):
+    run = toy_run(tmp_path)
+    task = ToyTask(run)
+    task.players["discriminator"].start_step = 0
+    with pytest.raises(AssertionError, match="losses came from .'generator'. at step 0"):
+        fit(task, run)
+
+
+# -------------------------------------------------------------------------------------------------- looking at it
+
+
+def test_validation_counts_every_clip_once_with_averaged_weights(tmp_path):
+    task = train(tmp_path, ema_decay=0.5)
+    (three, six) = log_lines(tmp_path, "eval/")
+    assert (three["step"], six["step"]) == (3, 6)
+    weights = load_file(tmp_path / "checkpoint-6" / "ema.safetensors")
+    assert not torch.equal(weights["layers.0.weight"], task.model.layers[0].weight)
+    task.model.load_state_dict(weights)
+    task.model.eval()
+    clips = torch.stack([task.validation_dataset[i]["clip"] for i in range(7)])
+    with torch.no_grad():
+        expected = (task.model(clips) - clips).square().mean().item()
+    assert six["eval/error"] == pytest.approx(expected, rel=1e-12)
+    exported = load_file(tmp_path / "final" / "model.safetensors")
+    assert all(torch.equal(exported[name], weights[name]) for name in weights)
+
+
+def test_looking_leaves_weights_and_modes_alone(tmp_path):
+    train(tmp_path / "quiet", eval_every=0)
+    run = toy_run(tmp_path / "looking", eval_every=1, sample_every=1, eval_clips=2)
+    task = ToyTask(run)
+    task.players["discriminator"].module.eval()
+    fit(task, run)
+    assert task.model.training and not task.players["discriminator"].module.training
+    assert_same_weights(tmp_path / "quiet" / "checkpoint-6", tmp_path / "looking" / "checkpoint-6", 0)
+    samples = sorted(path.name for path in (tmp_path / "looking" / "samples").iterdir())
+    assert samples[:3] == ["00000001_0.mp4", "00000001_1.mp4", "00000002_0.mp4"] and len(samples) == 12
+
+
+def test_without_validation_data_the_training_batch_is_shown(tmp_path):
+    run = toy_run(tmp_path, max_steps=1, sample_every=1, num_samples=3)
+    task = ToyTask(run)
+    task.validation_dataset = None
+    fit(task, run)
+    assert len(list((tmp_path / "samples").iterdir())) == 3
+    assert log_lines(tmp_path, "eval/") == []
+
+
+def test_log_has_speed_and_each_step_once(tmp_path):
+    train(tmp_path, log_every=4)
+    lines = log_lines(tmp_path)
+    assert [line["step"] for line in lines] == [4, 6]
+    expected = {"time", "clips_per_second", "step_seconds", "data_seconds", "train/error", "train/updates"}
+    assert expected <= lines[0].keys()
+
+
+# ------------------------------------------------------------------------------------------------- the machine
+
+
+def test_bf16_keeps_weights_in_full_precision(tmp_path):
+    run = toy_run(tmp_path, mixed_precision="bf16", max_steps=2)
+    task = ToyTask(run)
+    task.model.float()
+    seen = []
+    task.model.layers[2].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    fit(task, run)
+    assert set(seen) == {torch.bfloat16}
+    assert all(param.dtype == torch.float32 for param in task.model.parameters())
+
+
+def test_compiled_players_learn_the_same(tmp_path, monkeypatch):
+    original, compiled = nn.Module.compile, []
+
+    def compile_eagerly(self):
+        compiled.append(self)
+        original(self, backend="aot_eager")
+
+    train(tmp_path / "plain", max_steps=3)
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    task = train(tmp_path / "compiled", max_steps=3, compile=True)
+    assert compiled == [player.bare for player in task.players.values()]
+    assert_same_weights(tmp_path / "plain" / "checkpoint-3", tmp_path / "compiled" / "checkpoint-3", 1e-12)
+
+
+def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="ACCELERATE_USE_CPU"):
+        make_accelerator(toy_run(tmp_path).train)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can train in fp16")
+def test_fp16_needs_a_gpu(tmp_path):
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        make_accelerator(toy_run(tmp_path, mixed_precision="fp16").train)
+
+
+def test_script_tells_users_what_is_wrong_in_one_line(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("train_script", Path(__file__).parent.parent / "scripts" / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    missing = tmp_path / "missing.yaml"
+    assert script.main([str(missing)]) == 2
+    assert capsys.readouterr().err == f"error: no configuration file at {missing}\n"

@@ -1,0 +1,121 @@
+"""A two-player task small enough for exact comparisons: float64, every kind of random draw, a late start."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+from torch.utils.data import Dataset
+
+from sweettok.config import ProxyRun, build
+from sweettok.train.task import Player, Task
+
+START = 2
+
+
+class Vectors(Dataset):
+    """Clips of four numbers that depend on (seed, epoch, index)."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed = count, seed
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, item):
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        generator = torch.Generator().manual_seed(self.seed * 10000 + epoch * 100 + index)
+        return {"clip": torch.randn(4, generator=generator, dtype=torch.float64), "key": f"{epoch}/{index}"}
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.register_buffer("updates", torch.zeros(()))
+
+    def forward(self, x):
+        # Noise on weights, as the word graph's dropout, comes from the default generators.
+        weight = nn.functional.dropout(self.layers[0].weight, 0.5, self.training)
+        return self.layers[2](torch.tanh(nn.functional.linear(x.to(weight.dtype), weight, self.layers[0].bias)))
+
+
+class ToyTask(Task):
+    name = "toy"
+
+    def __init__(self, run, fail_at: int | None = None):
+        torch.manual_seed(run.train.seed)
+        self.fail_at, self.calls, self.fed = fail_at, 0, []
+        self.model = Model().double()
+        opponent = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+        self.players = {
+            "generator": self._player("generator", self.model, torch.optim.SGD, 0, run.train.max_steps),
+            "discriminator": self._player("discriminator", opponent, torch.optim.AdamW, START, run.train.max_steps),
+        }
+        self.train_dataset, self.validation_dataset = Vectors(11, seed=1), Vectors(7, seed=2)
+
+    @staticmethod
+    def _player(name, module, kind, start, max_steps):
+        optimizer = kind(module.parameters(), lr=0.05)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / max_steps)
+        return Player(name, module, optimizer, schedule, max_grad_norm=0.1, start_step=start)
+
+    def losses(self, batch, context):
+        self.calls += 1
+        if context.step == self.fail_at:
+            raise KeyboardInterrupt
+        self.fed += batch["key"]
+        clip = batch["clip"]
+        noise = torch.randn(context.global_batch, 4, generator=context.generator("noise"), dtype=torch.float64)
+        fake = self.players["generator"].module(clip + 0.1 * context.own(noise))
+        error = (fake - clip).square().mean()
+        loss, report = error, {"error": error.detach()}
+        opponent = self.players["discriminator"]
+        if context.step >= START:
+            opponent.bare.requires_grad_(False)
+            loss = loss - 0.1 * opponent.bare(fake).mean()
+            opponent.bare.requires_grad_(True)
+        yield "generator", loss, report
+        if context.step >= START:
+            yield "discriminator", opponent.module(fake.detach()).mean() - opponent.module(clip).tanh().mean(), {}
+
+    def after_step(self, context):
+        self.model.updates += 1
+        return {"updates": self.model.updates}
+
+    def validate(self, batch):
+        assert not self.model.training and not torch.is_grad_enabled()
+        return {"error": (self.model(batch["clip"]) - batch["clip"]).square().mean(1)}
+
+    def sample(self, batch):
+        return torch.zeros(len(batch["clip"]), 3, 2, 16, 16, dtype=torch.uint8)
+
+    def extra_state(self):
+        return {"calls": self.calls}
+
+    def load_extra_state(self, state):
+        self.calls = state["calls"]
+
+    def export(self, folder: Path):
+        save_model(self.model, str(folder / "model.safetensors"))
+
+
+def toy_run(output_dir: Path, **train) -> ProxyRun:
+    """A run configuration; the sections of the models stay at their defaults, since the toy reads none of them."""
+    defaults = {"max_steps": 6, "global_batch_size": 4, "log_every": 1, "save_every": 3, "eval_every": 3}
+    train = {**defaults, "sample_every": 0, "output_dir": str(output_dir), **train}
+    workers = train.pop("num_workers", 0)
+    return build(ProxyRun, {"data": {"train": "toy", "num_workers": workers}, "train": train})
+
+
+def fit_process(rank: int, world_size: int, port: int, run: ProxyRun) -> None:
+    """What one of several CPU processes runs."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
+    )
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    from sweettok.train.loop import fit
+
+    fit(ToyTask(run), run)
+    torch.distributed.destroy_process_group()
