@@ -1,4 +1,4 @@
-"""Print the PSNR of every stage beside two baselines, from the quickstart's reports; fail if a stage learned too little.
+"""Print the PSNR of every stage beside two baselines, from quickstart's reports; fail if a stage learned too little.
 
     python scripts/quickstart_table.py outputs/tiny
 """

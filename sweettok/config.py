@@ -85,7 +85,7 @@ class ProxyConfig:
         step = self.temporal_patch_size
         if num_frames < 1 or (num_frames - 1) % step:
             low = 1 + max(num_frames - 1, 0) // step * step
-            raise ValueError(f"{num_frames} frames do not fit: 1 + a multiple of {step} is needed ({low} or {low + step})")
+            raise ValueError(f"{num_frames} frames do not fit: 1 + a multiple of {step} fits ({low} or {low + step})")
         windows = "w" in self.encoder_spatial + self.decoder_spatial
         unit = self.patch_size * (self.block.window_size if windows else 1)
         for name, size in (("height", height), ("width", width)):
@@ -170,7 +170,7 @@ class TokenizerConfig:
         """Raise ValueError, naming what would fit, for a clip that the tokenizer cannot take."""
         if (height, width) != (self.height, self.width):
             raise ValueError(
-                f"frames are {height}x{width}, but this tokenizer's position tables are for {self.height}x{self.width}: "
+                f"frames are {height}x{width}, but this tokenizer's tables are for {self.height}x{self.width}: "
                 "resize the clip (read_clip does) or build the tokenizer for that size"
             )
         self.proxy.check_clip(num_frames, height, width)
@@ -380,6 +380,9 @@ class Stage1Run:
     proxy: str = MISSING  # trained proxy: a folder of ours, or the published file
     prior: str = MISSING  # folder with the word graphs
     init: Optional[str] = None  # noqa: UP045  (weights to start from: a folder of ours, or a published file)
+    # Fit fresh weights to the proxy and to the first clips: the head starts from the geometry of the proxy's codes,
+    # latents and word codes from one distribution. Learning starts at once instead of after thousands of steps.
+    warm_start: bool = False
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: Stage1LossConfig = field(default_factory=Stage1LossConfig)

@@ -87,7 +87,6 @@ PROXY = Table(
         # training parts of the published checkpoint
         r"image_discriminator", r"video_discriminator", r"perceptual_model", r"context_norm",
     ),
-    kept_here=(r"codebook\.initialised$",),
 )  # fmt: skip
 
 TOKENIZER = Table(
@@ -136,7 +135,7 @@ TOKENIZER = Table(
         # queries and keys of self-attention on sequences of one token
         r"_(latent_temporal|temporal_latent)_transformer\.layers\.\d+\.1\.(norm|to_q|q_scale|k_scale)",
     ),
-    kept_here=(r"codebook\.(vectors|edges|initialised)$",),
+    kept_here=(r"codebook\.(vectors|edges)$",),
 )  # fmt: skip
 
 

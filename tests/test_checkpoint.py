@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from toy_task import ToyTask, toy_run
 
-from sweettok.config import build, load_config
+from sweettok.config import load_config
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.train import checkpoint
 from sweettok.train.checkpoint import RunState, checkpoints, clean, find_resume, latest, load, save, written_aside
@@ -75,8 +74,8 @@ def test_folder_describes_itself_and_holds_no_code(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [*files, "state.json"]
     assert load_config(folder / "config.yaml") == run
     saved = json.loads((folder / "state.json").read_text())
-    assert (saved["format"], saved["task"], saved["step"], saved["seed"], saved["world_size"]) == (1, "toy", 2, 42, 1)
-    assert saved["sampler"]["global_batches"] == 2
+    assert (saved["format"], saved["task"], saved["step"], saved["world_size"]) == (1, "toy", 2, 1)
+    assert (saved["sampler"]["global_batches"], saved["sampler"]["seed"]) == (2, 42)
     assert set(load_file(folder / "model.safetensors")) == set(load_file(folder / "ema.safetensors"))
     torch.load(folder / "optimizers.pt", weights_only=True)
 
@@ -134,29 +133,32 @@ def test_written_aside_replaces_only_when_done(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [
-        ({"train": {"seed": 1}}, "train.seed was 42 and is 1"),
-        ({"train": {"global_batch_size": 8}}, "train.global_batch_size was 4 and is 8"),
-        ({"optimizer": {"lr": 1.0}}, "optimizer.lr was 0.0001 and is 1.0"),
-        ({"proxy": {"code_dim": 4}}, "proxy.code_dim was 8 and is 4"),
-    ],
+    [({"seed": 1}, "seed was 42 and is 1"), ({"global_batch_size": 8}, "batch was 4 and is 8")],
 )
-def test_other_settings_are_refused(tmp_path, change, told):
-    run = toy_run(tmp_path)
-    folder = save(state_of(run, step=1), tmp_path)
-    changed = build(type(run), OmegaConf.structured(run), change)
+def test_another_order_of_clips_is_refused(tmp_path, change, told):
+    folder = save(state_of(toy_run(tmp_path), step=1), tmp_path)
     with pytest.raises(ValueError, match=told):
-        load(state_of(changed), folder)
+        load(state_of(toy_run(tmp_path, **change)), folder)
 
 
-def test_settings_of_pace_and_place_may_change(tmp_path):
-    run = toy_run(tmp_path)
-    folder = save(state_of(run, step=1), tmp_path)
-    train = {"max_steps": 9, "micro_batch_size": 2, "log_every": 7, "output_dir": "elsewhere", "trackers": ["wandb"]}
-    moved = build(type(run), OmegaConf.structured(run), {"train": train, "data": {"train": "there", "num_workers": 3}})
-    new = state_of(moved)
-    load(new, folder)
-    assert new.step == 1
+def test_changed_settings_take_effect_and_are_told(tmp_path):
+    old = state_of(toy_run(tmp_path), step=3)
+    folder = save(old, tmp_path)
+    run = toy_run(tmp_path, max_steps=30, ema_decay=0.5)
+    new = state_of(run)
+    player = new.task.players["discriminator"]
+    (group,) = player.optimizer.param_groups
+    group["weight_decay"], player.scheduler.base_lrs = 0.25, [0.4]
+    assert load(new, folder) == ["train.ema_decay was 0.999 and is 0.5", "train.max_steps was 6 and is 30"]
+    (group,) = player.optimizer.param_groups
+    assert (group["weight_decay"], group["lr"], new.ema.cap) == (0.25, 0.4 * (1 - 3 / 30), 0.5)
+    assert player.scheduler.last_epoch == 3
+    for theirs, ours in zip(player.parameters, old.task.players["discriminator"].parameters, strict=True):
+        moments = (player.optimizer.state[theirs], old.task.players["discriminator"].optimizer.state[ours])
+        assert torch.equal(*(state["exp_avg"] for state in moments))
+    player.scheduler.step()
+    assert group["lr"] == 0.4 * (1 - 4 / 30)
+    assert load(state_of(toy_run(tmp_path)), folder) == []
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sweettok.data.__main__ import main
 from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import load_clips, read_names
 
@@ -122,3 +123,17 @@ def test_k600_errors(tmp_path, text, error, message):
     (tmp_path / "k600").mkdir()
     with pytest.raises(error, match=message):
         import_k600(source, tmp_path / "k600", tmp_path / "lists")
+
+
+def test_commands(tmp_path, splits, capsys):
+    root = make_files(tmp_path / "UCF-101", TRAIN + TEST)
+    out = tmp_path / "lists"
+    assert main(["import-ucf101", str(root), str(splits), str(out), "--fold", "2"]) == 0
+    assert "train.txt: 3 clips" in capsys.readouterr().out
+    assert main(["import-ucf101", str(root), str(splits), str(out), "--fold", "3"]) == 2
+    assert "no split file at" in capsys.readouterr().err
+    source = tmp_path / "k600.csv"
+    source.write_text(HEADER + "zumba,a,0,10,train\nzumba,b,0,10,train\n")
+    make_files(tmp_path / "k600", ["a_000000_000010.mp4"])
+    assert main(["import-k600", str(source), str(tmp_path / "k600"), str(tmp_path / "k600-lists")]) == 0
+    assert "train.txt: 1 clips" in (told := capsys.readouterr().out) and "1 clips not found" in told

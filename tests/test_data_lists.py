@@ -42,6 +42,13 @@ def test_folders_are_indexed_in_code_point_order(root):
         load_clips(root, classes=("HammerThrow", "Other"))
 
 
+def test_class_folders_may_be_links(root, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked")
+    (linked / "Hammering").symlink_to(root / "Hammering", target_is_directory=True)
+    (linked / "HammerThrow").symlink_to(root / "HammerThrow", target_is_directory=True)
+    assert load_clips(linked).hash == load_clips(root).hash
+
+
 def test_list_without_labels_and_default_root(root):
     source = root / "list.txt"
     source.write_text("Hammering/c.avi\r\n\r\nHammering/a.avi\r\n")

@@ -33,9 +33,13 @@ def test_video_comes_back(tmp_path, height, width, fps):
     assert torch.equal(read_clip(path, 9, None), read_clip(path, 9, (height, width)))
 
 
-def test_even_sizes_get_the_common_chroma(tmp_path):
-    for size, expected in (((32, 32), "yuv420p"), ((32, 31), "yuv444p")):
-        write_video(tmp_path / "clip.mp4", waves(2, *size), 10)
+def test_even_sizes_get_the_common_chroma_unless_asked(tmp_path):
+    for size, full, expected in (
+        ((32, 32), False, "yuv420p"),
+        ((32, 31), False, "yuv444p"),
+        ((32, 32), True, "yuv444p"),
+    ):
+        write_video(tmp_path / "clip.mp4", waves(2, *size), 10, full_chroma=full)
         with av.open(str(tmp_path / "clip.mp4")) as container:
             assert container.streams.video[0].codec_context.pix_fmt == expected
 

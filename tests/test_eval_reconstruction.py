@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
-from sweettok.config import BlockConfig, ProxyConfig, TokenizerConfig
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance
@@ -19,10 +19,7 @@ from sweettok.eval.reconstruction import baselines, cautions, detector_bytes, ev
 from sweettok.eval.tokenizers import load_tokenizer, round_trip
 from sweettok.eval.visual import unique_names
 from sweettok.layout import TokenLayout
-from sweettok.models.proxy import ProxyTokenizer
-from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_float, to_uint8
-from sweettok.priors import Prior, WordGraph
 
 FRAMES, SIZE = 9, 32
 
@@ -169,29 +166,13 @@ def test_refusals_and_cautions():
 # ---------------------------------------------------------------------------------------------------- command line
 
 
-def word_graph(modifiers, heads, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return WordGraph(
-        tuple(f"m{i}" for i in range(modifiers)),
-        tuple(f"h{i}" for i in range(heads)),
-        torch.randn(modifiers + heads, 4, generator=generator),
-        torch.randint(0, modifiers + heads, (2, 10), generator=generator),
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tokenizer and a proxy with random weights, three clips, a list, and a video that is too short."""
     folder = tmp_path_factory.mktemp("eval")
-    torch.manual_seed(0)
-    block = BlockConfig(dim=16, num_heads=2, head_dim=8)
-    layers = dict.fromkeys(("encoder_spatial", "encoder_temporal", "decoder_spatial", "decoder_temporal"), "t")
-    proxy = ProxyConfig(FRAMES, SIZE, SIZE, block=block, num_codes=32, code_dim=4, **layers)
-    config = TokenizerConfig(
-        proxy, block, **layers, spatial_query_grid=(2, 2), head_hidden=16, codebook_dim=8, graph_hidden=8
-    )
-    SweetTok(config, Prior(word_graph(6, 5, 1), word_graph(4, 7, 2))).save_pretrained(folder / "tok")
-    ProxyTokenizer(proxy).save_pretrained(folder / "proxy")
+    config = tiny.proxy_config(SIZE, SIZE, FRAMES, patch_size=8)
+    tiny.tokenizer(tiny.tokenizer_config(config)).save_pretrained(folder / "tok")
+    tiny.proxy(config).save_pretrained(folder / "proxy")
     for i, video in enumerate(clips(3, frames=12)):
         write_video(folder / "clips" / f"v{i}.mkv", video, fps=12, lossless=True)
     write_video(folder / "short" / "v0.mkv", clips(1, frames=6)[0], fps=10, lossless=True)
@@ -217,7 +198,7 @@ def test_report_without_weights(folder, tmp_path, capsys):
     assert len(report["weights"]["tokenizer"]["model.safetensors"]) == 64 and report["weights"]["i3d"] is None
     assert set(report["results"]["scores"]) == {"reconstruction", "first frame", "mean frame"}
     assert "rfvd" not in report["results"]["scores"]["reconstruction"] and "--i3d" in report["rfvd_refused"]
-    assert report["results"]["usage"]["verb"]["words"] == 7
+    assert report["results"]["usage"]["verb"]["words"] == 17
     printed = capsys.readouterr().out
     assert "rFVD not measured: no I3D weights" in printed and "verb: " in printed and "mean frame" in printed
 
@@ -297,7 +278,7 @@ def test_reconstruct_writes_what_it_saw(folder, tmp_path, capsys):
     videos = [str(folder / "clips" / "v1.mkv"), str(folder / "clips" / "v0.mkv"), str(folder / "short" / "v0.mkv")]
     assert main(["reconstruct", *videos, "--checkpoint", str(folder / "tok"), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "v1.mkv: PSNR" in printed and "spatial: m" in printed
+    assert "v1.mkv: PSNR" in printed and "spatial: adj" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         f"{name}.{kind}" for name in ("v1", "v0-1", "v0-2") for kind in ("mp4", "png", "json", "safetensors")
     )

@@ -172,6 +172,7 @@ def attacks(marker):
 ATTACKS = sorted(attacks("marker"))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_does_nothing(tmp_path, name):
     marker = tmp_path / "marker"

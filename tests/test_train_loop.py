@@ -4,7 +4,9 @@ import importlib.util
 import json
 import shutil
 import socket
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +64,25 @@ def test_accumulation_equals_the_big_batch(tmp_path):
     assert_same_weights(tmp_path / "big" / "checkpoint-6", tmp_path / "small" / "checkpoint-6", 1e-13)
     for big, small in zip(log_lines(tmp_path / "big"), log_lines(tmp_path / "small"), strict=True):
         assert results(big) == pytest.approx(results(small), rel=1e-6)
+
+
+def test_processes_exchange_gradients_on_the_last_micro_batch_only(tmp_path, monkeypatch):
+    run = toy_run(tmp_path, micro_batch_size=1)
+    task = ToyTask(run)
+    session, batches = begin(task, run)
+    held, seen = [], []
+
+    @contextmanager
+    def no_sync(module):
+        held.append(module)
+        yield
+        held.remove(module)
+
+    monkeypatch.setattr(session.accelerator, "no_sync", no_sync)
+    task.model.register_forward_hook(lambda *_: seen.append(list(held)))
+    train_step(session, batches, Clock())
+    modules = [player.module for player in task.players.values()]
+    assert seen == [modules, modules, modules, []]
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -304,11 +325,12 @@ def test_without_validation_data_the_training_batch_is_shown(tmp_path):
 
 
 def test_log_has_speed_and_each_step_once(tmp_path):
-    train(tmp_path, log_every=4)
+    train(tmp_path, log_every=4, save_every=5)
     lines = log_lines(tmp_path)
-    assert [line["step"] for line in lines] == [4, 6]
+    assert [line["step"] for line in lines] == [4, 5, 6]
     expected = {"time", "clips_per_second", "step_seconds", "data_seconds", "train/error", "train/updates"}
     assert expected <= lines[0].keys()
+    assert 0 < lines[0]["data_seconds"] < lines[0]["step_seconds"]
 
 
 # ------------------------------------------------------------------------------------------------- the machine
@@ -340,6 +362,8 @@ def test_compiled_players_learn_the_same(tmp_path, monkeypatch):
 
 
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="ACCELERATE_USE_CPU"):
         make_accelerator(toy_run(tmp_path).train)

@@ -1,7 +1,7 @@
 """Tiny models, word graphs and clips, made by rule: the same numbers on every machine and version of torch.
 
-`python tests/tiny.py` writes tests/values.json, the outputs of these models that tests/test_tokenizer.py and
-tests/test_proxy.py hold them to. Write it anew only when a change of the numbers is meant.
+`PYTHONPATH=. python tests/tiny.py` writes tests/values.json, the outputs of these models that tests/test_tokenizer.py
+holds them to. Write it anew only when a change of the numbers is meant.
 """
 
 import json
@@ -19,10 +19,10 @@ from sweettok.models.tokenizer import SweetTok
 from sweettok.priors.graph import Prior, WordGraph
 
 VALUES = Path(__file__).with_name("values.json")
-SCALES = ("weight", "gamma", "q_scale", "k_scale")
+SCALES = ("weight", "gamma", "q_scale", "k_scale", "counts")
 # Standard deviations that make tiny models lively: many different words, logits that are neither flat nor one-hot.
 SPREAD = {
-    "queries": 2.0, "positions": 1.0, "mask_token": 1.0, "embeddings": 0.5, "conv2.lin.weight": 0.1,
+    "queries": 2.0, "positions": 1.0, "mask_token": 1.0, "embeddings": 0.5, "sums": 0.5, "conv2.lin.weight": 0.1,
     "head.3.weight": 0.6, "first_frame.weight": 0.06, "tubes.weight": 0.06,
 }  # fmt: skip
 
@@ -33,13 +33,13 @@ def normal(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every learned entry of `model` its rule-made value, and put the model into evaluation mode.
+    """Give every entry of `model` but the word graphs its rule-made value, and put the model into evaluation mode.
 
     Scales are 1 +- 0.1, other vectors +- 0.1, matrices normal / sqrt(fan-in), tables as in SPREAD.
     """
     state = {}
     for name, old in model.state_dict().items():
-        if not old.dtype.is_floating_point or name.endswith(("codebook.vectors", "codebook.counts", "codebook.sums")):
+        if not old.dtype.is_floating_point or name.endswith("vectors"):
             continue
         g = normal(name, tuple(old.shape), seed)
         spread = next((factor for end, factor in SPREAD.items() if name.endswith(end)), None)

@@ -2,8 +2,8 @@
 
     python scripts/bench/tokenizer.py [--batch 1] [--repeats 3] [--threads N] [--dtypes fp32 bf16] [--device auto]
 
-Weights are random (speed does not depend on them). The peak is the best rate of a large matrix multiply, measured in the
-same run between the passes, so that the share means something on a noisy machine.
+Weights are random (speed does not depend on them). The peak is the best rate of a large matrix multiply, measured
+in the same run between the passes, so that the share means something on a noisy machine.
 """
 
 import argparse

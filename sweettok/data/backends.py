@@ -53,11 +53,11 @@ class PyAVVideo:
         self._container = None
         try:
             self._open()
-            demuxed = [p for p in self._container.demux(self._stream) if self._is_shown(p)]
+            shown = filter(self._is_shown, self._container.demux(self._stream))
+            self._packets = [_Packet(p.pts, p.size, p.is_keyframe) for p in shown]
         except self._error as error:
             self.close()
             raise CannotOpen(f"PyAV cannot open it ({error.strerror})") from error
-        self._packets = [_Packet(p.pts, p.size, p.is_keyframe) for p in demuxed]
         self.num_frames = len(self._packets)
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
@@ -148,8 +148,8 @@ class PyAVVideo:
     def _from_start(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
         """Frames found by counting from the first one."""
         frames, count, damaged = [], 0, False
-        self._open()
         try:
+            self._open()
             for frame in self._container.decode(self._stream):
                 damaged = frame.is_corrupt or (damaged and not frame.key_frame)
                 if count in wanted:

@@ -4,7 +4,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from sweettok.data.lists import VIDEO_SUFFIXES, read_names, some, write_list
+from sweettok.data.lists import VIDEO_SUFFIXES, find_files, read_names, some, write_list
 from sweettok.data.writer import write_lines
 
 
@@ -90,9 +90,8 @@ def import_k600(annotations: str | Path, root: str | Path, out: str | Path) -> d
     if unknown:
         raise ValueError(f"{annotations}: {len(unknown)} classes are not in {out / 'classes.txt'}{some(unknown)}")
     files = defaultdict(list)
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            files[path.stem].append(path)
+    for path in find_files(root, VIDEO_SUFFIXES):
+        files[path.stem].append(path)
     index = {name: number for number, name in enumerate(names)}
     lists, lost = defaultdict(list), defaultdict(int)
     for stem, label, split in rows:

@@ -11,6 +11,7 @@ two pairs are swapped there (indices 34/35 and 46/47) against the labels of its 
 
 import csv
 import hashlib
+import io
 import math
 import os
 from collections import Counter, defaultdict
@@ -113,6 +114,15 @@ def read_entries(
     return entries, folders
 
 
+def find_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Files with these suffixes anywhere below a folder, through symbolic links, sorted; not hidden ones."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
+    return sorted(found)
+
+
 def write_list(path: str | Path, entries: Iterable[tuple[str, int | None]]) -> None:
     """Write (path, class index or None) pairs as a list file, with labels from 1."""
     write_lines(path, (name if index is None else f"{name}\t{index + 1}" for name, index in entries))
@@ -124,7 +134,7 @@ def read_names(path: str | Path) -> tuple[str, ...]:
 
 
 def _read_list(source: Path) -> Iterable[tuple[int, str, str | None]]:
-    for number, line in enumerate(_text(source).splitlines(), start=1):
+    for number, line in enumerate(_text(source).split("\n"), start=1):
         fields = line.split("\t")
         if not line.strip():
             continue
@@ -134,7 +144,7 @@ def _read_list(source: Path) -> Iterable[tuple[int, str, str | None]]:
 
 
 def _read_csv(source: Path) -> Iterable[tuple[int, str, str | None]]:
-    reader = csv.DictReader(_text(source).splitlines())
+    reader = csv.DictReader(io.StringIO(_text(source)))
     columns = reader.fieldnames or []
     if "path" not in columns:
         raise ValueError(f"{source}: the header must name a 'path' column (and 'label'), got {columns}")
@@ -142,7 +152,7 @@ def _read_csv(source: Path) -> Iterable[tuple[int, str, str | None]]:
         if not row["path"] or None in row or None in row.values():
             where = f"{source}, line {reader.line_num}"
             raise ValueError(f"{where}: expected the columns {columns}, got {list(row.values())}")
-        yield reader.line_num, row["path"], row.get("label")
+        yield reader.line_num, row["path"], row["label"].strip() if "label" in row else None
 
 
 def _text(source: Path) -> str:
@@ -166,9 +176,7 @@ def _key(name: Path) -> str:
 
 
 def _read_folder(source: Path, names: Sequence[str] | None) -> tuple[list[Entry], tuple[str, ...] | None]:
-    suffixes = VIDEO_SUFFIXES + IMAGE_SUFFIXES
-    files = sorted(p.relative_to(source) for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    files = [path.relative_to(source) for path in find_files(source, VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
     if not any(len(file.parts) > 1 for file in files):
         return [Entry(source / file, _key(file), None, str(source / file)) for file in files], None
     loose = [str(file) for file in files if len(file.parts) == 1]

@@ -103,7 +103,7 @@ def read_clip(
             last frame, or "error".
         backend: "pyav" decodes from the keyframe before the clip; "decord" decodes from the start of the file, as the
             release does; "auto" is pyav, and decord for what pyav cannot open. Both give the same frames. Pixels are
-            the same too, except where the height is kept and the width is not: recent FFmpeg interpolates chroma more
+            the same too, except where the height is kept and the width is not: FFmpeg 8 interpolates chroma more
             finely there, by 0.3 to 0.9 grey levels on average.
 
     Frames are turned upright where the file says that it is rotated. Nothing stays open, so that forked loader workers
@@ -137,7 +137,7 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ClipError(f"{path}: not a readable image ({error})") from error
     height, width = scale(image.height, image.width)
     if (height, width) != (image.height, image.width):
@@ -169,6 +169,8 @@ def _open(path: str | Path, backend: str) -> Iterator[PyAVVideo | DecordVideo]:
         raise ClipError(f"{path}: {'; '.join(reasons)}")
     try:
         yield video
+    except CannotOpen as error:  # when a decoder opens the file once more
+        raise ClipError(f"{path}: {error}") from error
     finally:
         video.close()
 

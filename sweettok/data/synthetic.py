@@ -21,8 +21,11 @@ from sweettok.data.lists import write_list
 from sweettok.data.writer import write_lines, write_video
 
 FORMAT = 1  # raise it when a seed comes to give other clips, so that old folders are not taken for new ones
-FRAMES_PER_UNIT = 16  # frames in which motion time advances by 1 at ordinary speed
-PAN = 0.026  # how far the ground moves in one frame, in frame sizes
+FRAMES_PER_UNIT = 12  # frames in which motion time advances by 1 at ordinary speed
+PAN = 0.1  # how far the ground moves in one frame, in frame sizes
+
+GROUND_DETAIL = 0.5  # scales the frequency of the ground textures below
+PATTERN_SHADE = 0.6  # brightness of the darker tone of a pattern
 
 Color = tuple[float, float, float]
 Field = Callable[[ndarray, ndarray], ndarray]  # two coordinates -> one value at each point
@@ -81,7 +84,7 @@ SHAPES: dict[str, Field] = {
     "star": lambda u, v: np.hypot(u, v) - (0.78 + 0.26 * np.cos(5 * np.arctan2(v, u))),
     "bar": lambda u, v: _box(u, v, 1.15, 0.5),
 }
-SIZES = {"small": 0.19, "big": 0.25, "huge": 0.31}  # radius in frame sizes
+SIZES = {"small": 0.22, "big": 0.28, "huge": 0.34}  # radius in frame sizes
 COLORS: dict[str, Color] = {
     "red": (0.90, 0.16, 0.14),
     "orange": (0.96, 0.56, 0.10),
@@ -95,6 +98,46 @@ COLORS: dict[str, Color] = {
 MANNERS = {"slowly": 0.6, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
 
 
+# Other words for the same thing, as people use them; captions pick one of each.
+SYNONYMS = {
+    "small": ("small", "little", "tiny"),
+    "big": ("big", "large", "sizeable"),
+    "huge": ("huge", "giant", "enormous"),
+    "red": ("red", "scarlet"),
+    "orange": ("orange", "amber"),
+    "yellow": ("yellow", "golden"),
+    "green": ("green", "emerald"),
+    "blue": ("blue", "azure"),
+    "purple": ("purple", "violet"),
+    "white": ("white", "pale"),
+    "black": ("black", "dark"),
+    "striped": ("striped", "banded"),
+    "dotted": ("dotted", "speckled"),
+    "checkered": ("checkered", "chequered"),
+    "shaded": ("shaded", "graded"),
+    "circle": ("circle", "disc"),
+    "square": ("square", "block"),
+    "triangle": ("triangle", "wedge"),
+    "diamond": ("diamond", "rhombus"),
+    "cross": ("cross", "plus"),
+    "ring": ("ring", "hoop"),
+    "star": ("star", "flower"),
+    "bar": ("bar", "plank"),
+    "gravel": ("gravel", "pebbles"),
+    "grass": ("grass", "lawn"),
+    "stripes": ("stripes", "canvas"),
+    "sand": ("sand", "dunes"),
+    "tiles": ("tiles", "flagstones"),
+    "water": ("water", "waves"),
+    "snow": ("snow", "drifts"),
+    "wood": ("wood", "planks"),
+    "slowly": ("slowly", "gently", "lazily"),
+    "smoothly": ("smoothly", "evenly", "steadily"),
+    "jerkily": ("jerkily", "haltingly", "fitfully"),
+    "quickly": ("quickly", "swiftly", "rapidly"),
+}
+
+
 @dataclass(frozen=True)
 class Motion:
     """How an object moves, and the words for it. `pose` maps time (T,) and two fixed numbers in [0, 1) to four values,
@@ -105,21 +148,30 @@ class Motion:
     adverbs: tuple[str, ...]
 
 
+SLIDING = ("slides", "glides", "drifts")
 MOTIONS = {
-    "slide-left": Motion(lambda t, a, b: (a - t, 0.3 + 0.4 * b, 0, 1), ("slides", "glides", "drifts"), ("left",)),
-    "slide-right": Motion(lambda t, a, b: (a + t, 0.3 + 0.4 * b, 0, 1), ("slides", "glides", "drifts"), ("right",)),
+    "slide-left": Motion(lambda t, a, b: (a - t, 0.3 + 0.4 * b, 0, 1), SLIDING, ("left", "leftwards")),
+    "slide-right": Motion(lambda t, a, b: (a + t, 0.3 + 0.4 * b, 0, 1), SLIDING, ("right", "rightwards")),
     "rise": Motion(lambda t, a, b: (0.3 + 0.4 * b, a - t, 0, 1), ("rises", "climbs", "floats"), ("up", "upwards")),
     "fall": Motion(lambda t, a, b: (0.3 + 0.4 * b, a + t, 0, 1), ("falls", "drops", "sinks"), ("down", "downwards")),
     "bounce": Motion(
         lambda t, a, b: (0.3 + 0.4 * b, 0.72 - 0.46 * np.abs(np.sin(math.pi * (1.6 * t + a))), 0, 1),
         ("bounces", "hops", "jumps"),
-        ("repeatedly",),
+        ("repeatedly", "again"),
     ),
     "spin": Motion(
-        lambda t, a, b: (0.5, 0.5, 2 * math.pi * (0.8 * t + a), 1.3), ("spins", "turns", "rotates"), ("around",)
+        lambda t, a, b: (0.5, 0.5, 2 * math.pi * (0.8 * t + a), 1.3), ("spins", "turns", "rotates"), ("around", "about")
     ),
-    "grow": Motion(lambda t, a, b: (0.5, 0.5, 0, 0.55 + 1.5 * (1 - np.exp(-t))), ("grows", "expands"), ("outwards",)),
-    "shrink": Motion(lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)), ("shrinks", "contracts"), ("inwards",)),
+    "grow": Motion(
+        lambda t, a, b: (0.5, 0.5, 0, 0.55 + 1.5 * (1 - np.exp(-t))),
+        ("grows", "expands", "swells"),
+        ("outwards", "out"),
+    ),
+    "shrink": Motion(
+        lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)),
+        ("shrinks", "contracts", "dwindles"),
+        ("inwards", "in"),
+    ),
 }
 CLASSES = tuple(MOTIONS)
 
@@ -163,6 +215,7 @@ class Scene:
     pattern: str
     shape: str
     ground: str
+    said: tuple[str, ...]  # size, colour, pattern, shape, manner and ground in the words of the caption
     place: tuple[float, float]  # the two numbers of the motion's pose
     pan: tuple[float, float]  # of the ground, in frame sizes for each frame
     offset: tuple[float, float]  # of the ground
@@ -174,26 +227,29 @@ class Scene:
             return words[rng.integers(len(words))]
 
         direction = rng.uniform(0, 2 * math.pi)
+        size, color, pattern, shape = pick(SIZES), pick(COLORS), pick(PATTERNS), pick(SHAPES)
+        manner, ground = pick(MANNERS), pick(GROUNDS)
         return cls(
             motion=motion,
             verb=pick(MOTIONS[motion].verbs),
             adverb=pick(MOTIONS[motion].adverbs),
-            manner=pick(MANNERS),
-            size=pick(SIZES),
-            color=pick(COLORS),
-            pattern=pick(PATTERNS),
-            shape=pick(SHAPES),
-            ground=pick(GROUNDS),
+            manner=manner,
+            size=size,
+            color=color,
+            pattern=pattern,
+            shape=shape,
+            ground=ground,
+            said=tuple(pick(SYNONYMS[word]) for word in (size, color, pattern, shape, manner, ground)),
             place=tuple(rng.uniform(size=2)),
             pan=(PAN * math.cos(direction), PAN * math.sin(direction)),
             offset=tuple(rng.uniform(0, 4, size=2)),
         )
 
     def caption(self) -> Caption:
-        adjectives = ((word, "adjective") for word in (self.size, self.color, self.pattern))
-        thing = (("a", "other"), *adjectives, (self.shape, "noun"))
-        action = ((self.verb, "verb"), (self.manner, "adverb"), (self.adverb, "adverb"))
-        return Caption((*thing, *action, ("over", "other"), (self.ground, "noun")))
+        *adjectives, shape, manner, ground = self.said
+        thing = (("a", "other"), *((word, "adjective") for word in adjectives), (shape, "noun"))
+        action = ((self.verb, "verb"), (manner, "adverb"), (self.adverb, "adverb"))
+        return Caption((*thing, *action, ("over", "other"), (ground, "noun")))
 
     def draw(self, frames: int, height: int, width: int) -> Tensor:
         """The clip as uint8 (3, frames, height, width)."""
@@ -204,11 +260,12 @@ class Scene:
             (np.arange(width, dtype=np.float32) + 0.5) / unit,
             indexing="ij",
         )
-        ground = GROUNDS[self.ground](self.offset[0] + x + self.pan[0] * t, self.offset[1] + y + self.pan[1] * t)
+        there = (o + GROUND_DETAIL * (place + speed * t) for o, place, speed in zip(self.offset, (x, y), self.pan))
+        ground = GROUNDS[self.ground](*there)
         picture = _mix(*GROUND_COLORS[self.ground], ground)
         shade, cover = self._object(x, y, height / unit, width / unit, unit)
         color = np.array(COLORS[self.color], dtype=np.float32)
-        picture += cover * (_mix(0.35 * color + 0.05, color, shade) - picture)
+        picture += cover * (_mix(PATTERN_SHADE * color, color, shade) - picture)
         return torch.from_numpy((picture * 255).round().astype(np.uint8)).permute(3, 0, 1, 2).contiguous()
 
     def _object(self, x: ndarray, y: ndarray, height: float, width: float, unit: int) -> tuple[ndarray, ndarray]:
@@ -284,7 +341,7 @@ def write_synthetic(
         key = f"videos/{CLASSES[label]}/{split}_{number:05d}"
         path = out / f"{key}.mp4"
         if not path.exists():
-            write_video(path, scene.draw(frames, height, width), fps)
+            write_video(path, scene.draw(frames, height, width), fps, full_chroma=True)
         lists[split].append((f"{key}.mp4", label))
         caption = scene.caption()
         captions.append(json.dumps({"key": key, "text": caption.text, "words": caption.content}))

@@ -1,5 +1,6 @@
 """Writing videos and pictures, aside and renamed so that no file is ever half there; laying clips out for the eye."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from torch import Tensor
 CRF = "18"
 
 
-def write_video(path: str | Path, frames: Tensor, fps: float, lossless: bool = False) -> None:
+def write_video(
+    path: str | Path, frames: Tensor, fps: float, lossless: bool = False, full_chroma: bool = False
+) -> None:
     """uint8 (3, T, H, W) RGB -> a video file of exactly that size at `fps`.
 
-    H.264 with 4:2:0 chroma, which every player shows; odd sizes, which that cannot hold, get 4:4:4 chroma. Lossless
-    files are H.264 in RGB, or FFV1 where the suffix is .mkv; both read back bit for bit.
+    H.264 with 4:2:0 chroma, which every player shows. Odd sizes, which that cannot hold, get 4:4:4 chroma, and so do
+    others with `full_chroma`. Lossless files are H.264 in RGB, or FFV1 where the suffix is .mkv; both read back bit for
+    bit.
     """
     import av
 
@@ -26,10 +30,10 @@ def write_video(path: str | Path, frames: Tensor, fps: float, lossless: bool = F
     _, count, height, width = frames.shape
     if count == 0:
         raise ValueError(f"cannot write {path}: the clip has no frames")
-    if not fps > 0:
+    if not 0 < fps < math.inf:
         raise ValueError(f"fps must be above 0, got {fps}")
-    codec, pixels, options = _encoding(path, height, width, lossless)
-    arrays = frames.permute(1, 2, 3, 0).contiguous().numpy()
+    codec, pixels, options = _encoding(path, lossless, full_chroma or height % 2 == 1 or width % 2 == 1)
+    arrays = frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
     with write_aside(path) as aside, av.open(str(aside), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
@@ -39,12 +43,12 @@ def write_video(path: str | Path, frames: Tensor, fps: float, lossless: bool = F
         container.mux(stream.encode())
 
 
-def _encoding(path: Path, height: int, width: int, lossless: bool) -> tuple[str, str, dict[str, str]]:
+def _encoding(path: Path, lossless: bool, full_chroma: bool) -> tuple[str, str, dict[str, str]]:
     if lossless and path.suffix.lower() == ".mkv":
         return "ffv1", "bgr0", {}
     if lossless:
         return "libx264rgb", "rgb24", {"crf": "0"}
-    return "libx264", "yuv444p" if height % 2 or width % 2 else "yuv420p", {"crf": CRF}
+    return "libx264", "yuv444p" if full_chroma else "yuv420p", {"crf": CRF}
 
 
 def write_png(path: str | Path, image: Tensor) -> None:
@@ -53,7 +57,7 @@ def write_png(path: str | Path, image: Tensor) -> None:
 
     _check(image, 3, "(3, H, W)")
     with write_aside(Path(path)) as aside:
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(aside, format="PNG")
+        Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(aside, format="PNG")
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
@@ -114,7 +118,7 @@ def _mark(clip: Tensor, label: str) -> Tensor:
     ImageDraw.Draw(image).text((1, 1), label, fill=255)
     box = torch.from_numpy(np.array(image))[: clip.shape[2], : clip.shape[3]]
     clip = clip.clone()
-    clip[:, :, : box.shape[0], : box.shape[1]] = box
+    clip[:, :, : box.shape[0], : box.shape[1]] = box.to(clip.device)
     return clip
 
 

@@ -82,6 +82,15 @@ class LanguageCodebook(nn.Module):
             return self.project()
         return self._keep("codes", (*self.parameters(), *self.buffers()), self.project)
 
+    @torch.no_grad()
+    def start_spread(self, deviation: Tensor) -> None:
+        """Scale and shift a fresh projection so that the codes are centred, with this deviation in every channel."""
+        modifiers, heads = self.project().split((self.num_modifiers, self.num_heads))
+        scale = deviation / ((modifiers.std(0) + heads.std(0)) / 2)
+        middle = (modifiers.mean(0) + heads.mean(0)) / 2
+        self.conv2.lin.weight.mul_(scale[:, None])
+        self.conv2.bias.copy_(scale * (self.conv2.bias - middle))
+
     def refresh(self) -> None:
         """Forget what was kept."""
         self._kept.clear()

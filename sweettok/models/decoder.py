@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sweettok.config import TokenizerConfig
 from sweettok.models.attention import EPS, Attention, FeedForward, PlaceTransformer, SpatialTransformer
 
+HEAD_SHARPNESS = 6.0  # norm of a unit code's row in a head that starts from the codes
+
 
 class MotionBlock(nn.Module):
     """Gives every slice of place n the temporal latent of place n: cross-attention, then feed-forward."""
@@ -58,6 +60,14 @@ class QueryDecoder(nn.Module):
             nn.Tanh(),
             nn.Linear(config.head_hidden, config.proxy.num_codes),
         )
+
+    @torch.no_grad()
+    def start_head(self, codes: Tensor) -> None:
+        """Let the logits start as similarities to the proxy's codes (K, c), so that like codes learn together."""
+        layer = self.head[-1]
+        directions = nn.init.orthogonal_(torch.empty(layer.in_features, codes.shape[1])).T.to(codes)
+        layer.weight.copy_(HEAD_SHARPNESS * codes @ directions)
+        layer.bias.zero_()
 
     def forward(self, spatial: Tensor, temporal: Tensor, num_slices: int) -> Tensor:
         """Quantized (B, S, latent) and (B, M, latent) -> logits (B, K, num_slices, h, w)."""

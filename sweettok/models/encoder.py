@@ -55,6 +55,17 @@ class QueryEncoder(nn.Module):
         x = self.temporal_query(queries, layers)[-1]
         return self.temporal_out(self.temporal_query.norm_out(x))
 
+    @torch.no_grad()
+    def start_centred(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift fresh output layers so that the latents of `video` differ in direction; returns their deviations."""
+        patches, deviations = self.patches(video), []
+        for branch, head in ((self.spatial_branch, self.spatial_out), (self.temporal_branch, self.temporal_out)):
+            latents = branch(patches).flatten(0, 1)
+            centre = latents.mean(0)
+            head[-1].bias.sub_(centre)
+            deviations.append(nn.functional.normalize(latents - centre, dim=-1).std(0).mean())
+        return tuple(deviations)
+
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32."""
         patches = self.patches(video)

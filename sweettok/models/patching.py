@@ -46,6 +46,12 @@ class Unpatch(nn.Module):
         self.first_frame = nn.Linear(dim, 3 * self.p**2)
         self.tubes = nn.Linear(dim, 3 * self.pt * self.p**2)
 
+    def start_grey(self) -> None:
+        """Make the first pixels of a training nearly grey, which is much nearer to any clip than noise is."""
+        for layer in (self.first_frame, self.tubes):
+            nn.init.trunc_normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         first = self.first_frame(x[:, :1])
         video = rearrange(first, "b t h w (c p1 p2) -> b c t (h p1) (w p2)", p1=self.p, p2=self.p)

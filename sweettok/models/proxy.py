@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sweettok import convert, pixels
 from sweettok.config import ProxyConfig
-from sweettok.models.attention import SpatialTransformer, TemporalTransformer
+from sweettok.models.attention import SpatialTransformer, TemporalTransformer, init_linears
 from sweettok.models.patching import PatchEmbed, Unpatch
 from sweettok.pretrained import Pretrained
 
@@ -26,10 +26,11 @@ class CodeTable(nn.Module):
 
     def __init__(self, num_codes: int, code_dim: int):
         super().__init__()
-        self.register_buffer("embeddings", torch.randn(num_codes, code_dim))
-        self.register_buffer("counts", torch.zeros(num_codes))
-        self.register_buffer("sums", torch.zeros(num_codes, code_dim))
-        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+        # Features are unit vectors, so the codes start as such, each as if chosen once.
+        embeddings = F.normalize(torch.randn(num_codes, code_dim), dim=-1)
+        self.register_buffer("embeddings", embeddings)
+        self.register_buffer("counts", torch.ones(num_codes))
+        self.register_buffer("sums", embeddings.clone())
 
     def nearest(self, features: Tensor) -> Tensor:
         """(..., c) -> (...) int64 by squared distance, in float32 whatever the autocast."""
@@ -41,19 +42,6 @@ class CodeTable(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """(...) -> (..., c)."""
         return F.embedding(codes, self.embeddings)
-
-    @torch.no_grad()
-    def initialise(self, features: list[Tensor], generator: torch.Generator) -> None:
-        """Start the table from features of all processes, once, so that every code has work to do.
-
-        `features` are groups of rows (N, c); the order of the rows, and so the draw, is that of one process
-        holding each group of all processes in rank order.
-        """
-        features = torch.cat([gather_rows(rows.float()) for rows in features])
-        self.embeddings.copy_(draw_rows(features, len(self.embeddings), generator))
-        self.sums.copy_(self.embeddings)
-        self.counts.fill_(1)
-        self.initialised.fill_(True)
 
     @torch.no_grad()
     def update(
@@ -156,6 +144,8 @@ class ProxyTokenizer(Pretrained, nn.Module):
         self.temporal = TemporalTransformer(config.block, config.encoder_temporal)
         self.to_code = nn.Linear(dim, config.code_dim)
         self.decoder = PixelDecoder(config)
+        init_linears(self, dim)
+        self.decoder.unpatch.start_grey()
 
     @property
     def codebook(self) -> CodeTable:
@@ -170,7 +160,6 @@ class ProxyTokenizer(Pretrained, nn.Module):
         model.load_state_dict({
             **model.state_dict(),
             **convert.import_weights(model.state_dict(), convert.read_weights(weights), convert.PROXY),
-            "decoder.codebook.initialised": torch.tensor(True),
         })
         return model.eval()
 

@@ -29,7 +29,7 @@ def released_state(model: nn.Module, table: Table) -> dict[str, Tensor]:
 def neutral_entries(module: nn.Module) -> dict[str, Tensor]:
     """What the published form of `module` holds beside ours."""
     if isinstance(module, WindowAttention):
-        return {"relative_position_index": module.relative_position_index.cpu()}
+        return {"relative_position_index": module.relative_position_index.cpu().clone()}
     if isinstance(module, SingleTokenAttention):
         inner, dim = module.to_v.weight.shape
         scale = torch.ones(module.head_dim)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sweettok import convert, pixels
 from sweettok.config import TokenizerConfig, WordsConfig
 from sweettok.layout import TokenLayout
+from sweettok.models.attention import init_linears
 from sweettok.models.codebook import LanguageCodebook
 from sweettok.models.decoder import QueryDecoder
 from sweettok.models.encoder import QueryEncoder
@@ -85,23 +86,19 @@ class SweetTok(Pretrained, nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal (std 0.02) for linear layers and learned tokens, zero biases (release).
+        """Linear layers as in `init_linears`; tokens and positions normal with deviation dim^-0.5.
 
         The pixel decoder is left alone: it comes from a trained proxy.
         """
+        dim = self.config.block.dim
         for branch in (self.encoder, self.decoder):
-            for module in branch.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-        scale = self.config.block.dim**-0.5
+            init_linears(branch, dim)
         for tokens in (
             self.encoder.spatial_queries, self.encoder.spatial_positions, self.encoder.temporal_queries,
             self.encoder.temporal_positions, self.decoder.spatial_positions, self.decoder.temporal_positions,
             self.decoder.positions, self.decoder.mask_token,
         ):
-            nn.init.normal_(tokens, std=scale)
+            nn.init.normal_(tokens, std=dim**-0.5)
 
     @classmethod
     def from_release(
@@ -155,6 +152,13 @@ class SweetTok(Pretrained, nn.Module):
             room = "no pixel decoder (pixel_path none)" if self.pixel_decoder is None else f"room for {ours}"
             raise ValueError(f"this tokenizer has {room}, but the proxy is {proxy.config}")
         self.pixel_decoder.load_state_dict(proxy.decoder.state_dict())
+
+    def warm_start(self, video: Tensor) -> None:
+        """Fit fresh weights to the proxy (see `use_proxy`) and to float clips (B, 3, T, H, W), before any training."""
+        deviations = self.encoder.start_centred(video)
+        for quantizer, deviation in zip((self.spatial_quantizer, self.temporal_quantizer), deviations, strict=True):
+            quantizer.codebook.start_spread(deviation)
+        self.decoder.start_head(self.pixel_decoder.codebook.embeddings)
 
     def assets(self) -> dict[str, Any]:
         spatial, temporal = self.spatial_quantizer.codebook, self.temporal_quantizer.codebook

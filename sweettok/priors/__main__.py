@@ -22,6 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", required=True, metavar="DIR")
     build.add_argument("--dim", type=int, default=32, help="width of the word vectors (default 32)")
     build.add_argument("--min-count", type=int, default=1, help="keep words counted at least this often (default 1)")
+    build.add_argument(
+        "--neighbors", type=int, help="keep one edge to each word's N closest partners (default: an edge per caption)"
+    )
     show = commands.add_parser("show", help="sizes and most frequent words of a prior")
     show.add_argument("folder", metavar="DIR")
     convert = commands.add_parser("convert", help="rewrite the released pickles in the safe format")
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         if args.command == "build":
-            prior = build_prior(read_tagged(*args.captions), args.dim, args.min_count)
+            prior = build_prior(read_tagged(*args.captions), args.dim, args.min_count, args.neighbors)
             save_prior(prior, args.out)
         elif args.command == "convert":
             prior = load_released(args.folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -64,13 +64,17 @@ def _parse(record: dict) -> TaggedCaption:
     return TaggedCaption(str(record["key"]), tuple(words))
 
 
-def build_prior(captions: Iterable[TaggedCaption], dim: int = 32, min_count: int = 1) -> Prior:
+def build_prior(
+    captions: Iterable[TaggedCaption], dim: int = 32, min_count: int = 1, neighbors: int | None = None
+) -> Prior:
     """Count, connect and embed the words of `captions`.
 
     Words counted at least `min_count` times are kept, the most frequent first. As in the release, a noun that is also
     an adjective is dropped, and a word that is both adverb and verb stands in both lists. An adjective and a noun, or
-    an adverb and a verb, that share a caption are connected by one edge per caption. `dim` is the width of the
-    vectors, at most the number of words kept.
+    an adverb and a verb, that share a caption are connected by one edge per caption; with `neighbors`, by a single
+    edge, and only if one is among the `neighbors` words that share the other's captions most beyond chance. That keeps
+    small vocabularies apart, whose dense graphs would smooth all codes into one. `dim` is the width of the vectors, at
+    most the number of words kept.
 
     Raises ValueError when a word list comes out empty or `dim` does not fit.
     """
@@ -82,13 +86,15 @@ def build_prior(captions: Iterable[TaggedCaption], dim: int = 32, min_count: int
         if not words:
             raise ValueError(f"no {part} is counted at least {min_count} times in the {len(captions)} captions")
     words = [word for part in PARTS_OF_SPEECH for word in lists[part]]
+    if neighbors is not None and neighbors < 1:
+        raise ValueError(f"neighbors must be at least 1, got {neighbors}")
     if not 1 <= dim <= len(words):
         raise ValueError(f"dim must be from 1 to the number of words ({len(words)}), got {dim}")
     captions = [sorted(set(caption) & kept.keys()) for caption in captions]
     vectors = dict(zip(words, word_vectors(captions, words, dim), strict=True))
     return Prior(
-        _graph(lists["adjective"], lists["noun"], captions, vectors, kept),
-        _graph(lists["adverb"], lists["verb"], captions, vectors, kept),
+        _graph(lists["adjective"], lists["noun"], captions, vectors, kept, neighbors),
+        _graph(lists["adverb"], lists["verb"], captions, vectors, kept, neighbors),
     )
 
 
@@ -102,6 +108,7 @@ def _graph(
     captions: list[list[Word]],
     vectors: dict[Word, np.ndarray],
     counts: dict[Word, int],
+    neighbors: int | None,
 ) -> WordGraph:
     first = {word: i for i, word in enumerate(modifiers)}
     second = {word: len(modifiers) + i for i, word in enumerate(heads)}
@@ -111,6 +118,8 @@ def _graph(
         for pair in product((first[w] for w in caption if w in first), (second[w] for w in caption if w in second))
     ]
     words = modifiers + heads
+    if neighbors is not None:
+        edges = _nearest_partners(edges, [counts[word] for word in words], neighbors)
     return WordGraph(
         tuple(word for word, _ in modifiers),
         tuple(word for word, _ in heads),
@@ -118,6 +127,16 @@ def _graph(
         torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
         torch.tensor([counts[word] for word in words]),
     )
+
+
+def _nearest_partners(edges: list[tuple[int, int]], counts: list[int], neighbors: int) -> list[tuple[int, int]]:
+    """Each pair once, kept if either word counts the other among its `neighbors` by pointwise mutual information."""
+    partners = defaultdict(list)
+    for (a, b), together in sorted(Counter(edges).items()):
+        association = together / (counts[a] * counts[b])  # orders a word's partners as the logarithm would
+        partners[a].append((-association, b, (a, b)))
+        partners[b].append((-association, a, (a, b)))
+    return sorted({pair for found in partners.values() for _, _, pair in sorted(found)[:neighbors]})
 
 
 def word_vectors(captions: list[list[Word]], words: list[Word], dim: int) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 `<output_dir>/checkpoint-<step>/` holds
   config.yaml              the resolved configuration
-  state.json               format version, task, step, seed, world size, sampler position, the moving average's count,
-                           the loss scaler of fp16, and the run's identity for trackers
+  state.json               format version, task, step, number of processes, sampler position and seed, the moving
+                           average's count, the loss scaler of fp16, and the run's identity for trackers
   model.safetensors        the task's model
   ema.safetensors          its moving average, buffers included
   <player>.safetensors     what a player trains outside the model, as a discriminator
   optimizers.pt            optimizers and schedules of all players, and the task's extra state
-Random numbers are functions of (seed, step), so those two are their state, on any number of processes.
+Random numbers are functions of (seed, step), so those two are their state, for any number of processes.
 """
 
 import json
@@ -36,11 +36,6 @@ from sweettok.train.task import Player, Task
 FORMAT_VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
-# Settings that a resumed run may change: where things are, how long, how fast and how often. All others define the run.
-_FREE = re.compile(
-    r"proxy|prior|init|tokenizer|images|data\.(train|validation|root|num_workers)|loss\.perceptual\.(linear_)?weights"
-    r"|train\.(?!(seed|global_batch_size|ema_decay)$).*"
-)
 
 
 @dataclass
@@ -75,10 +70,15 @@ def save(state: RunState, output_dir: Path) -> Path:
     return folder
 
 
-def load(state: RunState, folder: Path) -> None:
-    """Restore a run from a checkpoint folder, exactly; on every process. ValueError if it belongs to another run."""
+def load(state: RunState, folder: Path) -> list[str]:
+    """Restore a run from a checkpoint folder, exactly; on every process.
+
+    Settings are the present configuration's throughout, so that a changed one takes effect; returns a line about each
+    that differs from the checkpoint's. ValueError if the checkpoint does not fit the model or the order of the clips.
+    """
     saved = _read_json(folder)
-    _check_same_run(state, saved, folder)
+    if saved["task"] != state.task.name:
+        raise ValueError(f"{folder} is of a {saved['task']} run, this is {state.task.name}: change train.output_dir")
     try:
         load_model(state.task.model, str(folder / "model.safetensors"))
         for player in state.task.players.values():
@@ -86,16 +86,17 @@ def load(state: RunState, folder: Path) -> None:
                 _copy(load_file(str(folder / f"{player.name}.safetensors")), own)
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
         for name, player in state.task.players.items():
-            player.optimizer.load_state_dict(optimizers["players"][name]["optimizer"])
-            player.scheduler.load_state_dict(optimizers["players"][name]["scheduler"])
+            _restore_optimizer(player, **optimizers["players"][name])
     except (RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} does not fit this run: {error}") from error
-    state.ema.load_state_dict({**saved["ema"], "shadow": load_file(str(folder / "ema.safetensors"))})
+    shadow = load_file(str(folder / "ema.safetensors"))
+    state.ema.load_state_dict({"cap": state.ema.cap, "calls": saved["ema_calls"], "shadow": shadow})
     state.task.load_extra_state(optimizers["extra"])
     state.sampler.load_state_dict(saved["sampler"])
     if state.scaler is not None and saved["scaler"] is not None:
         state.scaler.load_state_dict(saved["scaler"])
     state.step, state.tracker_id = saved["step"], saved["tracker_id"]
+    return _changed_settings(state.run, folder)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -163,10 +164,9 @@ def _describe(state: RunState) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "task": state.task.name,
         "step": state.step,
-        "seed": state.run.train.seed,
         "world_size": state.world_size,
         "sampler": state.sampler.state_dict(),
-        "ema": {"cap": state.ema.cap, "calls": state.ema.calls},
+        "ema_calls": state.ema.calls,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
         "tracker_id": state.tracker_id,
     }
@@ -209,17 +209,22 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _check_same_run(state: RunState, saved: dict[str, Any], folder: Path) -> None:
-    if saved["task"] != state.task.name:
-        raise ValueError(f"{folder} is of a {saved['task']} run, this is {state.task.name}: change train.output_dir")
+def _restore_optimizer(player: Player, optimizer: dict[str, Any], scheduler: dict[str, Any]) -> None:
+    """Moments and counts from the checkpoint; rates, betas and the like as the player was built."""
+    groups, base_lrs = player.optimizer.param_groups, player.scheduler.base_lrs
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    player.optimizer.load_state_dict(optimizer)
+    player.scheduler.load_state_dict({**scheduler, "base_lrs": base_lrs})
+    count, factors = player.scheduler.last_epoch, player.scheduler.lr_lambdas
+    for group, own, base, factor in zip(player.optimizer.param_groups, settings, base_lrs, factors, strict=True):
+        group.update(own, lr=base * factor(count))
+
+
+def _changed_settings(run: RunConfig, folder: Path) -> list[str]:
     old = _flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    new = _flatten(to_dict(state.run))
-    changed = [key for key in old.keys() & new.keys() if old[key] != new[key] and not _FREE.fullmatch(key)]
-    if changed:
-        told = "; ".join(f"{key} was {old[key]!r} and is {new[key]!r}" for key in sorted(changed))
-        raise ValueError(
-            f"{folder} belongs to a run with other settings: {told}. Restore them, or start in another train.output_dir"
-        )
+    new = _flatten(to_dict(run))
+    changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
+    return [f"{key} was {old[key]} and is {new[key]}" for key in changed]
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

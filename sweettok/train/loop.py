@@ -39,13 +39,12 @@ def fit(task: Task, run: RunConfig) -> None:
     found = checkpoint.find_resume(output_dir, train.resume)
     session = _start(task, run, accelerator)
     state = session.state
-    if found is not None:
-        checkpoint.load(state, found)
+    changed = checkpoint.load(state, found) if found is not None else []
     accelerator.wait_for_everyone()
     log = _open_log(session, output_dir)
     try:
         if found is not None:
-            log.note(f"resumed from {found}")
+            log.note("; ".join([f"resumed from {found}", *changed]))
         first = state.step
         if first >= train.max_steps:
             log.note(f"the run is finished at step {first}: raise train.max_steps to train on")
@@ -54,12 +53,13 @@ def fit(task: Task, run: RunConfig) -> None:
         for step in range(state.step + 1, train.max_steps + 1):
             report = train_step(session, batches, clock)
             log.advance()
-            if _due(step, train.log_every, train.max_steps):
+            saving = _due(step, train.save_every, train.max_steps) or step == train.max_steps
+            if saving or _due(step, train.log_every, train.max_steps):  # what is saved has been seen to be finite
                 log.write(step, _summary(session, report, clock))
             with clock.stopped():
                 if _due(step, train.sample_every, train.max_steps):
                     write_samples(session, report.batch, output_dir / "samples")
-                if _due(step, train.save_every, train.max_steps) or step == train.max_steps:
+                if saving:
                     _on_main(accelerator, checkpoint.save, state, output_dir)
                 if _due(step, train.eval_every, train.max_steps) and task.validation_dataset is not None:
                     log.write(step, evaluate(session))
@@ -144,11 +144,11 @@ class Clock:
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
-    """Devices, processes and precision. ValueError for a launch that would not do what it says."""
+    """Devices, processes and precision. ValueError where the launch or the device would silently do something else."""
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
     accelerator = Accelerator(mixed_precision=train.mixed_precision, kwargs_handlers=[ddp])
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:
+    launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
+    if accelerator.num_processes < launched:
         raise ValueError(
             f"{launched} processes were launched, but each sees {accelerator.num_processes}: there is no GPU to share "
             "out. Set ACCELERATE_USE_CPU=true to train on CPUs"
@@ -278,7 +278,7 @@ def _update(accelerator: Accelerator, players: list[Player], report: StepReport)
             scaler.unscale_(player.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(player.parameters, player.max_grad_norm)
         report.scalars[f"grad_norm/{player.name}"].append(norm)
-        report.learning_rates[f"lr/{player.name}"] = player.scheduler.get_last_lr()[0]
+        report.learning_rates[f"lr/{player.name}"] = player.optimizer.param_groups[0]["lr"]
         if scaler is None:
             player.optimizer.step()
         elif torch.isfinite(norm):
@@ -351,7 +351,7 @@ def evaluate(session: Session) -> dict[str, float]:
         for batch in loader:
             for name, values in task.validate(send_to_device(batch, accelerator.device)).items():
                 total, count = totals.get(name, (0.0, 0))
-                totals[name] = total + values.double().sum().item(), count + len(values)
+                totals[name] = total + values.cpu().double().sum().item(), count + len(values)
     parts = gather_object([totals])
     means = {}
     for name in sorted(set().union(*parts)):

@@ -51,10 +51,9 @@ def param_groups(
 def make_optimizer(
     module: nn.Module, config: OptimizerConfig, released_name: Callable[[str], str | None] = lambda name: name
 ) -> AdamW:
-    """AdamW over the trainable parameters of `module`, which must already be on its device (fused on a GPU)."""
+    """AdamW over the trainable parameters of `module`."""
     groups = param_groups(module, config.weight_decay, config.decay_rule, released_name)
-    fused = all(param.is_cuda for group in groups for param in group["params"])
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def lr_factor(step: int, warmup: int, total: int, base: float, end: float) -> float:

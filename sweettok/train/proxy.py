@@ -59,7 +59,6 @@ class ProxyTask(Task):
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
         image = pixels.to_float(batch["image"]) if "image" in batch else single_frames(video, context)
-        self.start_codes(video, image, context)
         outputs = self.players["generator"].module(video, image)
         self.chosen.append(outputs)
 
@@ -79,17 +78,9 @@ class ProxyTask(Task):
             report |= {f"{prefix}{key}": value for key, value in terms.items()}
             report[f"{prefix}commitment_loss"] = output.commitment.detach()
             report[f"{prefix}commitment_weighted"] = commitment.detach()
-        yield "generator", total, {**report, "total_loss": total.detach()}
+        yield "generator", total, report
         if self.pixels.started(context):
             yield "discriminator", *self.pixels.discriminator(outputs[0].video, video)
-
-    @torch.no_grad()
-    def start_codes(self, video: Tensor, image: Tensor, context: StepContext) -> None:
-        """Before the very first step, place the codes on features of the first clips and images."""
-        if context.step > 0 or self.chosen:
-            return
-        features = [self.model.features(pixels).flatten(0, -2) for pixels in (video, image)]
-        self.model.codebook.initialise(features, context.generator("first codes"))
 
     def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
         features = [torch.cat([pair[i].features.flatten(0, -2) for pair in self.chosen]) for i in (0, 1)]

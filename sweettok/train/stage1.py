@@ -22,6 +22,8 @@ from sweettok.train.video import clip_datasets, clip_psnr, comparisons, player, 
 
 logger = logging.getLogger(__name__)
 
+WARM_START_CLIPS = 16
+
 
 class CodePredictor(nn.Module):
     """Clips -> logits over the proxy's codes, and both sides of the quantizer loss, summed over the four word lists."""
@@ -54,13 +56,19 @@ class Stage1Task(Task):
         self.model = SweetTok(config, load_prior(run.prior))
         self.model.use_proxy(self.teacher)
         self.model.pixel_decoder.requires_grad_(False)
+        self.train_dataset, self.validation_dataset = clip_datasets(run.data, config.proxy, run.train.seed)
+        if run.init and run.warm_start:
+            raise ValueError("warm_start fits fresh weights, and init replaces them: leave one of them out")
         if run.init:
             start_from(self.model, run.init)
+        if run.warm_start:
+            count = min(WARM_START_CLIPS, len(self.train_dataset))
+            clips = torch.stack([self.train_dataset[index]["video"] for index in range(count)])
+            self.model.warm_start(pixels.to_float(clips))
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         predictor = CodePredictor(self.model)
         names = {"released_name": lambda name: convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))}
         self.players = {"generator": player("generator", predictor, run.optimizer, run.train, **names)}
-        self.train_dataset, self.validation_dataset = clip_datasets(run.data, config.proxy, run.train.seed)
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
 
@@ -30,7 +30,7 @@ class Player:
     name: str
     module: nn.Module
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scheduler: LambdaLR
     max_grad_norm: float
     start_step: int = 0
 
@@ -83,8 +83,10 @@ class StepContext:
 
 
 class Task(ABC):
-    """A training stage. The constructor builds everything on the CPU; the loop moves and wraps it.
-    Every module is in the mode, train or eval, that it shall train in; the loop restores it after looking.
+    """A training stage.
+
+    The constructor builds everything on the CPU, each module in the mode, train or eval, that it trains in. The loop
+    moves and wraps it, and restores the modes after looking.
 
     name: the stage.
     model: what is trained for, unwrapped. The moving average tracks it; checkpoints and the export hold it.

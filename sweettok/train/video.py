@@ -147,11 +147,11 @@ def plays(config: AdversarialConfig) -> bool:
 
 
 def weighted_sum(terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """{name: (weight, term)} -> the sum, and a report of each term as it is (`_loss`) and as it counts (`_weighted`)."""
+    """{name: (weight, term)} -> the sum, and a report: each term as it is (`_loss`) and as it counts (`_weighted`)."""
     total = sum(weight * term for weight, term in terms.values())
     report = {f"{name}_loss": term.detach() for name, (_, term) in terms.items()}
     report |= {f"{name}_weighted": (weight * term).detach() for name, (weight, term) in terms.items()}
-    return total, {"total_loss": total.detach(), **report}
+    return total, report
 
 
 def clip_psnr(fake: Tensor, real: Tensor) -> Tensor:
