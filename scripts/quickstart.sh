@@ -14,10 +14,10 @@ bash scripts/setup.sh
 python=.venv/bin/python
 
 step "synthetic clips"
-"$python" -m sweettok.data synthetic "$out/clips" --num-train 320 --num-val 32 --frames 24 --size 64 --seed 0
+"$python" -m sweettok.data synthetic "$out/clips" --num-train 640 --num-val 32 --frames 24 --size 64 --seed 0
 
 step "codebook prior from their captions"
-"$python" -m sweettok.priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 16
+"$python" -m sweettok.priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 16 --neighbors 2
 
 step "proxy tokenizer"
 CONFIG=configs/tiny/proxy.yaml bash run_train_proxy.sh

@@ -13,11 +13,19 @@ from typing import Any, Optional, Tuple, Union  # noqa: UP035  (OmegaConf reads 
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+def _positive(config: Any, section: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value not in (None, MISSING) and value <= 0:
+            raise ValueError(f"{section}.{name} must be above 0; got {value}")
 
 
 def _pattern(name: str, value: str, letters: str) -> None:
@@ -42,6 +50,7 @@ class BlockConfig:
     temporal_peg: str = "scrambled"
 
     def __post_init__(self):
+        _positive(self, "block", "dim", "num_heads", "head_dim", "ff_mult", "window_size")
         _choice("block.temporal_peg", self.temporal_peg, ("scrambled", "grid"))
         if self.head_dim % 4:
             raise ValueError(f"block.head_dim must divide by 4 for 2-D rotary positions; got {self.head_dim}")
@@ -74,6 +83,7 @@ class ProxyConfig:
     code_dim: int = 8
 
     def __post_init__(self):
+        _positive(self, "proxy", "patch_size", "temporal_patch_size", "num_codes", "code_dim")
         _pattern("proxy.encoder_spatial", self.encoder_spatial, "tw")
         _pattern("proxy.decoder_spatial", self.decoder_spatial, "tw")
         _pattern("proxy.encoder_temporal", self.encoder_temporal, "t")
@@ -135,6 +145,13 @@ class TokenizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "spatial_query_grid", tuple(self.spatial_query_grid))
+        if len(self.spatial_query_grid) != 2 or min(self.spatial_query_grid) < 1:
+            raise ValueError(f"tokenizer.spatial_query_grid must be two sizes; got {list(self.spatial_query_grid)}")
+        _positive(self, "tokenizer", "head_hidden", "modifiers_per_query", "codebook_dim", "graph_hidden")
+        if not 0 <= self.graph_dropout < 1:
+            raise ValueError(f"tokenizer.graph_dropout must be in [0, 1); got {self.graph_dropout}")
+        if self.num_null_kv < 0:
+            raise ValueError(f"tokenizer.num_null_kv must be at least 0; got {self.num_null_kv}")
         _pattern("tokenizer.encoder_spatial", self.encoder_spatial, "tw")
         _pattern("tokenizer.decoder_spatial", self.decoder_spatial, "tw")
         _pattern("tokenizer.encoder_temporal", self.encoder_temporal, "t")
@@ -147,8 +164,12 @@ class TokenizerConfig:
                 f"tokenizer.decoder_spatial has {len(self.decoder_spatial)} layers, which the "
                 f"{len(self.decoder_temporal)} layers of decoder_temporal do not divide"
             )
-        if self.modifiers_per_query < 1:
-            raise ValueError(f"tokenizer.modifiers_per_query must be at least 1; got {self.modifiers_per_query}")
+        for name in ("encoder_spatial", "decoder_spatial"):
+            if getattr(self, name).endswith("w"):
+                raise ValueError(
+                    f"tokenizer.{name} must end in t: a window layer looks at no other branch, and nothing would see "
+                    f"the last layer; got {getattr(self, name)!r}"
+                )
         self.check_clip(self.num_frames, self.height, self.width)
         self._check_windows()
 
@@ -264,6 +285,9 @@ class Stage1LossConfig:
     # The release weighs the codebook's side by 0.25 and the encoder's side fully.
     encoder_side_weight: float = 1.0
     codebook_side_weight: float = 0.25
+    # Linear readout of the proxy's code vectors from each temporal query, at its own place: a short path that lets
+    # encoder and word lists learn before the decoder does. Not in the release (0).
+    guide_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -313,6 +337,9 @@ class OptimizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
+        _positive(self, "optimizer", "lr", "eps", "max_grad_norm")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must be two numbers in [0, 1); got {list(self.betas)}")
         _choice("optimizer.decay_rule", self.decay_rule, ("by_type", "release"))
 
 
@@ -323,6 +350,10 @@ class CodebookConfig:
     decay: float = 0.99
     # A code used less than this share of the mean is moved onto a feature of the current batch; 0 turns it off.
     dead_threshold: float = 0.05
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"codebook.decay must be in [0, 1); got {self.decay}")
 
 
 @dataclass(frozen=True)
@@ -350,6 +381,7 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "trackers", tuple(self.trackers))
+        _positive(self, "train", "max_steps", "global_batch_size", "micro_batch_size")
         _choice("train.mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         for tracker in self.trackers:
             _choice("train.trackers", tracker, ("wandb", "tensorboard"))
@@ -437,8 +469,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"override {override!r} is not of the form key.path=value")
-    node = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-    stage = node.get("stage")
+    try:
+        node = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        stage = node.get("stage")
+    except (OSError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is no YAML file of settings: {str(error).splitlines()[0]}") from error
     if stage not in RUNS:
         raise ValueError(f"{path}: `stage` must be one of {', '.join(RUNS)}; got {stage!r}")
     try:

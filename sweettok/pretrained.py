@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sweettok import config as configs
@@ -45,7 +45,8 @@ class Pretrained:
             "assets": self.assets(),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors.part")
+        # save_file would make files that only their owner can read
+        (folder / "model.safetensors.part").write_bytes(save(tensors))
         os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
         (folder / "config.json.part").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
         os.replace(folder / "config.json.part", folder / "config.json")

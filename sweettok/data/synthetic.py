@@ -21,11 +21,11 @@ from sweettok.data.lists import write_list
 from sweettok.data.writer import write_lines, write_video
 
 FORMAT = 1  # raise it when a seed comes to give other clips, so that old folders are not taken for new ones
-FRAMES_PER_UNIT = 12  # frames in which motion time advances by 1 at ordinary speed
-PAN = 0.1  # how far the ground moves in one frame, in frame sizes
+FRAMES_PER_UNIT = 20  # frames in which motion time advances by 1 at ordinary speed
+PAN = 0.12  # how far the ground moves in one frame, in frame sizes
 
 GROUND_DETAIL = 0.5  # scales the frequency of the ground textures below
-PATTERN_SHADE = 0.6  # brightness of the darker tone of a pattern
+PATTERN_SHADE = 0.7  # brightness of the darker tone of a pattern
 
 Color = tuple[float, float, float]
 Field = Callable[[ndarray, ndarray], ndarray]  # two coordinates -> one value at each point
@@ -84,7 +84,7 @@ SHAPES: dict[str, Field] = {
     "star": lambda u, v: np.hypot(u, v) - (0.78 + 0.26 * np.cos(5 * np.arctan2(v, u))),
     "bar": lambda u, v: _box(u, v, 1.15, 0.5),
 }
-SIZES = {"small": 0.22, "big": 0.28, "huge": 0.34}  # radius in frame sizes
+SIZES = {"small": 0.16, "big": 0.21, "huge": 0.26}  # radius in frame sizes
 COLORS: dict[str, Color] = {
     "red": (0.90, 0.16, 0.14),
     "orange": (0.96, 0.56, 0.10),
@@ -226,7 +226,7 @@ class Scene:
             words = sorted(words)
             return words[rng.integers(len(words))]
 
-        direction = rng.uniform(0, 2 * math.pi)
+        direction = math.pi / 4 + math.pi / 2 * rng.integers(4)  # diagonal: no ground is constant along it
         size, color, pattern, shape = pick(SIZES), pick(COLORS), pick(PATTERNS), pick(SHAPES)
         manner, ground = pick(MANNERS), pick(GROUNDS)
         return cls(
@@ -260,8 +260,8 @@ class Scene:
             (np.arange(width, dtype=np.float32) + 0.5) / unit,
             indexing="ij",
         )
-        there = (o + GROUND_DETAIL * (place + speed * t) for o, place, speed in zip(self.offset, (x, y), self.pan))
-        ground = GROUNDS[self.ground](*there)
+        u, v = x + self.pan[0] * t, y + self.pan[1] * t
+        ground = GROUNDS[self.ground](self.offset[0] + GROUND_DETAIL * u, self.offset[1] + GROUND_DETAIL * v)
         picture = _mix(*GROUND_COLORS[self.ground], ground)
         shade, cover = self._object(x, y, height / unit, width / unit, unit)
         color = np.array(COLORS[self.color], dtype=np.float32)

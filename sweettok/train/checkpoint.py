@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -58,11 +59,11 @@ def save(state: RunState, output_dir: Path) -> Path:
     with written_aside(folder) as aside:
         write_config(state.run, aside / "config.yaml")
         (aside / "state.json").write_text(json.dumps(_describe(state), indent=2) + "\n")
-        save_model(state.task.model, str(aside / "model.safetensors"))
-        save_file(_storable(state.ema.shadow), str(aside / "ema.safetensors"))
+        _write_tensors(aside / "model.safetensors", state.task.model.state_dict())
+        _write_tensors(aside / "ema.safetensors", state.ema.shadow)
         for player in state.task.players.values():
             if own := _own_state(player, state.task):
-                save_file(_storable(own), str(aside / f"{player.name}.safetensors"))
+                _write_tensors(aside / f"{player.name}.safetensors", own)
         torch.save(_optimizers(state), aside / "optimizers.pt")
     if state.run.train.keep_checkpoints is not None:
         for old in checkpoints(output_dir)[: -max(1, state.run.train.keep_checkpoints)]:
@@ -80,7 +81,7 @@ def load(state: RunState, folder: Path) -> list[str]:
     if saved["task"] != state.task.name:
         raise ValueError(f"{folder} is of a {saved['task']} run, this is {state.task.name}: change train.output_dir")
     try:
-        load_model(state.task.model, str(folder / "model.safetensors"))
+        state.task.model.load_state_dict(load_file(str(folder / "model.safetensors")))
         for player in state.task.players.values():
             if own := _own_state(player, state.task):
                 _copy(load_file(str(folder / f"{player.name}.safetensors")), own)
@@ -187,8 +188,9 @@ def _own_state(player: Player, task: Task) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if id(value) not in shared}
 
 
-def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().contiguous() for name, value in tensors.items()}
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    # safetensors' own save_file would make files that only their owner can read
+    path.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
 @torch.no_grad()

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from sweettok import convert, pixels
 from sweettok.config import Stage1Run
-from sweettok.losses import proxy_cross_entropy, quantizer_loss
+from sweettok.losses import proxy_cross_entropy, quantizer_loss, reconstruction_loss
 from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.proxy import ProxyTokenizer
 from sweettok.models.tokenizer import SweetTok
@@ -26,17 +27,21 @@ WARM_START_CLIPS = 16
 
 
 class CodePredictor(nn.Module):
-    """Clips -> logits over the proxy's codes, and both sides of the quantizer loss, summed over the four word lists."""
+    """Clips -> logits over the proxy's codes, both sides of the quantizer loss summed over the four word lists, and,
+    if guided, the proxy's code vectors (B, M, t * c) as read from each temporal query at its place."""
 
-    def __init__(self, tokenizer: SweetTok):
+    def __init__(self, tokenizer: SweetTok, guided: bool = False):
         super().__init__()
         self.tokenizer = tokenizer
+        config = tokenizer.config
+        self.guide = nn.Linear(2 * config.codebook_dim, config.grid[0] * config.proxy.code_dim) if guided else None
 
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, video: Tensor) -> tuple[Tensor, ...]:
         prediction = self.tokenizer.predict(video)
         halves = (*prediction.spatial.halves, *prediction.temporal.halves)
         sides = [quantizer_loss(z, code) for z, code in halves]
-        return prediction.logits, sum(s.encoder_side for s in sides), sum(s.codebook_side for s in sides)
+        outputs = prediction.logits, sum(s.encoder_side for s in sides), sum(s.codebook_side for s in sides)
+        return outputs if self.guide is None else (*outputs, self.guide(prediction.temporal.output))
 
 
 class Stage1Task(Task):
@@ -66,21 +71,25 @@ class Stage1Task(Task):
             clips = torch.stack([self.train_dataset[index]["video"] for index in range(count)])
             self.model.warm_start(pixels.to_float(clips))
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
-        predictor = CodePredictor(self.model)
-        names = {"released_name": lambda name: convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))}
+        predictor = CodePredictor(self.model, guided=run.loss.guide_weight > 0)
+        names = {"released_name": released_parameter}
         self.players = {"generator": player("generator", predictor, run.optimizer, run.train, **names)}
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
         codes = self.teacher.encode(video)
         context.seed_default_generators()  # the graph's dropout draws the same codebook on every process
-        logits, encoder_side, codebook_side = self.players["generator"].module(video)
+        logits, encoder_side, codebook_side, *readout = self.players["generator"].module(video)
         weights = self.run.loss
-        total, report = weighted_sum({
+        terms = {
             "code": (weights.code_weight, proxy_cross_entropy(logits, codes, weights.label_smoothing)),
             "quantizer_encoder_side": (weights.quantizer_weight * weights.encoder_side_weight, encoder_side),
             "quantizer_codebook_side": (weights.quantizer_weight * weights.codebook_side_weight, codebook_side),
-        })
+        }
+        if readout:
+            vectors = rearrange(self.teacher.codebook(codes), "b t h w c -> b (h w) (t c)")
+            terms["guide"] = (weights.guide_weight, reconstruction_loss(readout[0], vectors))
+        total, report = weighted_sum(terms)
         report["code_accuracy"] = (logits.detach().argmax(1) == codes).float().mean()
         yield "generator", total, report
 
@@ -101,6 +110,13 @@ class Stage1Task(Task):
 
     def export(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
+
+
+def released_parameter(name: str) -> str:
+    """Published name of a parameter of a module that holds the tokenizer; its own name if it has none."""
+    if not name.startswith("tokenizer."):
+        return name
+    return convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))
 
 
 def load_proxy(path: str) -> ProxyTokenizer:

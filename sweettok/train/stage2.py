@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sweettok import convert, pixels
+from sweettok import pixels
 from sweettok.config import Stage2Run
 from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.tokenizer import SweetTok
-from sweettok.train.stage1 import load_proxy
+from sweettok.train.stage1 import load_proxy, released_parameter
 from sweettok.train.task import StepContext, Task
 from sweettok.train.video import PixelLosses, clip_datasets, clip_psnr, comparisons, player
 
@@ -51,7 +51,7 @@ class Stage2Task(Task):
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train)
         self.perceptual = self.pixels.perceptual
-        names = {"released_name": lambda name: convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))}
+        names = {"released_name": released_parameter}
         generator = player("generator", Reconstructor(self.model), run.optimizer, run.train, **names)
         self.players = {"generator": generator}
         if self.pixels.opponent is not None:
