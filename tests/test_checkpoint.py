@@ -80,7 +80,7 @@ def test_folder_describes_itself_and_holds_no_code(tmp_path):
     torch.load(folder / "optimizers.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("writer", ["save_model", "save_file", "write_config"])
+@pytest.mark.parametrize("writer", ["write_config", "_write_tensors", "_optimizers"])
 def test_interrupted_save_leaves_the_previous_one(tmp_path, monkeypatch, writer):
     save(state_of(toy_run(tmp_path), step=1), tmp_path)
 

@@ -123,8 +123,10 @@ def test_tokenizers_are_for_one_size_and_for_clips():
     [
         ({"spatial_query_grid": (3, 2)}, "tokenizer.spatial_query_grid 3x2 does not divide into windows of 2x2"),
         ({"decoder_spatial": "ttw"}, r"decoder_spatial has 3 layers, which the\s+2 layers of decoder_temporal do not"),
-        ({"modifiers_per_query": 0}, "modifiers_per_query must be at least 1; got 0"),
+        ({"modifiers_per_query": 0}, "modifiers_per_query must be above 0; got 0"),
         ({"encoder_spatial": ""}, "tokenizer.encoder_spatial must be a non-empty string"),
+        ({"encoder_spatial": "tww"}, "tokenizer.encoder_spatial must end in t.*got 'tww'"),
+        ({"decoder_spatial": "ttww"}, "tokenizer.decoder_spatial must end in t.*got 'ttww'"),
         ({"encoder_spatial": "txt"}, r"over \['t', 'w'\] \(one letter a layer\); got 'txt'"),
         ({"encoder_temporal": "tw"}, r"tokenizer.encoder_temporal must be .* over \['t'\]"),
         ({"spatial_source": "last_frame"}, "spatial_source must be one of all_slices, first_frame; got 'last_frame'"),
@@ -143,7 +145,7 @@ def test_windows_of_the_tokenizer_must_fit_its_grid():
         tiny.tokenizer_config(proxy)
     tiny.tokenizer_config(proxy, encoder_spatial="ttt")
     with pytest.raises(ValueError, match="latent grid 3x4 does not divide"):
-        tiny.tokenizer_config(proxy, encoder_spatial="ttt", decoder_spatial="tw")
+        tiny.tokenizer_config(proxy, encoder_spatial="ttt", decoder_spatial="wt")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,11 @@ def test_windows_of_the_tokenizer_must_fit_its_grid():
         (BlockConfig, {"head_dim": 6}, "head_dim must divide by 4 for 2-D rotary positions; got 6"),
         (BlockConfig, {"temporal_peg": "true"}, "temporal_peg must be one of scrambled, grid; got 'true'"),
         (PerceptualConfig, {"kind": "vgg"}, "perceptual.kind must be one of convnext, lpips, none; got 'vgg'"),
+        (BlockConfig, {"num_heads": 0}, "block.num_heads must be above 0; got 0"),
+        (OptimizerConfig, {"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\); got \[0.9, 1.0\]"),
+        (TrainConfig, {"global_batch_size": 0}, "train.global_batch_size must be above 0; got 0"),
+        (TrainConfig, {"micro_batch_size": 0}, "train.micro_batch_size must be above 0; got 0"),
+        (TrainConfig, {"max_steps": -1}, "train.max_steps must be above 0; got -1"),
         (OptimizerConfig, {"decay_rule": "all"}, "decay_rule must be one of by_type, release; got 'all'"),
     ],
 )

@@ -70,7 +70,7 @@ def test_tokenizer_round_trip_at_other_sizes(case):
         "wide": tiny.tokenizer_config(tiny.proxy_config(width=24), spatial_query_grid=(2, 4)),
         "small patches": tiny.tokenizer_config(tiny.proxy_config(8, 8, patch_size=2, temporal_patch_size=2)),
         "other depths": tiny.tokenizer_config(
-            encoder_spatial="wt", decoder_spatial="tw", decoder_temporal="t", num_null_kv=0, modifiers_per_query=1
+            encoder_spatial="wt", decoder_spatial="wt", decoder_temporal="t", num_null_kv=0, modifiers_per_query=1
         ),
     }[case]
     model = tiny.tokenizer(config)

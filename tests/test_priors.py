@@ -107,6 +107,30 @@ def test_build_counts_and_connects(caption_file):
     assert sorted(map(tuple, prior.temporal.edges.T.tolist())) == [(0, 2), (0, 3), (1, 3)]
 
 
+def test_build_keeps_only_the_closest_partners():
+    """"big" stands with everything; by association "car" belongs to "red" and "dog" to "old"."""
+    spoken = [("red", "car")] * 3 + [("old", "dog")] * 2
+    spoken += [("big", "car"), ("big", "dog"), ("big", "cat"), ("old", "cat")]
+    tail = (("fast", "adverb"), ("go", "verb"))
+    captions = [
+        TaggedCaption(str(i), ((modifier, "adjective"), (head, "noun"), *tail))
+        for i, (modifier, head) in enumerate(spoken)
+    ]
+    every = build_prior(captions, dim=2)
+    assert len(pairs(every.spatial)) == 9 and len(set(pairs(every.spatial))) == 6
+    # Captions together / (captions of one * captions of the other): red car 3/12, old dog 2/9, big car 1/12,
+    # big dog 1/9, big cat 1/6, old cat 1/6. A tie goes to the word that is listed first.
+    one = build_prior(captions, dim=2, neighbors=1)
+    assert pairs(one.spatial) == [("big", "cat"), ("old", "dog"), ("red", "car")]
+    # With two, "big car" stays because it is among the two closest of "car", though not of "big".
+    two = build_prior(captions, dim=2, neighbors=2)
+    assert pairs(two.spatial) == sorted(set(pairs(every.spatial)))
+    assert one.temporal.edges.tolist() == [[0], [1]]  # nine captions, one edge
+    assert torch.equal(one.spatial.vectors, every.spatial.vectors) and one.spatial.words == every.spatial.words
+    with pytest.raises(ValueError, match="neighbors must be at least 1, got 0"):
+        build_prior(captions, dim=2, neighbors=0)
+
+
 def test_build_min_count_and_errors(caption_file, tmp_path):
     with pytest.raises(ValueError, match="no verb is counted at least 2 times"):
         build_prior(read_tagged(caption_file), dim=2, min_count=2)

@@ -119,9 +119,7 @@ def test_two_processes_equal_one(tmp_path):
     [
         (10, None, 4, "8 or 12"),
         (2, None, 4, "4 or 8"),
-        (0, None, 1, "global_batch_size 0"),
         (16, 3, 2, "1, 2, 4, 8"),
-        (16, 0, 2, "1, 2, 4, 8"),
         (16, 16, 2, "1, 2, 4, 8"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,13 @@ from sweettok.config import ProxyRun
 from sweettok.losses import perceptual_frame_indices, pick_frames
 from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.proxy import ProxyOutput, ProxyTokenizer
-from sweettok.train.task import StepContext, Task
+from sweettok.train.task import StepContext
 from sweettok.train.video import (
     PixelLosses,
+    TokenizerTask,
     WithImages,
     clip_datasets,
     clip_psnr,
-    comparisons,
     image_dataset,
     player,
 )
@@ -36,7 +35,7 @@ class ClipsAndImages(nn.Module):
         return self.proxy(video), self.proxy(image)
 
 
-class ProxyTask(Task):
+class ProxyTask(TokenizerTask):
     """The share `image_weight` of the loss is that of one image for each clip."""
 
     name = "proxy"
@@ -99,13 +98,8 @@ class ProxyTask(Task):
         image = self.model(video[:, :, :1]).video
         return {"psnr": clip_psnr(fake, video), "image_psnr": clip_psnr(image, video[:, :, :1])}
 
-    @torch.no_grad()
-    def sample(self, batch: dict) -> Tensor:
-        video = pixels.to_float(batch["video"])
-        return comparisons(self.model(video).video, video)
-
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+    def reconstruct(self, video: Tensor) -> Tensor:
+        return self.model(video).video
 
 
 def single_frames(video: Tensor, context: StepContext) -> Tensor:

@@ -18,8 +18,8 @@ from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.proxy import ProxyTokenizer
 from sweettok.models.tokenizer import SweetTok
 from sweettok.priors import load_prior
-from sweettok.train.task import StepContext, Task
-from sweettok.train.video import clip_datasets, clip_psnr, comparisons, player, weighted_sum
+from sweettok.train.task import StepContext
+from sweettok.train.video import TokenizerTask, clip_datasets, clip_psnr, player, weighted_sum
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class CodePredictor(nn.Module):
         return outputs if self.guide is None else (*outputs, self.guide(prediction.temporal.output))
 
 
-class Stage1Task(Task):
+class Stage1Task(TokenizerTask):
     """The teacher is frozen; its pixel decoder rides along, so that the result can be looked at."""
 
     name = "stage1"
@@ -103,14 +103,6 @@ class Stage1Task(Task):
         psnr = clip_psnr(self.model.to_pixels(logits), video)
         return {"code_loss": entropy, "code_accuracy": accuracy, "psnr": psnr}
 
-    @torch.no_grad()
-    def sample(self, batch: dict) -> Tensor:
-        video = pixels.to_float(batch["video"])
-        return comparisons(self.model(video), video)
-
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-
 
 def released_parameter(name: str) -> str:
     """Published name of a parameter of a module that holds the tokenizer; its own name if it has none."""
@@ -121,6 +113,11 @@ def released_parameter(name: str) -> str:
 
 def load_proxy(path: str) -> ProxyTokenizer:
     """A proxy of ours (a folder) or the published file."""
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"no proxy tokenizer at {path}: set proxy to a folder that run_train_proxy.sh wrote, or get the published "
+            "file (checkpoints/README.md)"
+        )
     return ProxyTokenizer.from_pretrained(path) if Path(path).is_dir() else ProxyTokenizer.from_release(path)
 
 

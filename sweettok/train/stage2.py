@@ -14,8 +14,8 @@ from sweettok.config import Stage2Run
 from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.tokenizer import SweetTok
 from sweettok.train.stage1 import load_proxy, released_parameter
-from sweettok.train.task import StepContext, Task
-from sweettok.train.video import PixelLosses, clip_datasets, clip_psnr, comparisons, player
+from sweettok.train.task import StepContext
+from sweettok.train.video import PixelLosses, TokenizerTask, clip_datasets, clip_psnr, player
 
 
 class Reconstructor(nn.Module):
@@ -42,7 +42,7 @@ class Reconstructor(nn.Module):
         return self.tokenizer.to_pixels(self.tokenizer.decoder(spatial.output, temporal.output, t))
 
 
-class Stage2Task(Task):
+class Stage2Task(TokenizerTask):
     name = "stage2"
 
     def __init__(self, run: Stage2Run):
@@ -71,17 +71,11 @@ class Stage2Task(Task):
         video = pixels.to_float(batch["video"])
         return {"psnr": clip_psnr(self.model(video), video)}
 
-    @torch.no_grad()
-    def sample(self, batch: dict) -> Tensor:
-        video = pixels.to_float(batch["video"])
-        return comparisons(self.model(video), video)
-
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-
 
 def load_stage1(run: Stage2Run) -> SweetTok:
     """The tokenizer to fine-tune: a folder of ours, or a published file together with its proxy and prior."""
+    if not Path(run.tokenizer).exists():
+        raise FileNotFoundError(f"no tokenizer at {run.tokenizer}: set tokenizer (or STAGE1) to the output of stage 1")
     if Path(run.tokenizer).is_dir():
         unused = [name for name in ("proxy", "prior") if getattr(run, name)]
         if unused:

@@ -119,9 +119,9 @@ class Task(ABC):
         """Called after the updates of a step, on every process; returns more scalars to log."""
         return {}
 
+    @abstractmethod
     def validate(self, batch: Any) -> dict[str, Tensor]:
         """Metrics of each clip, (B,) each. In eval mode, without gradients; must not communicate between processes."""
-        raise NotImplementedError(f"{type(self).__name__} has validation data but no validate()")
 
     def sample(self, batch: Any) -> Tensor | None:
         """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate`, on one process."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,7 +25,7 @@ from sweettok.data.lists import load_clips
 from sweettok.data.writer import compare
 from sweettok.models.discriminator import PatchDiscriminator
 from sweettok.train.optim import make_optimizer, make_scheduler
-from sweettok.train.task import Player, StepContext
+from sweettok.train.task import Player, StepContext, Task
 from sweettok.weights import load_perceptual
 
 
@@ -164,6 +166,22 @@ def comparisons(fake: Tensor, real: Tensor) -> Tensor:
     """original | reconstruction | difference, uint8 (B, 3, T, H, 3 W)."""
     pairs = zip(pixels.to_uint8(real).cpu(), pixels.to_uint8(fake).cpu(), strict=True)
     return torch.stack([compare(original, reconstruction) for original, reconstruction in pairs])
+
+
+class TokenizerTask(Task):
+    """A stage whose model turns float clips into reconstructions and saves itself."""
+
+    def reconstruct(self, video: Tensor) -> Tensor:
+        return self.model(video)
+
+    @torch.no_grad()
+    def sample(self, batch: dict) -> Tensor:
+        """original | reconstruction | difference of each clip."""
+        video = pixels.to_float(batch["video"])
+        return comparisons(self.reconstruct(video), video)
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
 
 
 class WithImages(Dataset):

@@ -1,0 +1,71 @@
+"""What the README shows works, and what it names is there."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny
+
+from sweettok.data.synthetic import synthetic_clip
+from sweettok.data.writer import write_video
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def code(language: str) -> list[str]:
+    return [text for kind, text in BLOCKS if kind == language]
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)[1]
+
+
+def commands() -> list[tuple[str, tuple[str, ...]]]:
+    """(module, arguments) of every `python -m sweettok....` of the shell blocks and of the text."""
+    lines = [line for text in code("bash") for line in text.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m sweettok")]
+    return sorted({(words[2], tuple(words[3:])) for words in found})
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    """In a folder that looks as the quickstart leaves it, with an untrained model."""
+    count = int(re.search(r"--num-train (\d+)", (ROOT / "scripts" / "quickstart.sh").read_text())[1])
+    for number in range(8):
+        clip = synthetic_clip(count + number, 24, 32)
+        write_video(tmp_path / f"outputs/tiny/clips/videos/{clip.class_name}/val_{number:05d}.mp4", clip.video, 12)
+    tiny.tokenizer().save_pretrained(tmp_path / "outputs/tiny/stage2/final")
+    monkeypatch.chdir(tmp_path)
+    blocks = code("python")
+    assert blocks
+    for block in blocks:
+        names: dict = {}
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["video"].shape == (1, *names["clip"].shape)
+    assert names["out"].words(max_queries=3).keys() == {"spatial", "temporal"}
+
+
+def test_files_exist():
+    named = set(re.findall(r"(?<![\w/.-])((?:scripts|configs|sweettok|tests)/[\w./-]*\w|run_\w+\.sh|LICENSE)", README))
+    assert {"scripts/quickstart.sh", "configs/stage1/ucf101.yaml", "run_eval.sh"} <= named
+    assert not sorted(name for name in named if not (ROOT / name).exists())
+    assert all((ROOT / name / "README.md").is_file() for name in ("checkpoints", "codebook_priors"))
+
+
+def test_reading_order_names_files():
+    files = re.findall(r"`([^`]+)`", section("Read the code in this order"))
+    assert len(files) > 5 and all((ROOT / name).is_file() for name in files)
+
+
+@pytest.mark.parametrize(("module", "arguments"), commands())
+def test_commands_and_their_options_exist(module, arguments, capsys):
+    main = importlib.import_module(f"{module}.__main__").main
+    with pytest.raises(SystemExit) as stopped:
+        main([arguments[0], "--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    assert not [word for word in arguments if word.startswith("--") and word not in told]

@@ -1,0 +1,443 @@
+"""The three stages, at a size that trains in a second: end to end, over two processes, and part by part."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from sweettok import convert
+from sweettok.config import RUNS, load_config, to_dict
+from sweettok.data.synthetic import write_synthetic
+from sweettok.models.decoder import HEAD_SHARPNESS
+from sweettok.models.proxy import ProxyTokenizer
+from sweettok.models.tokenizer import SweetTok
+from sweettok.pixels import to_float
+from sweettok.priors import save_prior
+from sweettok.priors.build import build_prior, read_tagged
+from sweettok.train import loop, stage2
+from sweettok.train.loop import Clock, make_accelerator, train_step
+from sweettok.train.stage1 import Stage1Task
+from sweettok.train.stage2 import Stage2Task
+from sweettok.train.task import StepContext
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("proxy", "stage1", "stage2")
+STEPS = 3
+BLOCK = {"dim": 16, "num_heads": 2, "head_dim": 8, "window_size": 2, "temporal_peg": "grid"}
+PROXY = {
+    "num_frames": 5, "height": 32, "width": 32, "temporal_patch_size": 2, "block": BLOCK, "encoder_spatial": "tw",
+    "encoder_temporal": "t", "decoder_temporal": "t", "decoder_spatial": "t", "num_codes": 16, "code_dim": 4,
+}  # fmt: skip
+# Dropout in the word graph, because processes must agree on it.
+TOKENIZER = {
+    "proxy": PROXY, "block": BLOCK, "encoder_spatial": "wt", "encoder_temporal": "t", "decoder_spatial": "t",
+    "decoder_temporal": "t", "spatial_query_grid": [2, 2], "head_hidden": 16, "codebook_dim": 4, "graph_hidden": 8,
+    "graph_dropout": 0.5,
+}  # fmt: skip
+ADVERSARIAL = {"perceptual": {"kind": "none"}, "adversarial": {"start_step": 0}}
+DISCRIMINATOR = {"base_channels": 4, "num_layers": 2}
+TRAIN = {
+    "max_steps": STEPS, "global_batch_size": 4, "log_every": 1, "save_every": 1, "sample_every": STEPS,
+    "eval_every": STEPS, "num_samples": 1,
+}  # fmt: skip
+
+script_spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+script = importlib.util.module_from_spec(script_spec)
+script_spec.loader.exec_module(script)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Clips, prior, and a configuration file of each stage, which follow one another."""
+    folder = tmp_path_factory.mktemp("stages")
+    clips = write_synthetic(folder / "clips", num_train=8, num_val=2, frames=6, size=32)
+    save_prior(build_prior(read_tagged(clips / "captions.jsonl"), dim=4), folder / "prior")
+    data = {"train": str(clips / "train.txt"), "validation": str(clips / "val.txt"), "num_workers": 0}
+    game = {"loss": ADVERSARIAL, "discriminator": DISCRIMINATOR}
+    stages = {
+        "proxy": {"proxy": PROXY, **game},
+        "stage1": {
+            "proxy": str(folder / "proxy" / "final"), "prior": str(folder / "prior"), "warm_start": True,
+            "tokenizer": TOKENIZER, "loss": {"guide_weight": 2.0},
+        },
+        "stage2": {"tokenizer": str(folder / "stage1" / "final"), **game},
+    }  # fmt: skip
+    for name, settings in stages.items():
+        train = {"output_dir": str(folder / name), **TRAIN}
+        config = {"stage": name, **settings, "data": data, "optimizer": {"lr": 1e-3}, "train": train}
+        OmegaConf.save(OmegaConf.create(config), folder / f"{name}.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(work) -> Path:
+    """The folder of `work` after all stages were trained by the script."""
+    for name in STAGES:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert script.main([str(work / f"{name}.yaml")]) == 0
+    return work
+
+
+def config_of(folder: Path, stage: str, *overrides: str):
+    return load_config(folder / f"{stage}.yaml", overrides)
+
+
+def make_task(kind, run):
+    set_seed(run.train.seed)
+    return kind(run)
+
+
+def begin(task, run):
+    session = loop._start(task, run, make_accelerator(run.train))
+    return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
+
+
+def first_batch(task) -> dict:
+    return {"video": torch.stack([task.train_dataset[index]["video"] for index in range(4)])}
+
+
+def log_lines(folder: Path, kind: str = "train/") -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if any(key.startswith(kind) for key in line)]
+
+
+def snapshot(module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+# ------------------------------------------------------------------------------------------------------ end to end
+
+
+@pytest.mark.parametrize(
+    ("stage", "terms"),
+    [
+        ("proxy", ("reconstruction", "adversarial", "feature_matching", "discriminator", "commitment")),
+        ("stage1", ("code", "quantizer_encoder_side", "quantizer_codebook_side", "guide")),
+        ("stage2", ("reconstruction", "adversarial", "feature_matching", "discriminator")),
+    ],
+)
+def test_script_trains_a_stage(runs, stage, terms):
+    folder = runs / stage
+    lines = log_lines(folder)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert {f"train/{term}_{kind}" for term in terms for kind in ("loss", "weighted")} <= line.keys()
+        assert all(math.isfinite(value) for value in line.values() if isinstance(value, float))
+    assert len(log_lines(folder, "eval/")) == 1
+    assert load_config(folder / "config.yaml") == config_of(runs, stage)
+    assert (folder / f"checkpoint-{STEPS}" / "state.json").is_file()
+    assert [path.name for path in (folder / "samples").iterdir()] == ["00000003_0.mp4"]
+
+    kind = ProxyTokenizer if stage == "proxy" else SweetTok
+    model = kind.from_pretrained(folder / "final")
+    averaged = load_file(folder / f"checkpoint-{STEPS}" / "ema.safetensors")
+    assert model.state_dict().keys() == averaged.keys()
+    assert all(torch.equal(value, averaged[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_exported_tokenizers_decode_by_the_path_of_their_stage(runs):
+    video = first_batch(Stage1Task(config_of(runs, "stage1")))["video"]
+    for stage, path in (("stage1", "argmax"), ("stage2", "expected")):
+        model = SweetTok.from_pretrained(runs / stage / "final")
+        assert model.config.pixel_path == path
+        logits = model.predict(video).logits
+        table = model.pixel_decoder.codebook.embeddings
+        if path == "argmax":
+            vectors = table[logits.argmax(1)]
+        else:
+            vectors = torch.einsum("bkthw,kc->bthwc", logits.softmax(1), table)
+        pixels = model.decode(model.encode(video).ids)
+        assert pixels.shape == video.shape
+        torch.testing.assert_close(pixels, model.pixel_decoder(vectors).clamp(-0.5, 0.5), rtol=0, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------- two processes
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_one(runs, tmp_path, stage):
+    """Terms, norms of gradients and the gradients themselves, which AdamW's first moments are after one step."""
+    environment = {
+        **os.environ, "NUM_PROCESSES": "2", "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    settings = ["train.max_steps=1", f"train.output_dir={tmp_path}", "train.sample_every=0", "train.eval_every=0"]
+    command = ["bash", str(ROOT / "scripts" / "launch.sh"), "scripts/train.py", str(runs / f"{stage}.yaml"), *settings]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    one, two = runs / stage / "checkpoint-1", tmp_path / "checkpoint-1"
+    assert json.loads((two / "state.json").read_text())["world_size"] == 2
+    first, second = log_lines(runs / stage)[0], log_lines(tmp_path)[0]
+    names = {name for name in first if name.startswith("train/")}
+    assert names == {name for name in second if name.startswith("train/")}
+    for name in names:
+        assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-8), name
+
+    optimizers = [torch.load(folder / "optimizers.pt", weights_only=True)["players"] for folder in (one, two)]
+    assert optimizers[0].keys() == ({"generator"} if stage == "stage1" else {"generator", "discriminator"})
+    for player, saved in optimizers[0].items():
+        moments = [entry["exp_avg"] for entry in saved["optimizer"]["state"].values()]
+        others = [entry["exp_avg"] for entry in optimizers[1][player]["optimizer"]["state"].values()]
+        total = torch.stack([moment.norm() for moment in moments]).norm()
+        for index, (mine, other) in enumerate(zip(moments, others, strict=True)):
+            # Some are zero but for rounding, as those of biases before a batch norm.
+            if max(mine.norm(), other.norm()) > 1e-6 * total:
+                assert (mine - other).norm() <= 1e-5 * mine.norm(), f"{player}, parameter {index}"
+    for file in ("model", "discriminator"):  # buffers: the proxy's code table, batch norm's running statistics
+        if (one / f"{file}.safetensors").exists():
+            mine, other = load_file(one / f"{file}.safetensors"), load_file(two / f"{file}.safetensors")
+            for name in mine:
+                if any(part in name for part in ("decoder.codebook.", "running_")):
+                    torch.testing.assert_close(other[name], mine[name], rtol=1e-5, atol=1e-6, msg=f"{file}: {name}")
+
+
+# ---------------------------------------------------------------------------------------------- who learns from what
+
+
+def test_stage2_trains_decoders_alone(runs):
+    run = config_of(runs, "stage2")
+    task = make_task(Stage2Task, run)
+    trained = {name for name, param in task.model.named_parameters() if param.requires_grad}
+    every = {name for name, _ in task.model.named_parameters()}
+    assert trained == {name for name in every if name.startswith(("decoder.", "pixel_decoder."))}
+    before = snapshot(task.model)
+    session, batches = begin(task, run)
+    for _ in range(STEPS):
+        train_step(session, batches, Clock())
+    assert all(param.grad is None for name, param in task.model.named_parameters() if name not in trained)
+    same = {name for name, value in task.model.state_dict().items() if torch.equal(value, before[name])}
+    assert same == before.keys() - trained
+
+
+@pytest.mark.parametrize("stage", ["proxy", "stage2"])
+def test_each_side_of_the_game_has_its_own_gradients(runs, stage):
+    run = config_of(runs, stage)
+    set_seed(0)
+    task = script.build_task(run)
+    generator, opponent = task.players["generator"].parameters, task.players["discriminator"].parameters
+    turns = task.losses(first_batch(task), StepContext(0, 42, 0, 4, 4))
+    name, loss, report = next(turns)
+    loss.backward()
+    assert name == "generator" and report["adversarial_weighted"] != 0 and report["feature_matching_weighted"] != 0
+    assert all(param.grad is None for param in opponent)
+    before = [param.grad.clone() for param in generator]
+    name, loss, _ = next(turns)
+    loss.backward()
+    assert name == "discriminator" and next(turns, None) is None
+    assert all(torch.equal(param.grad, old) for param, old in zip(generator, before, strict=True))
+    assert all(param.grad is not None for param in opponent) and any(param.grad.any() for param in opponent)
+
+
+def test_stage1_leaves_teacher_and_pixel_decoder_alone(runs):
+    run = config_of(runs, "stage1")
+    task = make_task(Stage1Task, run)
+    before, teacher = snapshot(task.model), snapshot(task.teacher)
+    session, batches = begin(task, run)
+    for _ in range(STEPS):
+        train_step(session, batches, Clock())
+    assert all(torch.equal(value, teacher[name]) for name, value in task.teacher.state_dict().items())
+    assert all(param.grad is None for param in task.teacher.parameters())
+    same = {name for name, value in task.model.state_dict().items() if torch.equal(value, before[name])}
+    parameters = {name for name, _ in task.model.named_parameters()}
+    assert same == {name for name in before if name.startswith("pixel_decoder.") or name not in parameters}
+    exported = load_file(runs / "stage1" / "final" / "model.safetensors")
+    proxy = ProxyTokenizer.from_pretrained(runs / "proxy" / "final").decoder.state_dict()
+    assert all(torch.equal(exported[f"pixel_decoder.{name}"], value) for name, value in proxy.items())
+
+
+def test_guide_is_trained_and_kept_but_not_exported(runs):
+    saved = load_file(runs / "stage1" / f"checkpoint-{STEPS}" / "generator.safetensors")
+    assert saved.keys() == {"guide.weight", "guide.bias"}
+    assert saved["guide.weight"].shape == (3 * PROXY["code_dim"], 2 * TOKENIZER["codebook_dim"])
+    first = load_file(runs / "stage1" / "checkpoint-1" / "generator.safetensors")
+    assert not torch.equal(saved["guide.weight"], first["guide.weight"])
+    exported = load_file(runs / "stage1" / "final" / "model.safetensors")
+    assert not [name for name in exported if "guide" in name]
+
+
+def test_halves_of_a_batch_give_the_mean_of_their_losses(runs):
+    """What is random about a clip goes with the clip, however the batch is split (here: the proxy's still frames)."""
+    task = script.build_task(config_of(runs, "proxy", "loss.adversarial.generator_weight=0",
+                                       "loss.adversarial.feature_matching_weight=0"))  # fmt: skip
+    video = first_batch(task)["video"]
+
+    def loss(start, size):
+        context = StepContext(5, 42, start, size, 4)
+        return next(task.losses({"video": video[start : start + size]}, context))[1].item()
+
+    assert (loss(0, 2) + loss(2, 2)) / 2 == pytest.approx(loss(0, 4), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- where stages start
+
+
+def test_warm_start_fits_fresh_weights_to_the_clips(runs):
+    """The head has the geometry of the proxy's codes, and the latents of the clips find more words."""
+
+    def start(warm: bool) -> Stage1Task:
+        return make_task(Stage1Task, config_of(runs, "stage1", f"warm_start={str(warm).lower()}"))
+
+    task = start(True)
+    rows, codes = task.model.decoder.head[-1].weight, task.teacher.codebook.embeddings
+    torch.testing.assert_close(rows @ rows.T, HEAD_SHARPNESS**2 * codes @ codes.T, rtol=1e-4, atol=1e-4)
+
+    def words_used(warm: bool) -> list[int]:
+        task = start(warm)
+        task.model.eval()
+        with torch.no_grad():
+            spatial, temporal = task.model.quantize(to_float(first_batch(task)["video"]))
+        return [len(ids.unique()) for ids in (spatial.modifiers, spatial.heads, temporal.modifiers, temporal.heads)]
+
+    cold, warm = words_used(False), words_used(True)
+    assert all(after >= before for before, after in zip(cold, warm, strict=True)) and sum(warm) > sum(cold)
+
+
+def test_warm_start_and_init_exclude_each_other(runs, capsys):
+    folder = runs / "stage1" / "final"
+    assert script.main([str(runs / "stage1.yaml"), f"init={folder}", f"train.output_dir={runs / 'unused'}"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+
+
+def test_init_loads_what_a_published_file_holds(runs, tmp_path):
+    trained = SweetTok.from_pretrained(runs / "stage1" / "final")
+    part = {name: value for name, value in trained.to_release().items() if name.startswith(("encoder.", "latent_"))}
+    torch.save(part, tmp_path / "part.bin")
+    run = config_of(runs, "stage1", "warm_start=false")
+    fresh = snapshot(make_task(Stage1Task, run).model)
+    started = snapshot(make_task(Stage1Task, replace(run, init=str(tmp_path / "part.bin"))).model)
+    loaded = {name for name in fresh if convert.TOKENIZER.released_name(name) in part}
+    assert loaded and any(not torch.equal(fresh[name], started[name]) for name in loaded)
+    for name, value in started.items():
+        assert torch.equal(value, trained.state_dict()[name] if name in loaded else fresh[name]), name
+
+    torch.save({**part, "encoder.nonsense": torch.zeros(2)}, tmp_path / "odd.bin")
+    with pytest.raises(ValueError, match="not explained by any table.*encoder.nonsense"):
+        Stage1Task(replace(run, init=str(tmp_path / "odd.bin")))
+
+
+def test_init_from_a_folder_of_ours(runs):
+    folder = runs / "stage1" / "final"
+    task = make_task(Stage1Task, config_of(runs, "stage1", "warm_start=false", f"init={folder}"))
+    expected = SweetTok.from_pretrained(folder).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in task.model.state_dict().items())
+
+
+def test_stage2_from_a_published_stage1_file(runs, tmp_path, monkeypatch):
+    trained = SweetTok.from_pretrained(runs / "stage1" / "final")
+    file = tmp_path / "stage1.bin"
+    torch.save(trained.to_release(), file)
+    # Published files have the release's sizes, which are too large for a test.
+    sized = partial(SweetTok.from_release, config=trained.config)
+    monkeypatch.setattr(stage2.SweetTok, "from_release", sized)
+    prior, proxy = f"prior={runs / 'prior'}", f"proxy={runs / 'proxy' / 'final'}"
+    task = Stage2Task(config_of(runs, "stage2", f"tokenizer={file}", prior, proxy))
+    assert task.model.config.pixel_path == "expected"
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+    with pytest.raises(ValueError, match="holds no pixel decoder: set proxy"):
+        Stage2Task(config_of(runs, "stage2", f"tokenizer={file}", prior))
+    with pytest.raises(ValueError, match="holds no word graphs: set prior"):
+        Stage2Task(config_of(runs, "stage2", f"tokenizer={file}", proxy))
+    with pytest.raises(ValueError, match="holds its own proxy and prior: leave proxy empty"):
+        Stage2Task(config_of(runs, "stage2", proxy))
+
+
+# ------------------------------------------------------------------------------------------------------ configurations
+
+
+@pytest.mark.parametrize("file", sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")))
+def test_every_configuration_loads(file):
+    path = ROOT / file
+    run = load_config(path)
+    assert isinstance(run, RUNS[run.stage])
+    assert run.stage in (path.parent.name, path.stem)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("stage1/ucf101", {
+            "optimizer.lr": 5e-5, "optimizer.end_lr": 1e-5, "optimizer.warmup_steps": 0, "optimizer.betas": [0.9, 0.99],
+            "train.max_steps": 150000, "train.global_batch_size": 128, "train.mixed_precision": "fp16",
+        }),
+        ("stage1/k600", {
+            "optimizer.lr": 1e-4, "optimizer.end_lr": 1e-5, "optimizer.warmup_steps": 2500,
+            "optimizer.betas": [0.9, 0.99], "train.max_steps": 250000, "train.global_batch_size": 128,
+        }),
+        ("stage2/ucf101", {"train.max_steps": 50000, "train.global_batch_size": 64, "train.eval_every": 5000}),
+        ("stage2/k600", {"train.max_steps": 200000, "train.global_batch_size": 128, "train.eval_every": 10000}),
+    ],
+)  # fmt: skip
+def test_configurations_carry_the_numbers_of_the_release(file, expected):
+    common = {
+        "optimizer.weight_decay": 1e-4, "optimizer.decay_rule": "release", "optimizer.max_grad_norm": 1.0,
+        "train.ema_decay": 0.999, "train.seed": 42,
+    }  # fmt: skip
+    if file.startswith("stage1"):
+        common |= {
+            "tokenizer": to_dict(RUNS["stage1"]().tokenizer), "warm_start": False, "loss.code_weight": 1.0,
+            "loss.encoder_side_weight": 1.0, "loss.codebook_side_weight": 0.25, "loss.guide_weight": 0.0,
+        }  # fmt: skip
+        common["tokenizer"]["words"] = {"adjectives": 5078, "nouns": 5403, "adverbs": 1872, "verbs": 9267}
+    else:
+        adam = {"lr": 1e-4, "end_lr": 1e-5, "warmup_steps": 10000, "betas": [0.9, 0.999]}
+        common |= {f"{player}.{key}": value for player in ("optimizer", "discriminator_optimizer")
+                   for key, value in adam.items()}  # fmt: skip
+        common |= {
+            "loss.reconstruction": "l2", "loss.reconstruction_weight": 4.0, "loss.perceptual.kind": "convnext",
+            "loss.perceptual.weight": 0.1, "loss.adversarial.generator_weight": 0.01,
+            "loss.adversarial.feature_matching_weight": 0.04, "loss.adversarial.discriminator_weight": 0.01,
+            "loss.adversarial.start_step": 20000, "discriminator.base_channels": 64, "discriminator.num_layers": 3,
+            "train.mixed_precision": "bf16",
+        }  # fmt: skip
+    config = to_dict(load_config(ROOT / "configs" / f"{file}.yaml"))
+    for key, value in (common | expected).items():
+        found = config
+        for part in key.split("."):
+            found = found[part]
+        assert found == value, key
+
+
+# ---------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "told"),
+    [
+        ("stage1", "proxy={work}/nowhere", "nowhere"),
+        ("stage1", "proxy={work}/prior", "holds no config.json"),
+        ("stage1", "tokenizer.proxy.num_codes=32", "has other sizes than tokenizer.proxy"),
+        ("stage1", "prior={work}/nowhere", "no complete prior in"),
+        ("stage1", "init={work}/nowhere.bin warm_start=false", "no weights at"),
+        ("stage2", "tokenizer={work}/nowhere", "nowhere"),
+        ("stage2", "tokenizer={work}/proxy/final", "expected 'SweetTok'"),
+        ("stage2", "data.train={work}/nowhere.txt", "nowhere.txt"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys, stage, override, told):
+    overrides = override.format(work=runs).split()
+    assert script.main([str(runs / f"{stage}.yaml"), f"train.output_dir={tmp_path / 'out'}", *overrides]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and told in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
