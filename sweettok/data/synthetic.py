@@ -47,7 +47,7 @@ def _box(u: ndarray, v: ndarray, half_u: float, half_v: float) -> ndarray:
 GROUNDS: dict[str, Field] = {
     "gravel": lambda x, y: 1.3 * _wave(2.1 * x + 0.4 * _wave(1.7 * y)) * _wave(1.9 * y + 0.5 * _wave(1.9 * x)),
     "grass": lambda x, y: _wave(2.8 * x + 0.35 * _wave(1.2 * y)),
-    "stripes": lambda x, y: _wave(1.6 * (x + y)),
+    "stripes": lambda x, y: _wave(2.2 * x + 0.6 * y),
     "sand": lambda x, y: _wave(2.2 * y + 0.5 * _wave(1.1 * x)),
     "tiles": lambda x, y: _checks(1.2 * x, 1.2 * y),
     "water": lambda x, y: _wave(1.8 * x + 0.5 * y + 0.5 * _wave(1.3 * y - 0.7 * x)),
@@ -129,7 +129,7 @@ SYNONYMS = {
     "sand": ("sand", "dunes"),
     "tiles": ("tiles", "flagstones"),
     "water": ("water", "waves"),
-    "snow": ("snow", "drifts"),
+    "snow": ("snow", "powder"),
     "wood": ("wood", "planks"),
     "slowly": ("slowly", "gently", "lazily"),
     "smoothly": ("smoothly", "evenly", "steadily"),

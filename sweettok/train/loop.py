@@ -85,7 +85,7 @@ class BatchShare:
     def of(cls, train: TrainConfig, world_size: int, rank: int) -> "BatchShare":
         """Derive it from the configuration. ValueError, naming what would fit, if the numbers do not divide."""
         total, micro = train.global_batch_size, train.micro_batch_size
-        if total < 1 or total % world_size:
+        if total % world_size:
             low = max(total // world_size, 1) * world_size
             raise ValueError(
                 f"train.global_batch_size {total} does not divide over {world_size} processes: "
@@ -93,7 +93,7 @@ class BatchShare:
             )
         share = total // world_size
         micro = share if micro is None else micro
-        if micro < 1 or share % micro:
+        if share % micro:
             fitting = ", ".join(str(size) for size in range(1, share + 1) if share % size == 0)
             raise ValueError(
                 f"train.micro_batch_size {micro} does not divide the {share} clips that each of {world_size} processes "

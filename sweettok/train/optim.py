@@ -76,6 +76,4 @@ def make_scheduler(optimizer: AdamW, config: OptimizerConfig, max_steps: int, st
     its own warm-up and reaches `end_lr` with the run, for any number of processes.
     """
     total = max_steps - start_step
-    if config.lr <= 0:
-        raise ValueError(f"optimizer.lr must be above 0, got {config.lr}")
     return LambdaLR(optimizer, lambda step: lr_factor(step, config.warmup_steps, total, config.lr, config.end_lr))
