@@ -53,37 +53,32 @@ class ProxyTask(TokenizerTask):
         if run.images:
             images = image_dataset(run.images, run.data, run.proxy, run.train.seed)
             self.train_dataset = WithImages(self.train_dataset, images)
-        self.chosen: list[tuple[ProxyOutput, ProxyOutput]] = []
+        self.chosen: list[list[tuple[Tensor, Tensor]]] = []  # of each micro-batch: features and codes, clips and images
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
         image = pixels.to_float(batch["image"]) if "image" in batch else single_frames(video, context)
         outputs = self.players["generator"].module(video, image)
-        self.chosen.append(outputs)
+        self.chosen.append([(output.features.flatten(0, -2), output.codes.flatten()) for output in outputs])
 
-        total, report = 0.0, {}
-        share = self.run.image_weight
-        for name, weight, output, real in (
-            ("clip", 1 - share, outputs[0], video),
-            ("image", share, outputs[1], image),
+        clip, still = outputs
+        share, total, report = self.run.image_weight, 0.0, {}
+        for prefix, weight, output, (loss, terms) in (
+            ("", 1 - share, clip, self.pixels.generator(clip.video, video, context)),
+            ("image_", share, still, self.pixels.still(still.video, image)),
         ):
-            if name == "clip":
-                loss, terms = self.pixels.generator(output.video, real, context)
-            else:
-                loss, terms = self.pixels.still(output.video, real)
             commitment = self.run.loss.commitment_weight * output.commitment
             total = total + weight * (loss + commitment)
-            prefix = "" if name == "clip" else "image_"
             report |= {f"{prefix}{key}": value for key, value in terms.items()}
             report[f"{prefix}commitment_loss"] = output.commitment.detach()
             report[f"{prefix}commitment_weighted"] = commitment.detach()
         yield "generator", total, report
         if self.pixels.started(context):
-            yield "discriminator", *self.pixels.discriminator(outputs[0].video, video)
+            yield "discriminator", *self.pixels.discriminator(clip.video, video)
 
     def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
-        features = [torch.cat([pair[i].features.flatten(0, -2) for pair in self.chosen]) for i in (0, 1)]
-        codes = torch.cat([pair[i].codes.flatten() for i in (0, 1) for pair in self.chosen])
+        kinds = [[torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in zip(*self.chosen, strict=True)]
+        features, codes = [kind[0] for kind in kinds], torch.cat([kind[1] for kind in kinds])
         self.chosen.clear()
         config = self.run.codebook
         moved = self.model.codebook.update(
