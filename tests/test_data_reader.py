@@ -87,6 +87,15 @@ def test_decord_reads_the_same_frames_and_pixels(folder, name):
         assert (clips[0].int() - clips[1].int()).abs().max() <= 2  # inverse transforms of the two FFmpeg versions
 
 
+@pytest.mark.parametrize("name", ["xvid_like.avi", "open.mkv"])
+def test_why_decord_comes_second(folder, name):
+    """Asked for one frame of a fresh file, decord seeks and gives another; the reader never lets it seek."""
+    decord = pytest.importorskip("decord")
+    asked = range(0, COUNT, 5)
+    got = [decord.VideoReader(str(folder / name))[place].asnumpy() for place in asked]
+    assert places(torch.from_numpy(np.stack(got)).permute(3, 0, 1, 2)) != list(asked)
+
+
 def test_decord_refuses_transport_streams(folder):
     pytest.importorskip("decord")
     with pytest.raises(ClipError, match="transport stream"):

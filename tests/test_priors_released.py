@@ -100,7 +100,7 @@ def test_array_values_survive(tmp_path):
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps([*arrays, *views]))
     *got, number, view, whole = read_pickle(path)
-    for want, array in zip(arrays, got, strict=False):
+    for want, array in zip(arrays[:2], got, strict=True):
         np.testing.assert_array_equal(array.tensor().numpy(), want)
     assert number == 2.5 and torch.equal(view, views[0]) and torch.equal(whole, views[1])
 
