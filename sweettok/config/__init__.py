@@ -1,0 +1,31 @@
+"""Every setting of the library as typed, frozen dataclasses, and the functions that read them.
+
+A YAML file holds only what differs from the defaults, which are the release's values. Unknown keys are errors,
+dotted overrides (`train.max_steps=100`) work on every command line, and `???` marks what has no default.
+"""
+
+from sweettok.config.models import BlockConfig, DiscriminatorConfig, ProxyConfig, TokenizerConfig, WordsConfig
+from sweettok.config.reading import build, load_config, to_dict
+from sweettok.config.runs import (
+    RUNS,
+    AdversarialConfig,
+    CodebookConfig,
+    DataConfig,
+    OptimizerConfig,
+    PerceptualConfig,
+    ProxyLossConfig,
+    ProxyRun,
+    RunConfig,
+    Stage1LossConfig,
+    Stage1Run,
+    Stage2LossConfig,
+    Stage2Run,
+    TrainConfig,
+)
+
+__all__ = [
+    "AdversarialConfig", "BlockConfig", "CodebookConfig", "DataConfig", "DiscriminatorConfig", "OptimizerConfig",
+    "PerceptualConfig", "ProxyConfig", "ProxyLossConfig", "ProxyRun", "RUNS", "RunConfig", "Stage1LossConfig",
+    "Stage1Run", "Stage2LossConfig", "Stage2Run", "TokenizerConfig", "TrainConfig", "WordsConfig", "build",
+    "load_config", "to_dict",
+]  # fmt: skip
