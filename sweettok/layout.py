@@ -1,9 +1,12 @@
-"""Where each id of a clip stands and which word list it speaks of.
+"""Where each id of a clip stands and which word list it speaks of; and the sequences that a generator reads.
 
 A clip is four segments in this order: adjectives, nouns, adverbs, verbs. Spatial queries give adjectives and nouns,
 temporal queries adverbs and verbs. Every query gives `modifiers_per_query` modifiers (nearest first, query after
 query) and one head word. Local ids count inside a word list; global ids give every list its own range, in the same
 order, so that no two words share an id.
+
+With `lookup: union` (paper) a query gives one word of its two lists together, and a clip is two segments, spatial and
+temporal. A word has the same global id either way.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+LOOKUPS = ("modifiers_and_head", "union")
 
 
 @dataclass(frozen=True)
@@ -42,16 +47,27 @@ class TokenLayout:
     adverbs: int = 1872
     verbs: int = 9267
     modifiers_per_query: int = 2
+    lookup: str = "modifiers_and_head"
+
+    def __post_init__(self):
+        if self.lookup not in LOOKUPS:
+            raise ValueError(f"lookup must be one of {', '.join(LOOKUPS)}; got {self.lookup!r}")
 
     @cached_property
-    def segments(self) -> tuple[Segment, Segment, Segment, Segment]:
-        """adjective, noun, adverb, verb."""
-        sizes = (
-            ("adjective", self.num_spatial * self.modifiers_per_query, self.adjectives),
-            ("noun", self.num_spatial, self.nouns),
-            ("adverb", self.num_temporal * self.modifiers_per_query, self.adverbs),
-            ("verb", self.num_temporal, self.verbs),
-        )
+    def segments(self) -> tuple[Segment, ...]:
+        """adjective, noun, adverb, verb; or spatial, temporal where a query gives one word of the union."""
+        if self.lookup == "union":
+            sizes = (
+                ("spatial", self.num_spatial, self.adjectives + self.nouns),
+                ("temporal", self.num_temporal, self.adverbs + self.verbs),
+            )
+        else:
+            sizes = (
+                ("adjective", self.num_spatial * self.modifiers_per_query, self.adjectives),
+                ("noun", self.num_spatial, self.nouns),
+                ("adverb", self.num_temporal * self.modifiers_per_query, self.adverbs),
+                ("verb", self.num_temporal, self.verbs),
+            )
         segments, start, vocab_start = [], 0, 0
         for name, length, list_size in sizes:
             segments.append(Segment(name, start, length, vocab_start, list_size))
@@ -59,7 +75,7 @@ class TokenLayout:
         return tuple(segments)
 
     def segment(self, name: str) -> Segment:
-        """The segment called adjective, noun, adverb or verb."""
+        """The segment of this name."""
         for segment in self.segments:
             if segment.name == name:
                 return segment
@@ -72,7 +88,7 @@ class TokenLayout:
 
     @property
     def vocab_size(self) -> int:
-        """Words of all four lists together: global ids are in [0, vocab_size)."""
+        """Words of all lists together: global ids are in [0, vocab_size)."""
         return self.segments[-1].vocab_start + self.segments[-1].list_size
 
     @property
@@ -119,3 +135,144 @@ class TokenLayout:
             s.name: local[:, s.places].unflatten(1, (-1, counts.get(s.name, 1)))
             for s in self.segments
         }
+
+
+# Separators of the release by their names there, in the order of their ids: the start token first, then what opens (s)
+# and closes (n) the spatial (s) and temporal (t) half, and, between a half's two segments, its middle (m).
+_SPECIALS = {"union": ("sos", "ss", "sn", "ts", "tn")}
+_SPECIALS["modifiers_and_head"] = (*_SPECIALS["union"], "sms", "smn", "tms", "tmn")
+# What stands before each segment, and after the last.
+_SEPARATORS = {
+    "union": (("ss",), ("sn", "ts"), ("tn",)),
+    "modifiers_and_head": (("ss",), ("smn", "sms"), ("sn", "ts"), ("tms", "tmn"), ("tn",)),
+}
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """What a generator reads and writes: a prompt, then the ids of a clip with separators between its segments.
+
+    prompt    start token | start token, class | start token, target of the given clip
+    target    ss, adjectives, smn, sms, nouns, sn, ts, adverbs, tms, tmn, verbs, tn   (union: ss, spatial, sn, ts,
+              temporal, tn)
+    fed       prompt, then target without its last
+    scored    the outputs from the prompt's last place on: one for each place of the target
+
+    Vocabulary: start token and separators, classes, words (global ids of `layout`), and last the null class, if any.
+    Every id has one meaning. Letters: B batch, L ids per clip, P length of the prompt, R length of the target.
+
+    Args:
+        layout: of a clip's ids.
+        num_classes: of class-conditional generators; 0 for others.
+        null_class: whether a class that means "any" is among the vocabulary, for guidance.
+        given_clip: whether the prompt holds the ids of another clip, as of the frames that are given in prediction.
+    """
+
+    layout: TokenLayout
+    num_classes: int = 0
+    null_class: bool = False
+    given_clip: bool = False
+
+    def __post_init__(self):
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0; got {self.num_classes}")
+        if self.null_class and not self.num_classes:
+            raise ValueError("a null class needs classes beside it")
+        if self.given_clip and self.num_classes:
+            raise ValueError("a prompt holds a class or a given clip, not both")
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of the start token and of the separators, by their names."""
+        return {name: number for number, name in enumerate(_SPECIALS[self.layout.lookup])}
+
+    @property
+    def class_start(self) -> int:
+        """Id of class 0."""
+        return len(self.special_ids)
+
+    @property
+    def word_start(self) -> int:
+        """Id of the word with global id 0."""
+        return self.class_start + self.num_classes
+
+    @property
+    def null_id(self) -> int | None:
+        """Id of the null class."""
+        return self.word_start + self.layout.vocab_size if self.null_class else None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.word_start + self.layout.vocab_size + self.null_class
+
+    @cached_property
+    def separators(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that stand before each segment, in order, and after the last."""
+        return tuple(tuple(self.special_ids[name] for name in run) for run in _SEPARATORS[self.layout.lookup])
+
+    @cached_property
+    def segment_starts(self) -> tuple[int, ...]:
+        """Place in the target of each segment's first word."""
+        starts, place = [], 0
+        for run, segment in zip(self.separators, self.layout.segments, strict=False):
+            starts.append(place + len(run))
+            place = starts[-1] + segment.length
+        return tuple(starts)
+
+    @property
+    def target_length(self) -> int:
+        return self.segment_starts[-1] + self.layout.segments[-1].length + len(self.separators[-1])
+
+    @property
+    def prompt_length(self) -> int:
+        if self.given_clip:
+            return 1 + self.target_length
+        return 2 if self.num_classes else 1
+
+    @property
+    def block_size(self) -> int:
+        """Places that are fed."""
+        return self.prompt_length + self.target_length - 1
+
+    def target(self, ids: Tensor) -> Tensor:
+        """Global ids (B, L) -> (B, R), words shifted and separators set; `ids` stays as it is."""
+        words, parts = ids + self.word_start, []
+        for run, segment in zip(self.separators, self.layout.segments, strict=False):
+            parts += [self._constant(run, words), words[:, segment.places]]
+        return torch.cat([*parts, self._constant(self.separators[-1], words)], dim=1)
+
+    def ids(self, target: Tensor) -> Tensor:
+        """(B, R) -> global ids (B, L): the inverse of `target`."""
+        pairs = zip(self.segment_starts, self.layout.segments, strict=True)
+        return torch.cat([target[:, start : start + segment.length] for start, segment in pairs], 1) - self.word_start
+
+    def prompt(self, condition: Tensor | None = None, batch: int = 1, device: torch.device | None = None) -> Tensor:
+        """(B, P) from classes (B,), where -1 is the null class, or from the ids (B, L) of the given clip.
+
+        Without a condition, as of unconditional generators, `batch` and `device` say what to make. ValueError for
+        a condition of the wrong kind, classes out of range and ids that are no words of their segment.
+        """
+        wanted = "the ids of a given clip" if self.given_clip else "classes" if self.num_classes else "no condition"
+        if (condition is None) != (wanted == "no condition"):
+            got = "none" if condition is None else f"{condition.dtype} {tuple(condition.shape)}"
+            raise ValueError(f"this generator's prompt takes {wanted}; got {got}")
+        if condition is None:
+            return torch.full((batch, 1), self.special_ids["sos"], device=device)
+        condition = condition.long()
+        start = self._constant((self.special_ids["sos"],), condition[:, None] if condition.ndim == 1 else condition)
+        if self.given_clip:
+            self.layout.check(condition)
+            return torch.cat((start, self.target(condition)), dim=1)
+        return torch.cat((start, self._class_ids(condition)[:, None]), dim=1)
+
+    def _class_ids(self, classes: Tensor) -> Tensor:
+        lowest = -1 if self.null_class else 0
+        wrong = classes[(classes < lowest) | (classes >= self.num_classes)] if classes.ndim == 1 else None
+        if wrong is None or len(wrong):
+            got = f"shape {tuple(classes.shape)}" if wrong is None else f"class {int(wrong[0])}"
+            raise ValueError(f"classes must be one number of 0..{self.num_classes - 1} for each clip; got {got}")
+        return torch.where(classes < 0, self.null_id or 0, classes + self.class_start)
+
+    @staticmethod
+    def _constant(run: tuple[int, ...], like: Tensor) -> Tensor:
+        return torch.tensor(run, device=like.device, dtype=like.dtype).expand(len(like), -1)

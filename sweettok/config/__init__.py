@@ -4,13 +4,23 @@ A YAML file holds only what differs from the defaults, which are the release's v
 dotted overrides (`train.max_steps=100`) work on every command line, and `???` marks what has no default.
 """
 
-from sweettok.config.models import BlockConfig, DiscriminatorConfig, ProxyConfig, TokenizerConfig, WordsConfig
+from sweettok.config.models import (
+    BlockConfig,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ProxyConfig,
+    SamplingConfig,
+    TokenizerConfig,
+    WordsConfig,
+)
 from sweettok.config.reading import build, load_config, to_dict
 from sweettok.config.runs import (
     RUNS,
     AdversarialConfig,
     CodebookConfig,
     DataConfig,
+    GeneratorLossConfig,
+    GeneratorRun,
     OptimizerConfig,
     PerceptualConfig,
     ProxyLossConfig,
@@ -20,12 +30,14 @@ from sweettok.config.runs import (
     Stage1Run,
     Stage2LossConfig,
     Stage2Run,
+    TokenDataConfig,
     TrainConfig,
 )
 
 __all__ = [
-    "AdversarialConfig", "BlockConfig", "CodebookConfig", "DataConfig", "DiscriminatorConfig", "OptimizerConfig",
-    "PerceptualConfig", "ProxyConfig", "ProxyLossConfig", "ProxyRun", "RUNS", "RunConfig", "Stage1LossConfig",
-    "Stage1Run", "Stage2LossConfig", "Stage2Run", "TokenizerConfig", "TrainConfig", "WordsConfig", "build",
-    "load_config", "to_dict",
+    "AdversarialConfig", "BlockConfig", "CodebookConfig", "DataConfig", "DiscriminatorConfig", "GeneratorConfig",
+    "GeneratorLossConfig", "GeneratorRun", "OptimizerConfig", "PerceptualConfig", "ProxyConfig", "ProxyLossConfig",
+    "ProxyRun", "RUNS", "RunConfig", "SamplingConfig", "Stage1LossConfig", "Stage1Run", "Stage2LossConfig",
+    "Stage2Run", "TokenDataConfig", "TokenizerConfig", "TrainConfig", "WordsConfig", "build", "load_config",
+    "to_dict",
 ]  # fmt: skip

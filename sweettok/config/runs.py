@@ -8,7 +8,13 @@ from typing import Optional, Tuple, Union  # noqa: UP035  (OmegaConf reads these
 from omegaconf import MISSING
 
 from sweettok.config.checks import choice, positive
-from sweettok.config.models import DiscriminatorConfig, ProxyConfig, TokenizerConfig
+from sweettok.config.models import (
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ProxyConfig,
+    SamplingConfig,
+    TokenizerConfig,
+)
 
 # ---------------------------------------------------------------------------------------------------------- losses
 
@@ -75,6 +81,15 @@ class Stage2LossConfig:
         choice("loss.reconstruction", self.reconstruction, ("l1", "l2"))
 
 
+@dataclass(frozen=True)
+class GeneratorLossConfig:
+    label_smoothing: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing must be in [0, 1); got {self.label_smoothing}")
+
+
 # -------------------------------------------------------------------------------------------------------- training
 
 
@@ -93,6 +108,15 @@ class DataConfig:
     def __post_init__(self):
         choice("data.resize", self.resize, ("stretch", "short_side_crop"))
         choice("data.short", self.short, ("black", "repeat", "error"))
+
+
+@dataclass(frozen=True)
+class TokenDataConfig:
+    """Folders of token shards."""
+
+    train: str = MISSING
+    validation: Optional[str] = None  # noqa: UP045
+    num_workers: int = 2
 
 
 @dataclass(frozen=True)
@@ -212,5 +236,20 @@ class Stage2Run:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-RunConfig = Union[ProxyRun, Stage1Run, Stage2Run]  # noqa: UP007
-RUNS = {"proxy": ProxyRun, "stage1": Stage1Run, "stage2": Stage2Run}
+@dataclass(frozen=True)
+class GeneratorRun:
+    """Train a generator on token shards."""
+
+    stage: str = "generator"
+    # Decodes the samples to look at; its ids must be those of the shards. Null: no samples.
+    tokenizer: Optional[str] = None  # noqa: UP045
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    data: TokenDataConfig = field(default_factory=TokenDataConfig)
+    loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+RunConfig = Union[ProxyRun, Stage1Run, Stage2Run, GeneratorRun]  # noqa: UP007
+RUNS = {"proxy": ProxyRun, "stage1": Stage1Run, "stage2": Stage2Run, "generator": GeneratorRun}

@@ -9,6 +9,8 @@ L ids per clip.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sweettok import convert, pixels
-from sweettok.config import TokenizerConfig, WordsConfig
+from sweettok.config import TokenizerConfig, WordsConfig, to_dict
 from sweettok.layout import TokenLayout
 from sweettok.models.attention import init_linears
 from sweettok.models.codebook import LanguageCodebook
@@ -181,6 +183,20 @@ class SweetTok(Pretrained, nn.Module):
             config.num_spatial_queries, config.num_temporal_queries,
             words.adjectives, words.nouns, words.adverbs, words.verbs, config.modifiers_per_query,
         )
+
+    def ids_hash(self) -> str:
+        """SHA-256 of all that ids depend on, which is all but decoder and pixels: stage 2 keeps the hash of stage 1.
+
+        Tokenizers of one hash give the same ids for every clip, and decode each other's.
+        """
+        free = ("pixel_path", "head_hidden", "decoder_spatial", "decoder_temporal")
+        settings = {name: value for name, value in to_dict(self.config).items() if name not in free}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if not name.startswith(("decoder.", "pixel_decoder.")):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def prior(self) -> Prior:
