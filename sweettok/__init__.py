@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "SweetTok": "sweettok.models.tokenizer",
+    "Generator": "sweettok.models.generator",
     "ProxyTokenizer": "sweettok.models.proxy",
     "TokenLayout": "sweettok.layout",
     "load_config": "sweettok.config",

@@ -106,3 +106,24 @@ def feature_matching_loss(fake_features: Sequence[Tensor], real_features: Sequen
         )
     pairs = zip(fake_features[:-1], real_features[:-1], strict=True)
     return sum(F.l1_loss(fake.float(), real.detach().float()) for fake, real in pairs)
+
+
+class WordLosses(NamedTuple):
+    """Of every word, (B, R) float32. `smoothed` is what is trained, `plain` the cross-entropy that perplexity needs."""
+
+    smoothed: Tensor
+    plain: Tensor
+    correct: Tensor  # 1 where the likeliest id is the target
+
+
+def word_losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> WordLosses:
+    """logits (B, R, V), targets (B, R) -> losses of each word, in nats (release: MLMLoss, whose mean is `smoothed`).
+
+    Label smoothing is over all V ids, so the smoothed loss has a floor above 0 and is no cross-entropy to compare.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        total = logits.logsumexp(-1)
+        plain = total - logits.gather(-1, targets[..., None]).squeeze(-1)
+        smoothed = (1 - label_smoothing) * plain + label_smoothing * (total - logits.mean(-1))
+    return WordLosses(smoothed, plain.detach(), (logits.detach().argmax(-1) == targets).float())

@@ -331,5 +331,5 @@ def init_linears(model: nn.Module, dim: int) -> None:
 def set_gradient_checkpointing(model: nn.Module, enabled: bool) -> None:
     """Recompute every layer in the backward pass instead of keeping its activations; gradients are the same."""
     for module in model.modules():
-        if isinstance(module, Transformer):
+        if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = enabled

@@ -1,0 +1,68 @@
+"""Drawing words from logits: guidance, filters, and random streams that belong to a sample.
+
+Letters: B samples, V words that may be drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: from the unconditional logits through the conditional ones, `scale` times as far.
+
+    The release writes (1 + t) conditional - t unconditional, with t = scale - 1.
+    """
+    return unconditional + scale * (conditional - unconditional)
+
+
+def scale_at(scale: float, schedule: str, word: int, num_words: int) -> float:
+    """Guidance at a zero-based word: `constant`, or `linear` from 1 at the first word to `scale` at the last."""
+    if schedule == "constant" or num_words == 1:
+        return scale
+    return 1.0 + (scale - 1.0) * word / (num_words - 1)
+
+
+def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """(B, V) logits, with -inf for words that may not be drawn; `logits` itself stays as it is.
+
+    First the `top_k` largest are kept, all words that tie with the last of them included. Of what is left, the
+    smallest set of largest probabilities whose mass exceeds `top_p` is kept, ties and at least one word included.
+    """
+    if (top_k is None or top_k >= logits.shape[-1]) and (top_p is None or top_p == 1):
+        return logits
+    ranked = logits.sort(dim=-1, descending=True).values
+    keep = torch.ones_like(ranked, dtype=torch.bool)
+    if top_k is not None:
+        last = min(top_k, ranked.shape[-1]) - 1
+        keep = ranked >= ranked[:, last : last + 1]
+    if top_p is not None and top_p < 1:
+        mass = ranked.masked_fill(~keep, -torch.inf).softmax(-1)
+        keep &= mass.cumsum(-1) - mass <= top_p
+    smallest = ranked.gather(1, keep.sum(-1, keepdim=True) - 1)
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def draw(logits: Tensor, chances: Tensor) -> Tensor:
+    """(B, V) logits and (B,) chances in (0, 1], float64 -> (B,) words, by inverting the distribution function.
+
+    The words keep their order, so that a rounding error in the logits moves the borders between words by as little,
+    and in all but one of about a million draws changes nothing.
+    """
+    reached = logits.double().softmax(-1).cumsum(-1)
+    return torch.searchsorted(reached, chances[:, None] * reached[:, -1:]).squeeze(1)
+
+
+def random_streams(seed: int, indices: Iterable[int], length: int) -> Tensor:
+    """(B, length) float64 chances in (0, 1], a row for each sample: functions of (seed, index) alone."""
+
+    def stream(index: int) -> Tensor:
+        digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        return 1 - torch.rand(length, generator=generator, dtype=torch.float64)
+
+    return torch.stack([stream(index) for index in indices])
