@@ -20,9 +20,13 @@ def build_task(run: RunConfig) -> Task:
         from sweettok.train.stage1 import Stage1Task
 
         return Stage1Task(run)
-    from sweettok.train.stage2 import Stage2Task
+    if run.stage == "stage2":
+        from sweettok.train.stage2 import Stage2Task
 
-    return Stage2Task(run)
+        return Stage2Task(run)
+    from sweettok.train.generator import GeneratorTask
+
+    return GeneratorTask(run)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,17 +5,20 @@ from itertools import islice
 import pytest
 import torch
 
+from sweettok.data import dataset as dataset_module
 from sweettok.data.backends import ClipError
-from sweettok.data.dataset import ClipDataset, GlobalBatchSampler, make_eval_loader, make_loader
+from sweettok.data.dataset import ClipDataset, GlobalBatchSampler, make_eval_loader, make_loader, plain_errors
 from sweettok.data.lists import load_clips
+from sweettok.data.reader import read_clip
 from sweettok.data.writer import write_png, write_video
 
 FRAMES = 12
 
 
 def numbered(clip: int) -> torch.Tensor:
-    """A clip whose frames are grey: 4 times the frame's place, and the clip's number in the blue channel."""
+    """A clip whose red is 4 times the frame's place, green the column, and blue the clip's number."""
     video = torch.arange(FRAMES, dtype=torch.uint8).mul(4)[None, :, None, None].expand(3, -1, 16, 16).clone()
+    video[1] = torch.arange(16)
     video[2] = 10 * clip
     return video
 
@@ -54,6 +57,28 @@ def test_random_starts_depend_on_seed_epoch_and_index_alone(clips):
     assert set(first) <= set(range(FRAMES - 2)) and len(set(first)) > 6
     dataset = ClipDataset(clips, 3, 8, position="random")
     assert start_of(dataset[0, 3]["video"]) == start_of(dataset[3]["video"])
+
+
+def test_views_follow_each_other(clips, monkeypatch):
+    """Two parts, 0 and 8 of 12 frames, each as it is and mirrored; a mirrored view costs no second reading."""
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(options["part"])
+        return read_clip(*arguments, **options)
+
+    monkeypatch.setattr(dataset_module, "read_clip", counted)
+    dataset = ClipDataset(clips, 4, (16, 10), position="even", clips_per_video=2, flips=True)
+    assert len(dataset) == 20
+    for row in range(20):
+        plain = read_clip(clips.paths[row // 4], 4, (16, 10), start=8 * (row // 2 % 2))
+        item = dataset[row]
+        assert torch.equal(item["video"], plain.flip(3) if row % 2 else plain)
+        assert (item["key"], item["label"]) == (clips.keys[row // 4], clips.labels[row // 4])
+    assert calls == 5 * [(0, 2), (1, 2)]
+    assert len(ClipDataset(clips, 4, 8, position="even", clips_per_video=3)) == 15
+    with pytest.raises(ValueError, match="part must be"):
+        ClipDataset(clips, 4, 8, clips_per_video=2)[0]
 
 
 def test_random_single_frames_and_images(clips, tmp_path):
@@ -167,3 +192,13 @@ def test_a_bad_file_raises_its_name(tmp_path, workers):
     sampler = GlobalBatchSampler(1, 1, 0, 1, 1, seed=0)
     with pytest.raises(ClipError, match="bad.mp4: PyAV cannot open it"):
         next(iter(make_loader(dataset, sampler, workers)))
+    with pytest.raises(ClipError) as told:
+        next(plain_errors(make_loader(dataset, sampler, workers)))
+    assert str(told.value).startswith(f"{tmp_path / 'bad.mp4'}: PyAV cannot open it") and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_may_be_listed(clips, workers):
+    dataset = ClipDataset(clips, 3, 8)
+    batches = list(make_loader(dataset, [range(3, 5), [0], range(1, 3)], workers))
+    assert [batch["key"] for batch in batches] == [list(clips.keys[3:5]), [clips.keys[0]], list(clips.keys[1:3])]

@@ -164,6 +164,26 @@ def test_clip_places(arguments, expected):
     assert clip_places(*arguments) == expected
 
 
+@pytest.mark.parametrize("num_frames", [1, 9, 17, 18, 20, 30, 31, 500])
+def test_evenly_spread_clips(num_frames):
+    def starts(count, frames=17):
+        parts = [clip_places(num_frames, frames, "even", part=(j, count)) for j in range(count)]
+        assert all(len(part) == min(frames, num_frames) for part in parts)
+        return [part[0] for part in parts]
+
+    spare = max(0, num_frames - 17)
+    assert clip_places(num_frames, 17, "even") == clip_places(num_frames, 17, "center")
+    assert starts(2) == [0, spare]
+    for count in (3, 4, 5, 10):
+        assert all(abs(start - j * spare / (count - 1)) <= 0.5 for j, start in enumerate(starts(count)))
+
+
+def test_parts_of_a_video(folder):
+    read = [read_clip(folder / "open.mkv", 6, None, "even", stride=2, part=(j, 4)) for j in range(4)]
+    assert [places(clip)[0] for clip in read] == [0, 16, 33, 49]
+    assert places(read[3]) == [49, 51, 53, 55, 57, 59]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -177,6 +197,9 @@ def test_clip_places(arguments, expected):
         ({"resize": "squash"}, "resize"),
         ({"short": "loop"}, "short"),
         ({"backend": "opencv"}, "backend"),
+        ({"position": "even", "part": (2, 2)}, "part"),
+        ({"position": "even", "part": (0, 0)}, "part"),
+        ({"position": "center", "part": (0, 2)}, "part"),
     ],
 )
 def test_bad_arguments(folder, arguments, message):

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from sweettok.data.reader import probe, read_clip, read_image
-from sweettok.data.writer import compare, film_strip, side_by_side, write_aside, write_lines, write_png, write_video
+from sweettok.data.writer import (
+    compare,
+    film_strip,
+    mark,
+    side_by_side,
+    tile,
+    write_aside,
+    write_lines,
+    write_png,
+    write_video,
+)
 
 
 def waves(frames: int, height: int, width: int) -> torch.Tensor:
@@ -102,6 +112,23 @@ def test_side_by_side_and_compare():
         side_by_side()
 
 
+def test_tile():
+    clips = [torch.full((3, 2, 4, 6), value, dtype=torch.uint8) for value in (10, 20, 30, 40, 50)]
+    grid = tile(clips, columns=3)
+    assert grid.shape == (3, 2, 8, 18)
+    values = [[10, 20, 30], [40, 50, 0]]
+    assert torch.equal(grid[0, 1], torch.tensor(values).repeat_interleave(4, 0).repeat_interleave(6, 1).byte())
+    assert tile(clips[:1], columns=2).shape == (3, 2, 4, 12)
+    with pytest.raises(ValueError, match="one shape"):
+        tile([clips[0], clips[1][..., 1:]], columns=2)
+    with pytest.raises(ValueError, match="one shape"):
+        tile([], columns=2)
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        tile(clips, columns=0)
+    with pytest.raises(ValueError, match="uint8"):
+        tile([clips[0].float()], columns=1)
+
+
 def test_labels_are_drawn_in_the_corner_of_a_copy():
     clip = torch.full((3, 2, 40, 80), 100, dtype=torch.uint8)
     marked = side_by_side(clip, clip, labels=("real", "fake"))
@@ -113,6 +140,15 @@ def test_labels_are_drawn_in_the_corner_of_a_copy():
     assert not torch.equal(marked[..., :80], marked[..., 80:])
     with pytest.raises(ValueError, match="2 clips need as many labels, got 1"):
         side_by_side(clip, clip, labels=("real",))
+
+
+def test_a_mark_may_be_larger_than_the_picture():
+    clip = torch.full((3, 2, 5, 7), 100, dtype=torch.uint8)
+    marked = mark(clip, "a long label")
+    assert marked.shape == clip.shape and (clip == 100).all() and (marked != 100).any()
+    assert torch.equal(marked[:, 0], marked[:, 1])
+    with pytest.raises(ValueError, match=r"\(3, T, H, W\)"):
+        mark(clip[:, 0], "label")
 
 
 def test_film_strip():

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "weights": BASE | {"models", "weights"},
     "train": BASE | {"data", "models", "losses", "weights", "train"},
     "eval": BASE | {"data", "models", "losses", "weights", "eval"},
+    "generation": BASE | {"data", "models", "weights", "generation"},
     "__init__": set(),
 }
 LATE = {"decord", "open_clip", "tensorboard", "timm", "wandb"}

@@ -1,4 +1,4 @@
-"""The three stages, at a size that trains in a second: end to end, over two processes, and part by part."""
+"""The stages, at a size that trains in a second: end to end, over two processes, and part by part."""
 
 import importlib.util
 import json
@@ -20,20 +20,24 @@ from safetensors.torch import load_file
 from sweettok import convert
 from sweettok.config import RUNS, load_config, to_dict
 from sweettok.data.synthetic import write_synthetic
+from sweettok.data.tokens import TokenDataset
+from sweettok.generation import __main__ as generation
 from sweettok.models.decoder import HEAD_SHARPNESS
+from sweettok.models.generator import Generator
 from sweettok.models.proxy import ProxyTokenizer
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_float
 from sweettok.priors import save_prior
 from sweettok.priors.build import build_prior, read_tagged
 from sweettok.train import loop, stage2
+from sweettok.train.generator import GeneratorTask
 from sweettok.train.loop import Clock, make_accelerator, train_step
 from sweettok.train.stage1 import Stage1Task
 from sweettok.train.stage2 import Stage2Task
 from sweettok.train.task import StepContext
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("proxy", "stage1", "stage2")
+STAGES = ("proxy", "stage1", "stage2", "generator")
 STEPS = 3
 BLOCK = {"dim": 16, "num_heads": 2, "head_dim": 8, "window_size": 2, "temporal_peg": "grid"}
 PROXY = {
@@ -47,6 +51,7 @@ TOKENIZER = {
     "graph_dropout": 0.5,
 }  # fmt: skip
 ADVERSARIAL = {"perceptual": {"kind": "none"}, "adversarial": {"start_step": 0}}
+GENERATOR = {"dim": 16, "num_layers": 2, "num_heads": 2}
 DISCRIMINATOR = {"base_channels": 4, "num_layers": 2}
 TRAIN = {
     "max_steps": STEPS, "global_batch_size": 4, "log_every": 1, "save_every": 1, "sample_every": STEPS,
@@ -80,10 +85,14 @@ def work(tmp_path_factory) -> Path:
             "tokenizer": TOKENIZER, "loss": {"guide_weight": 2.0},
         },
         "stage2": {"tokenizer": str(folder / "stage1" / "final"), **game},
+        "generator": {
+            "tokenizer": str(folder / "stage2" / "final"), "generator": {**GENERATOR, "class_dropout": 0.5},
+            "data": {"train": str(folder / "tokens"), "validation": str(folder / "tokens"), "num_workers": 0},
+        },
     }  # fmt: skip
     for name, settings in stages.items():
         train = {"output_dir": str(folder / name), **TRAIN}
-        config = {"stage": name, **settings, "data": data, "optimizer": {"lr": 1e-3}, "train": train}
+        config = {"stage": name, "data": data, **settings, "optimizer": {"lr": 1e-3}, "train": train}
         OmegaConf.save(OmegaConf.create(config), folder / f"{name}.yaml")
     return folder
 
@@ -92,9 +101,18 @@ def work(tmp_path_factory) -> Path:
 def runs(work) -> Path:
     """The folder of `work` after all stages were trained by the script."""
     for name in STAGES:
+        if name == "generator":
+            tokenize(work, work / "tokens")
         AcceleratorState._reset_state(reset_partial_state=True)
         assert script.main([str(work / f"{name}.yaml")]) == 0
     return work
+
+
+def tokenize(work: Path, out: Path, *options: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tokenizer, clips = work / "stage1" / "final", work / "clips" / "train.txt"
+    command = ["tokenize", "--checkpoint", tokenizer, "--data", clips, "--out", out, "--workers", "0", *options]
+    assert generation.main([str(part) for part in command]) == 0
 
 
 def config_of(folder: Path, stage: str, *overrides: str):
@@ -133,6 +151,7 @@ def snapshot(module) -> dict[str, torch.Tensor]:
         ("proxy", ("reconstruction", "adversarial", "feature_matching", "discriminator", "commitment")),
         ("stage1", ("code", "quantizer_encoder_side", "quantizer_codebook_side", "guide")),
         ("stage2", ("reconstruction", "adversarial", "feature_matching", "discriminator")),
+        ("generator", ()),
     ],
 )
 def test_script_trains_a_stage(runs, stage, terms):
@@ -147,7 +166,7 @@ def test_script_trains_a_stage(runs, stage, terms):
     assert (folder / f"checkpoint-{STEPS}" / "state.json").is_file()
     assert [path.name for path in (folder / "samples").iterdir()] == ["00000003_0.mp4"]
 
-    kind = ProxyTokenizer if stage == "proxy" else SweetTok
+    kind = {"proxy": ProxyTokenizer, "generator": Generator}.get(stage, SweetTok)
     model = kind.from_pretrained(folder / "final")
     averaged = load_file(folder / f"checkpoint-{STEPS}" / "ema.safetensors")
     assert model.state_dict().keys() == averaged.keys()
@@ -195,7 +214,8 @@ def test_two_processes_equal_one(runs, tmp_path, stage):
         assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-8), name
 
     optimizers = [torch.load(folder / "optimizers.pt", weights_only=True)["players"] for folder in (one, two)]
-    assert optimizers[0].keys() == ({"generator"} if stage == "stage1" else {"generator", "discriminator"})
+    alone = stage in ("stage1", "generator")
+    assert optimizers[0].keys() == ({"generator"} if alone else {"generator", "discriminator"})
     for player, saved in optimizers[0].items():
         moments = [entry["exp_avg"] for entry in saved["optimizer"]["state"].values()]
         others = [entry["exp_avg"] for entry in optimizers[1][player]["optimizer"]["state"].values()]
@@ -363,10 +383,156 @@ def test_stage2_from_a_published_stage1_file(runs, tmp_path, monkeypatch):
         Stage2Task(config_of(runs, "stage2", proxy))
 
 
+# -------------------------------------------------------------------------------------------------------- the generator
+
+
+def token_batch(dataset, count=4):
+    rows = [dataset[index] for index in range(count)]
+    return {
+        name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0].keys() - {"key"}
+    }
+
+
+def generator_task(runs, *overrides):
+    return make_task(GeneratorTask, config_of(runs, "generator", *overrides))
+
+
+def test_generator_s_metrics_are_those_of_the_words(runs):
+    """Against the logits themselves: separators do not count, each segment does by its length."""
+    task = generator_task(runs)
+    task.model.eval()
+    batch = token_batch(task.train_dataset)
+    sequence, metrics = task.model.sequence, task.validate(batch)
+    target = sequence.target(batch["ids"])
+    with torch.no_grad():
+        logits = task.model(sequence.prompt(batch["label"]), target)
+    words = torch.cat(
+        [torch.arange(start, start + s.length)
+         for start, s in zip(sequence.segment_starts, sequence.layout.segments, strict=True)]
+    )  # fmt: skip
+    entropy = torch.nn.functional.cross_entropy(logits[:, words].movedim(-1, 1), target[:, words], reduction="none")
+    torch.testing.assert_close(metrics["cross_entropy"], entropy.mean(1))
+    torch.testing.assert_close(metrics["accuracy"], (logits.argmax(-1) == target)[:, words].float().mean(1))
+    verbs = sequence.layout.segment("verb").places
+    torch.testing.assert_close(metrics["cross_entropy/verb"], entropy[:, verbs].mean(1))
+    uniform = math.log(2) * sequence.layout.bits / sequence.layout.length
+    torch.testing.assert_close(metrics["excess"], metrics["cross_entropy"] - uniform)
+
+
+def test_generator_s_loss_is_the_mean_over_all_places(runs):
+    task = generator_task(runs, "loss.label_smoothing=0.2", "generator.class_dropout=0")
+    batch = token_batch(task.train_dataset)
+    sequence = task.model.sequence
+    target = sequence.target(batch["ids"])
+    logits = task.model(sequence.prompt(batch["label"]), target)
+    expected = torch.nn.functional.cross_entropy(logits.movedim(-1, 1), target, label_smoothing=0.2)
+    name, loss, report = next(task.losses(batch, StepContext(0, 0, 0, 4, 4)))
+    torch.testing.assert_close(loss, expected)
+    assert (name, report["cross_entropy"].requires_grad) == ("generator", False)
+
+
+def test_classes_are_dropped_clip_by_clip(runs):
+    """By draws that belong to the clip, for any share of the batch; never in validation."""
+    task = generator_task(runs)
+    sequence, prompts = task.model.sequence, []
+    hooked = task.model.register_forward_pre_hook(lambda _, inputs: prompts.append(inputs[0]))
+    batch = token_batch(task.train_dataset)
+
+    def second_ids(start, size, step):
+        share = {name: value[start : start + size] for name, value in batch.items()}
+        next(task.losses(share, StepContext(step, 42, start, size, 4)))
+        return prompts.pop()[:, 1]
+
+    whole = torch.cat([second_ids(0, 4, step) for step in range(20)])
+    halves = torch.cat([second_ids(start, 2, step) for step in range(20) for start in (0, 2)])
+    assert whole.equal(halves)
+    dropped = whole == sequence.null_id
+    assert 0.25 < dropped.float().mean() < 0.75
+    assert 0 < dropped.view(20, 4).float().mean(1).unique()[1] < 1  # some of a batch, not all of it
+    kept = (batch["label"] + sequence.class_start).repeat(20)
+    assert whole[~dropped].equal(kept[~dropped])
+    task.validate(batch)
+    assert prompts.pop()[:, 1].equal(batch["label"] + sequence.class_start)
+    hooked.remove()
+
+
+def test_accumulated_gradients_are_those_of_the_big_batch(runs, tmp_path):
+    moments = []
+    for micro in (4, 1):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        settings = f"train.micro_batch_size={micro}", f"train.output_dir={tmp_path / str(micro)}"
+        run = config_of(runs, "generator", *settings)
+        task = make_task(GeneratorTask, run)
+        session, batches = begin(task, run)
+        report = train_step(session, batches, Clock())
+        assert len(report.scalars["loss/generator"]) == 4 // micro
+        optimizer = session.state.task.players["generator"].optimizer
+        moments.append([state["exp_avg"] for state in optimizer.state.values()])
+    for mine, other in zip(*moments, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-7)
+
+
+def test_generator_learns_a_clip_by_heart(runs, tmp_path):
+    run = config_of(runs, "generator", "generator.dim=64", "optimizer.lr=3e-3", "loss.label_smoothing=0",
+                    "generator.class_dropout=0", f"train.output_dir={tmp_path}")  # fmt: skip
+    task = make_task(GeneratorTask, run)
+    batch = {name: value[:1] for name, value in token_batch(task.train_dataset).items()}
+    optimizer = task.players["generator"].optimizer
+    for step in range(80):
+        _, loss, report = next(task.losses(batch, StepContext(step, 0, 0, 1, 1)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert report["accuracy"] > 0.99
+    task.model.eval()
+    assert task.model.sample(batch["label"], temperature=0.0).equal(batch["ids"])
+
+
+def test_frame_prediction_is_trained(runs, tmp_path):
+    """Three given frames of five, encoded alone; what is given is read and not scored."""
+    tokenize(runs, tmp_path / "tokens", "--given-frames", "3")
+    run = config_of(runs, "generator", f"data.train={tmp_path / 'tokens'}", f"data.validation={tmp_path / 'tokens'}",
+                    "generator.given_frames=3", f"train.output_dir={tmp_path / 'out'}")  # fmt: skip
+    task = make_task(GeneratorTask, run)
+    assert task.model.sequence.given_clip
+    assert task.model.config.num_classes == 0
+    batch = token_batch(task.train_dataset, 2)
+    losses = task.players["generator"].module(task.prompt(batch), task.model.sequence.target(batch["ids"]))
+    assert losses.plain.shape == (2, task.model.sequence.target_length)
+    assert task.sample(batch).shape == (2, 3, 5, 32, 32)
+
+
+def test_unconditional_generator(runs):
+    task = generator_task(runs, "generator.num_classes=0")
+    batch = token_batch(task.train_dataset)
+    assert next(task.losses(batch, StepContext(0, 0, 0, 4, 4)))[1].isfinite()
+    assert task.sample(batch).shape == (4, 3, 5, 32, 32)
+
+
+def test_generator_carries_what_its_tokens_mean(runs):
+    model, tokens = Generator.from_pretrained(runs / "generator" / "final"), TokenDataset(runs / "tokens")
+    tokenizer = SweetTok.from_pretrained(runs / "stage2" / "final")
+    assert model.config.layout == tokens.layout == tokenizer.layout
+    assert model.config.tokenizer_hash == tokens.tokenizer_hash == tokenizer.ids_hash()
+    assert model.config.num_classes == tokens.num_classes == 8
+
+
+def test_weight_decay_of_the_generator(runs):
+    """By type: matrices. By the release's rule: embeddings and positions too."""
+    for rule, extra in (("by_type", 0), ("release", 2)):
+        task = generator_task(runs, f"optimizer.decay_rule={rule}")
+        decayed, spared = (group["params"] for group in task.players["generator"].optimizer.param_groups)
+        assert len(decayed) == 4 * 2 + 1 + extra  # four matrices a layer, and the head
+        assert len(decayed) + len(spared) == len(list(task.model.parameters()))
+
+
 # ------------------------------------------------------------------------------------------------------ configurations
 
 
-@pytest.mark.parametrize("file", sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")))
+CONFIGS = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate"]
+
+
+@pytest.mark.parametrize("file", sorted(str(path.relative_to(ROOT)) for path in CONFIGS))
 def test_every_configuration_loads(file):
     path = ROOT / file
     run = load_config(path)
@@ -419,6 +585,19 @@ def test_configurations_carry_the_numbers_of_the_release(file, expected):
         assert found == value, key
 
 
+def test_generator_s_configuration_carries_the_numbers_of_the_release():
+    run = load_config(ROOT / "configs" / "generator" / "ucf101.yaml")
+    body, optimizer = run.generator, run.optimizer
+    assert (body.dim, body.num_layers, body.num_heads, body.positions) == (1536, 24, 16, "learned")
+    assert not body.qk_norm and not body.tied_head
+    assert (optimizer.lr, optimizer.end_lr, optimizer.warmup_steps) == (1e-4, 1e-5, 40000)
+    assert (optimizer.betas, optimizer.eps, optimizer.weight_decay) == ((0.9, 0.96), 1e-8, 0.03)
+    assert (optimizer.decay_rule, optimizer.max_grad_norm, run.loss.label_smoothing) == ("release", 1.0, 0.1)
+    train = run.train
+    assert (train.max_steps, train.global_batch_size, train.mixed_precision) == (4_000_000, 32, "fp16")
+    assert (train.ema_decay, train.seed) == (0.999, 42)
+
+
 # ---------------------------------------------------------------------------------------------------------- mistakes
 
 
@@ -433,6 +612,14 @@ def test_configurations_carry_the_numbers_of_the_release(file, expected):
         ("stage2", "tokenizer={work}/nowhere", "nowhere"),
         ("stage2", "tokenizer={work}/proxy/final", "expected 'SweetTok'"),
         ("stage2", "data.train={work}/nowhere.txt", "nowhere.txt"),
+        ("generator", "data.train={work}/nowhere", "expected a folder of tokens"),
+        ("generator", "data.train={work}/clips", "is no manifest of tokens"),
+        ("generator", "generator.num_classes=5", "num_classes is 5, but the token shards"),
+        ("generator", "generator.layout.nouns=3", "generator.layout is"),
+        ("generator", "generator.given_frames=3", "given_frames is 3, but the token shards"),
+        ("generator", "generator.tokenizer_hash=abc", "tokenizer_hash is abc, but"),
+        ("generator", "tokenizer=null", "samples need a tokenizer"),
+        ("generator", "tokenizer={work}/nowhere", "nowhere"),
     ],
 )
 def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys, stage, override, told):

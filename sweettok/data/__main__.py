@@ -1,4 +1,4 @@
-"""`python -m sweettok.data`: check lists of clips, import official splits, write synthetic clips."""
+"""`python -m sweettok.data`: check lists of clips, import official splits, write synthetic clips, show tokens."""
 
 import argparse
 import json
@@ -11,11 +11,12 @@ from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import read_entries, write_list
 from sweettok.data.scan import KINDS, Problem, scan
 from sweettok.data.synthetic import write_synthetic
+from sweettok.data.tokens import TokenManifest
 from sweettok.data.writer import write_lines
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 when a scan finds problems, 2 for wrong input."""
+    """Run one command; returns the exit code: 0, 1 for bad clips or missing shards, 2 for wrong input."""
     args = _parser().parse_args(arguments)
     try:
         return args.run(args)
@@ -62,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("csv", type=Path)
     command.add_argument("root", type=Path, help="folder of the clips")
     command.add_argument("out", type=Path)
+
+    command = commands.add_parser("tokens", help="what a folder of token shards holds")
+    command.set_defaults(run=_tokens)
+    command.add_argument("folder", type=Path)
     return parser
 
 
@@ -115,6 +120,22 @@ def _import_k600(args: argparse.Namespace) -> int:
     for split, (written, lost) in import_k600(args.csv, args.root, args.out).items():
         print(f"{args.out / split}.txt: {written} clips, paths from {args.root}; {lost} clips not found")
     return 0
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    manifest = TokenManifest.read(args.folder)
+    layout, missing = manifest.layout, len(manifest.missing(args.folder))
+    segments = ", ".join(f"{s.length} of {s.list_size} ({s.name})" for s in layout.segments)
+    mirrored = ", each also mirrored" if manifest.flips else ""
+    given = f", and those of the first {manifest.given_frames} frames" if manifest.given_frames else ""
+    print(f"{args.folder}: {manifest.kind} with tokenizer {manifest.tokenizer_hash[:12]}")
+    print(f"{manifest.num_rows} rows: {manifest.num_clips} clips x {manifest.clips_per_video}{mirrored}; "
+          f"{manifest.num_classes} classes")  # fmt: skip
+    print(f"{layout.length} ids a row, {layout.bits:.0f} bits{given}: {segments}")
+    print(f"{manifest.num_frames} frames, stride {manifest.stride}, {manifest.resize}, short {manifest.short}")
+    print(f"settings: {json.dumps(manifest.settings)}")
+    print(f"{manifest.num_shards - missing} of {manifest.num_shards} shards are written")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Clips for training and evaluation: which frames, in which order, on which process, by seeds and counts alone."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sweettok.data.backends import ClipError
@@ -18,10 +19,13 @@ class ClipDataset(Dataset):
     """The clips of a list, read when asked for.
 
     An item is {"video": uint8 (3, frames, H, W), "label": int, -1 without labels, "key": str}. It is addressed by
-    (epoch, index), or by index alone, which is epoch 0. A random start depends on (seed, epoch, index) and on nothing
+    (epoch, index), or by index alone, which is epoch 0. A random start depends on (seed, epoch, clip) and on nothing
     else, so that any number of workers and processes reads the same clips. With `frames=1` and `position="random"` an
     item is one random frame of a video; lists may then also name still images. Other arguments are those of
     `read_clip`. Raises ClipError, naming the file, for a clip that cannot be read.
+
+    With `clips_per_video` (position "even") and `flips` a clip of the list gives several items, its views, which
+    follow each other: part by part, each of them as it is and then, with flips, mirrored left to right.
     """
 
     def __init__(
@@ -35,15 +39,28 @@ class ClipDataset(Dataset):
         short: str = "black",
         seed: int = 0,
         backend: str = "auto",
+        clips_per_video: int = 1,
+        flips: bool = False,
     ):
         self.clips, self.frames, self.size, self.resize, self.seed = clips, frames, size, resize, seed
         self.options = {"position": position, "stride": stride, "short": short, "backend": backend}
+        self.parts, self.flips = clips_per_video, flips
+        self._last: tuple[tuple[int, ...], Tensor | None] = (), None
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.clips) * self.parts * (2 if self.flips else 1)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = item if isinstance(item, tuple) else (0, item)
+        index, mirrored = divmod(index, 2) if self.flips else (index, 0)
+        index, part = divmod(index, self.parts)
+        video = self._read(epoch, index, part)
+        label = self.clips.labels[index] if self.clips.labels is not None else -1
+        return {"video": video.flip(-1) if mirrored else video, "label": label, "key": self.clips.keys[index]}
+
+    def _read(self, epoch: int, index: int, part: int) -> Tensor:
+        if self._last[0] == (epoch, index, part):  # as for the mirrored view, which follows the plain one
+            return self._last[1]
         path = self.clips.paths[index]
         if path.suffix.lower() in IMAGE_SUFFIXES:
             if self.frames != 1:
@@ -51,9 +68,11 @@ class ClipDataset(Dataset):
             video = read_image(path, self.size, self.resize)
         else:
             rng = random.Random(f"{self.seed} {epoch} {index}")
-            video = read_clip(path, self.frames, self.size, resize=self.resize, rng=rng, **self.options)
-        label = self.clips.labels[index] if self.clips.labels is not None else -1
-        return {"video": video, "label": label, "key": self.clips.keys[index]}
+            options = {"resize": self.resize, "rng": rng, "part": (part, self.parts), **self.options}
+            video = read_clip(path, self.frames, self.size, **options)
+        if self.flips:
+            self._last = (epoch, index, part), video
+        return video
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -140,8 +159,10 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.global_batches = state["global_batches"]
 
 
-def make_loader(dataset: Dataset, sampler: GlobalBatchSampler, workers: int) -> DataLoader:
-    """The endless training loader of one process: batches of `micro_batch` items, collated."""
+def make_loader(
+    dataset: Dataset, sampler: GlobalBatchSampler | Sequence[Sequence[int]], workers: int
+) -> DataLoader:
+    """The loader of one process: collated batches, without end from a GlobalBatchSampler, or those that are listed."""
     return DataLoader(dataset, batch_sampler=sampler, **_loading(workers))
 
 
@@ -154,6 +175,15 @@ def make_eval_loader(
     """
     indices = range(rank, len(dataset), world_size)
     return DataLoader(dataset, batch_size=batch_size, sampler=indices, **_loading(workers))
+
+
+def plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader, whose workers put their own traceback before the message of a ClipError, without it."""
+    try:
+        yield from loader
+    except ClipError as error:
+        told = str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)
+        raise ClipError(told) from error.with_traceback(None)  # its frames would keep the workers running
 
 
 def _loading(workers: int) -> dict[str, Any]:

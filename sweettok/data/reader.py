@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sweettok.data.backends import CannotOpen, ClipError, DecordVideo, PyAVVideo, Scale
 
-POSITIONS = ("first", "center", "last", "random")
+POSITIONS = ("first", "center", "last", "random", "even")
 RESIZES = ("stretch", "short_side_crop")
 SHORT = ("black", "repeat", "error")
 BACKENDS = ("auto", "pyav", "decord")
@@ -55,17 +55,23 @@ def clip_places(
     stride: int = 1,
     start: int | None = None,
     rng: random.Random | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> range:
     """Places, in display order, of the frames that make a clip; fewer than `frames` when the video is too short.
 
     The clip spans `(frames - 1) * stride + 1` frames. `center` puts the middle of the span on the middle frame
     `num_frames // 2`: 17 frames at stride 1 are `n // 2 - 8 .. n // 2 + 8`, as in the release. `random` draws the
-    first frame with `rng`, uniformly from all that fit, ends included. `start` names it, and overrules `position`.
+    first frame with `rng`, uniformly from all that fit, ends included. `even` takes part (j, n): the j-th, from 0, of
+    n clips whose starts are spread evenly from the first place that fits to the last; one clip alone is the center.
+    `start` names the first frame, and overrules `position`.
     """
     if frames < 1 or stride < 1:
         raise ValueError(f"frames and stride must be at least 1, got frames={frames}, stride={stride}")
     if position not in POSITIONS:
         raise ValueError(f"position must be one of {POSITIONS}, got {position!r}")
+    index, count = part
+    if not 0 <= index < count or (count > 1 and position != "even"):
+        raise ValueError(f"part must be (j, n) with 0 <= j < n, and (0, 1) unless position is 'even', got {part}")
     if start is not None and not 0 <= start < num_frames:
         raise ValueError(f"start must be a frame of the video, 0..{num_frames - 1}, got {start}")
     span = (frames - 1) * stride + 1
@@ -74,8 +80,11 @@ def clip_places(
         if rng is None:
             raise ValueError("position='random' needs rng, a random.Random; the global generator is never used")
         start = rng.randint(0, spare)
+    elif start is None and count > 1:
+        start = (2 * index * spare + count - 1) // (2 * (count - 1))  # rounded
     elif start is None:
-        start = {"first": 0, "last": spare, "center": min(max(0, num_frames // 2 - span // 2), spare)}[position]
+        center = min(max(0, num_frames // 2 - span // 2), spare)
+        start = {"first": 0, "last": spare, "center": center, "even": center}[position]
     return range(start, min(start + span, num_frames), stride)
 
 
@@ -90,13 +99,14 @@ def read_clip(
     start: int | None = None,
     rng: random.Random | None = None,
     backend: str = "auto",
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Frames of a video file -> uint8 (3, frames, H, W), RGB in 0..255.
 
     Args:
         frames: clip length; `stride` takes every stride-th frame of the video, whatever its frame rate.
         size: (height, width), one number for a square, or None for the native size.
-        position, start, rng: which frames; see `clip_places`.
+        position, start, rng, part: which frames; see `clip_places`.
         resize: "stretch" to the size without keeping the aspect (the release), or "short_side_crop": scale until the
             frame just covers the size, then crop the middle. Bilinear. Pixels are taken to be square.
         short: what follows the last frame of a video that is too short: "black" frames (the release), "repeat" of the
@@ -119,7 +129,7 @@ def read_clip(
                 raise ClipError(f"{path}: the video has no frames")
             if start is not None and start >= video.num_frames:
                 raise ClipError(f"{path}: the clip starts at frame {start}, the video has {video.num_frames}")
-            places = clip_places(video.num_frames, frames, position, stride, start, rng)
+            places = clip_places(video.num_frames, frames, position, stride, start, rng, part)
             if len(places) < frames and short == "error":
                 raise ClipError(f"{path}: {video.num_frames} frames are too few for {frames} at stride {stride}")
             arrays = video.frames(places, scale)

@@ -80,14 +80,23 @@ def write_aside(path: Path) -> Iterator[Path]:
 
 def side_by_side(*clips: Tensor, labels: Sequence[str] = ()) -> Tensor:
     """uint8 (3, T, H, W) clips of one shape -> (3, T, H, n * W), left to right, each with its label in its corner."""
+    if labels and len(labels) != len(clips):
+        raise ValueError(f"{len(clips)} clips need as many labels, got {len(labels)}")
+    marked = [mark(clip, label) for clip, label in zip(clips, labels, strict=True)] if labels else clips
+    return tile(marked, columns=len(clips))
+
+
+def tile(clips: Sequence[Tensor], columns: int) -> Tensor:
+    """uint8 (3, T, H, W) clips of one shape -> (3, T, rows * H, columns * W), row by row; the rest is black."""
     for clip in clips:
         _check(clip, 4, "(3, T, H, W)")
     if not clips or len({clip.shape for clip in clips}) > 1:
-        raise ValueError(f"side_by_side needs clips of one shape, got {[tuple(clip.shape) for clip in clips]}")
-    if labels and len(labels) != len(clips):
-        raise ValueError(f"{len(clips)} clips need as many labels, got {len(labels)}")
-    marked = [_mark(clip, label) for clip, label in zip(clips, labels, strict=True)] if labels else clips
-    return torch.cat(tuple(marked), dim=3)
+        raise ValueError(f"expected clips of one shape, got {[tuple(clip.shape) for clip in clips]}")
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    places = [*clips, *[torch.zeros_like(clips[0])] * (-len(clips) % columns)]
+    rows = [torch.cat(places[first : first + columns], dim=3) for first in range(0, len(places), columns)]
+    return torch.cat(rows, dim=2)
 
 
 def compare(original: Tensor, reconstruction: Tensor, labels: Sequence[str] = ()) -> Tensor:
@@ -108,10 +117,11 @@ def film_strip(clip: Tensor, columns: int) -> Tensor:
     return torch.cat([clip[:, place] for place in places], dim=2)
 
 
-def _mark(clip: Tensor, label: str) -> Tensor:
-    """The clip with white text on a black box in its upper left corner."""
+def mark(clip: Tensor, label: str) -> Tensor:
+    """uint8 (3, T, H, W) -> a copy with white text on a black box in its upper left corner."""
     from PIL import Image, ImageDraw
 
+    _check(clip, 4, "(3, T, H, W)")
     probe = ImageDraw.Draw(Image.new("L", (1, 1)))
     width, height = (int(edge) + 2 for edge in probe.textbbox((1, 1), label)[2:])
     image = Image.new("L", (width, height))

@@ -47,8 +47,8 @@ class Cache:
 class Linear(nn.Linear):
     """nn.Linear whose weights are multiplied block by block when sampling few rows on a CPU.
 
-    Matrix libraries pack large weights anew for every product, which costs more than the product where 4 to 16 rows meet
-    them; blocks that fit a core's cache take up to a third less time (scripts/bench/generator.py).
+    Matrix libraries pack large weights anew for every product, which costs more than the product itself where 4 to 16
+    rows meet them; blocks that fit a core's cache take up to a third less time (scripts/bench/generator.py).
     """
 
     BLOCK = 256
@@ -253,17 +253,18 @@ class Generator(Pretrained, nn.Module):
     def _prompt(
         self, labels: Sequence[int | str] | Tensor | None, given: Tensor | None, num_samples: int | None
     ) -> Tensor:
+        wanted = "given" if self.sequence.given_clip else "labels" if self.config.num_classes else "num_samples"
+        found = {"labels": labels, "given": given, "num_samples": num_samples}
+        names = [name for name, value in found.items() if value is not None]
+        if names != [wanted]:
+            raise ValueError(f"this generator's samples need {wanted}, and nothing else; got {names or 'nothing'}")
+        count = num_samples if wanted == "num_samples" else len(found[wanted])
+        if count < 1:
+            raise ValueError(f"at least one sample must be asked for; got {count}")
         device = self.transformer.tokens.weight.device
-        if (num_samples is None) == (self.sequence.prompt_length == 1):
-            raise ValueError("num_samples is for unconditional generators, and they need it")
-        if self.config.num_classes and labels is None or self.sequence.given_clip and given is None:
-            raise ValueError(f"this generator needs {'given' if self.sequence.given_clip else 'labels'}")
-        if labels is not None and given is not None:
-            raise ValueError("give labels or given, not both")
-        condition = given if labels is None else self.classes(labels)
-        if condition is None:
-            return self.sequence.prompt(batch=num_samples, device=device)
-        return self.sequence.prompt(condition.to(device))
+        if wanted == "num_samples":
+            return self.sequence.prompt(batch=count, device=device)
+        return self.sequence.prompt((given if labels is None else self.classes(labels)).to(device))
 
     def _unconditional(self, batch: int) -> Tensor:
         if not self.sequence.null_class:

@@ -1,0 +1,146 @@
+"""The generator's stage: predict every next word of tokenized clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sweettok import pixels
+from sweettok.config import GeneratorConfig, GeneratorRun
+from sweettok.data.tokens import TokenDataset
+from sweettok.losses import WordLosses, word_losses
+from sweettok.models.attention import set_gradient_checkpointing
+from sweettok.models.generator import Generator
+from sweettok.models.tokenizer import SweetTok
+from sweettok.train.task import StepContext, Task
+from sweettok.train.video import player
+
+
+class NextWord(nn.Module):
+    """Prompt (B, P) and target (B, R) -> losses of every place of the target, (B, R) each."""
+
+    def __init__(self, generator: Generator, label_smoothing: float):
+        super().__init__()
+        self.generator, self.label_smoothing = generator, label_smoothing
+
+    def forward(self, prompt: Tensor, target: Tensor) -> WordLosses:
+        return word_losses(self.generator(prompt, target), target, self.label_smoothing)
+
+
+class GeneratorTask(Task):
+    """All places of the target are scored, separators included; what is given is not."""
+
+    name = "generator"
+
+    def __init__(self, run: GeneratorRun):
+        self.run = run
+        self.train_dataset = TokenDataset(run.data.train)
+        self.validation_dataset = TokenDataset(run.data.validation) if run.data.validation else None
+        config = settle(run.generator, self.train_dataset)
+        if self.validation_dataset is not None:
+            settle(config, self.validation_dataset)
+        self.tokenizer = self._load_tokenizer()
+        self.model = Generator(config, self.train_dataset.class_names if config.num_classes else None)
+        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
+        module = NextWord(self.model, run.loss.label_smoothing)
+        names = {"released_name": released_parameter}
+        self.players = {"generator": player("generator", module, run.optimizer, run.train, **names)}
+
+    def _load_tokenizer(self) -> SweetTok | None:
+        train = self.run.train
+        if self.run.tokenizer is None:
+            if train.sample_every > 0 and train.num_samples > 0:
+                raise ValueError("samples need a tokenizer to decode them: set tokenizer, or train.sample_every=0")
+            return None
+        tokenizer = SweetTok.from_pretrained(self.run.tokenizer).requires_grad_(False)
+        self.train_dataset.check_tokenizer(tokenizer.ids_hash())
+        return tokenizer
+
+    def prompt(self, batch: dict, dropped: Tensor | None = None) -> Tensor:
+        """(B, P) of a batch; `dropped` (B,) says whose class becomes the null class."""
+        sequence, ids = self.model.sequence, batch["ids"]
+        if sequence.given_clip:
+            return sequence.prompt(batch["given"])
+        if not sequence.num_classes:
+            return sequence.prompt(batch=len(ids), device=ids.device)
+        labels = batch["label"]
+        return sequence.prompt(labels if dropped is None else labels.masked_fill(dropped.to(labels.device), -1))
+
+    def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        sequence, dropped = self.model.sequence, None
+        if sequence.null_class:
+            draws = torch.rand(context.global_batch, generator=context.generator("class dropout"))
+            dropped = context.own(draws) < self.model.config.class_dropout
+        target = sequence.target(batch["ids"])
+        losses = self.players["generator"].module(self.prompt(batch, dropped), target)
+        report = {name: value.mean() for name, value in self.metrics(losses).items()}
+        yield "generator", losses.smoothed.mean(), report
+
+    def metrics(self, losses: WordLosses) -> dict[str, Tensor]:
+        """Of each clip (B,): cross-entropy in nats and accuracy of the words, separators apart, also by segment;
+        and `excess`, the cross-entropy less that of guessing evenly among the words of each place's list."""
+        sequence, report = self.model.sequence, {}
+        uniform = torch.tensor([float(segment.list_size) for segment in sequence.layout.segments]).log()
+        lengths = torch.tensor([float(segment.length) for segment in sequence.layout.segments])
+        for start, segment in zip(sequence.segment_starts, sequence.layout.segments, strict=True):
+            places = slice(start, start + segment.length)
+            report[f"cross_entropy/{segment.name}"] = losses.plain[:, places].mean(1)
+            report[f"accuracy/{segment.name}"] = losses.correct[:, places].mean(1)
+        shares = lengths / lengths.sum()
+        for name in ("cross_entropy", "accuracy"):
+            parts = [report[f"{name}/{segment.name}"] for segment in sequence.layout.segments]
+            report[name] = sum(share * part for share, part in zip(shares.tolist(), parts, strict=True))
+        report["excess"] = report["cross_entropy"] - (shares * uniform).sum().item()
+        return report
+
+    @torch.no_grad()
+    def validate(self, batch: dict) -> dict[str, Tensor]:
+        target = self.model.sequence.target(batch["ids"])
+        return self.metrics(word_losses(self.model(self.prompt(batch), target), target, 0.0))
+
+    @torch.no_grad()
+    def sample(self, batch: dict) -> Tensor | None:
+        """Clips drawn for the conditions of the batch."""
+        if self.tokenizer is None:
+            return None
+        sequence, condition = self.model.sequence, {"num_samples": len(batch["ids"])}
+        if sequence.given_clip:
+            condition = {"given": batch["given"]}
+        elif sequence.num_classes:
+            condition = {"labels": batch["label"]}
+        ids = self.model.sample(**condition, seed=self.run.train.seed, **asdict(self.run.sampling))
+        return pixels.to_uint8(self.tokenizer.decode(ids))
+
+    def export(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+def settle(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
+    """The configuration with what null leaves to the shards filled in; ValueError where a value differs from theirs."""
+    given = config.given_frames
+    facts = {"layout": tokens.layout, "tokenizer_hash": tokens.tokenizer_hash}
+    if given is not None:
+        facts["given_frames"] = tokens.given_frames
+    elif config.num_classes != 0:
+        facts["num_classes"] = tokens.num_classes
+    for name, fact in facts.items():
+        value = getattr(config, name)
+        if value is not None and value != fact:
+            raise ValueError(f"generator.{name} is {value}, but the token shards at {tokens.folder} have {fact}")
+    if given is None and config.num_classes is None and not tokens.num_classes:
+        raise ValueError(f"{tokens.folder} has no labels: set generator.num_classes=0 for an unconditional generator")
+    return replace(config, **facts)
+
+
+def released_parameter(name: str) -> str:
+    """Published name of a parameter: what the release's rule on weight decay reads."""
+    for ours, released in (
+        ("generator.transformer.", ""), ("tokens.", "tok_emb."), ("positions", "pos_emb"), ("norm1.", "ln1."),
+        ("norm2.", "ln2."), ("attention.out.", "attn.proj."), ("attention.qkv.", "attn.query."),
+    ):  # fmt: skip
+        name = name.replace(ours, released)
+    return "ln_f." + name.removeprefix("norm.") if name.startswith("norm.") else name
