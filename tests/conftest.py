@@ -33,3 +33,21 @@ def golden_rule(shared):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """A folder in which every stage was trained, each on the last (see stages.py)."""
+    import stages
+
+    return stages.train_all(tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Accelerate keeps its state for the process; before and after this, it has none."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -45,9 +45,9 @@ def test_parts_merge_into_the_whole():
     a, b = sample(1, 37, 12), sample(2, 50, 12, shift=1)
     whole = frechet_distance(a, b)
     one, two, rest = stats(a[:1]), stats(a[1:20]), stats(a[20:30], a[30:])
-    kept = one.total.clone()
+    kept = one.mean.clone()
     merged = FeatureStats().merge(one).merge(two).merge(rest)
-    assert merged.count == 37 and torch.equal(one.total, kept)
+    assert merged.count == 37 and torch.equal(one.mean, kept)
     assert frechet_distance(merged, stats(b)) == pytest.approx(whole, rel=1e-9)
     assert frechet_distance(merged, b) == pytest.approx(whole, rel=1e-9)
     assert merged.merge(FeatureStats()).count == 37

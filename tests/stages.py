@@ -1,0 +1,113 @@
+"""Every stage trained at a size that takes a second; `runs` in conftest.py is the folder of the results."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from omegaconf import OmegaConf
+
+from sweettok.config import load_config
+from sweettok.data.synthetic import write_synthetic
+from sweettok.generation import __main__ as generation
+from sweettok.priors import save_prior
+from sweettok.priors.build import build_prior, read_tagged
+from sweettok.train import loop
+from sweettok.train.loop import make_accelerator
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("proxy", "stage1", "stage2", "generator")
+STEPS = 3
+BLOCK = {"dim": 16, "num_heads": 2, "head_dim": 8, "window_size": 2, "temporal_peg": "grid"}
+PROXY = {
+    "num_frames": 5, "height": 32, "width": 32, "temporal_patch_size": 2, "block": BLOCK, "encoder_spatial": "tw",
+    "encoder_temporal": "t", "decoder_temporal": "t", "decoder_spatial": "t", "num_codes": 16, "code_dim": 4,
+}  # fmt: skip
+# Dropout in the word graph, because processes must agree on it.
+TOKENIZER = {
+    "proxy": PROXY, "block": BLOCK, "encoder_spatial": "wt", "encoder_temporal": "t", "decoder_spatial": "t",
+    "decoder_temporal": "t", "spatial_query_grid": [2, 2], "head_hidden": 16, "codebook_dim": 4, "graph_hidden": 8,
+    "graph_dropout": 0.5,
+}  # fmt: skip
+ADVERSARIAL = {"perceptual": {"kind": "none"}, "adversarial": {"start_step": 0}}
+GENERATOR = {"dim": 16, "num_layers": 2, "num_heads": 2}
+DISCRIMINATOR = {"base_channels": 4, "num_layers": 2}
+TRAIN = {
+    "max_steps": STEPS, "global_batch_size": 4, "log_every": 1, "save_every": 1, "sample_every": STEPS,
+    "eval_every": STEPS, "num_samples": 1,
+}  # fmt: skip
+
+script_spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
+script = importlib.util.module_from_spec(script_spec)
+script_spec.loader.exec_module(script)
+
+
+def prepare(folder: Path) -> None:
+    """Clips, prior, and a configuration file of each stage, which follow one another."""
+    clips = write_synthetic(folder / "clips", num_train=8, num_val=2, frames=6, size=32)
+    save_prior(build_prior(read_tagged(clips / "captions.jsonl"), dim=4), folder / "prior")
+    data = {"train": str(clips / "train.txt"), "validation": str(clips / "val.txt"), "num_workers": 0}
+    game = {"loss": ADVERSARIAL, "discriminator": DISCRIMINATOR}
+    stages = {
+        "proxy": {"proxy": PROXY, **game},
+        "stage1": {
+            "proxy": str(folder / "proxy" / "final"), "prior": str(folder / "prior"), "warm_start": True,
+            "tokenizer": TOKENIZER, "loss": {"guide_weight": 2.0},
+        },
+        "stage2": {"tokenizer": str(folder / "stage1" / "final"), **game},
+        "generator": {
+            "tokenizer": str(folder / "stage2" / "final"), "generator": {**GENERATOR, "class_dropout": 0.5},
+            "data": {"train": str(folder / "tokens"), "validation": str(folder / "tokens"), "num_workers": 0},
+        },
+    }  # fmt: skip
+    for name, settings in stages.items():
+        train = {"output_dir": str(folder / name), **TRAIN}
+        config = {"stage": name, "data": data, **settings, "optimizer": {"lr": 1e-3}, "train": train}
+        OmegaConf.save(OmegaConf.create(config), folder / f"{name}.yaml")
+
+
+def train_all(folder: Path) -> Path:
+    """Train every stage by the script; returns the folder."""
+    prepare(folder)
+    for name in STAGES:
+        if name == "generator":
+            tokenize(folder, folder / "tokens")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert script.main([str(folder / f"{name}.yaml")]) == 0
+    return folder
+
+
+def tokenize(work: Path, out: Path, *options: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    tokenizer, clips = work / "stage1" / "final", work / "clips" / "train.txt"
+    command = ["tokenize", "--checkpoint", tokenizer, "--data", clips, "--out", out, "--workers", "0", *options]
+    assert generation.main([str(part) for part in command]) == 0
+
+
+def config_of(folder: Path, stage: str, *overrides: str):
+    return load_config(folder / f"{stage}.yaml", overrides)
+
+
+def make_task(kind, run):
+    set_seed(run.train.seed)
+    return kind(run)
+
+
+def begin(task, run):
+    session = loop._start(task, run, make_accelerator(run.train))
+    return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
+
+
+def first_batch(task) -> dict:
+    return {"video": torch.stack([task.train_dataset[index]["video"] for index in range(4)])}
+
+
+def log_lines(folder: Path, kind: str = "train/") -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if any(key.startswith(kind) for key in line)]
+
+
+def snapshot(module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
