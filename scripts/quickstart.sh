@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh clone to reconstructed videos, on a CPU, without a download: bash scripts/quickstart.sh [VIDEO...]
-# Trains all three stages on synthetic clips. Safe to run again: finished parts are reused, broken-off ones continue.
+# From a fresh clone to reconstructed and generated videos, on a CPU, without a download:
+# bash scripts/quickstart.sh [VIDEO...]
+# Trains every stage on synthetic clips. Safe to run again: finished parts are reused, broken-off ones continue.
 set -euo pipefail
 videos=()
 for video in "$@"; do videos+=("$(realpath "$video")"); done
@@ -39,10 +40,25 @@ if [ ${#videos[@]} -eq 0 ]; then
 fi
 "$python" -m sweettok.eval reconstruct "${videos[@]}" --checkpoint "$out/stage2/final" --out "$out/reconstructions"
 
+step "tokens: every clip encoded once"
+for part in train val; do
+  "$python" -m sweettok.generation tokenize --checkpoint "$out/stage2/final" --data "$out/clips/$part.txt" \
+    --classes "$out/clips/classes.txt" --out "$out/tokens/$part"
+done
+
+step "generator"
+CONFIG=configs/tiny/generator.yaml bash run_train_generator.sh
+
+step "generated clips of every class"
+GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.txt OUT=$out/generated PER_CLASS=4 \
+  bash run_eval_gen.sh --cfg-scale 2 --top-p 0.9
+
 step "done"
 cat <<EOF
 tokenizer          $out/stage2/final      SweetTok.from_pretrained("$out/stage2/final")
 reconstructions    $out/reconstructions   (original | reconstruction | difference)
-evaluation         $out/proxy.json  $out/stage1.json  $out/stage2.json
-training logs      $out/{proxy,stage1,stage2}/log.jsonl
+generator          $out/generator/final   Generator.from_pretrained("$out/generator/final")
+generated clips    $out/generated/samples/contact_sheet.png  contact_sheet.mp4  videos/
+evaluation         $out/proxy.json  $out/stage1.json  $out/stage2.json  $out/generated/gfvd.json
+training logs      $out/{proxy,stage1,stage2,generator}/log.jsonl
 EOF

@@ -35,6 +35,14 @@ def write(tmp_path, content):
     return path
 
 
+def test_an_unquoted_no_is_no_mixed_precision(tmp_path):
+    """YAML reads it as false."""
+    path = write(tmp_path, STAGE1)
+    assert load_config(path, ["train.mixed_precision=no"]).train.mixed_precision == "no"
+    with pytest.raises(ValueError, match="no, fp16, bf16; got 'off'"):
+        load_config(path, ["train.mixed_precision='off'"])
+
+
 # --------------------------------------------------------------------------------------------------------- defaults
 
 

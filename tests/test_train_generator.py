@@ -46,8 +46,11 @@ def test_generator_s_metrics_are_those_of_the_words(runs):
     torch.testing.assert_close(metrics["accuracy"], (logits.argmax(-1) == target)[:, words].float().mean(1))
     verbs = sequence.layout.segment("verb").places
     torch.testing.assert_close(metrics["cross_entropy/verb"], entropy[:, verbs].mean(1))
-    uniform = math.log(2) * sequence.layout.bits / sequence.layout.length
-    torch.testing.assert_close(metrics["excess"], metrics["cross_entropy"] - uniform)
+    derived = task.derive({name: value.mean().item() for name, value in metrics.items()})
+    assert derived["perplexity"] == pytest.approx(math.exp(entropy.mean()), rel=1e-5)
+    assert derived["perplexity/verb"] == pytest.approx(math.exp(entropy[:, verbs].mean()), rel=1e-5)
+    lists = [segment.list_size for segment in sequence.layout.segments for _ in range(segment.length)]
+    assert derived["perplexity_uniform"] == pytest.approx(math.prod(size ** (1 / len(lists)) for size in lists))
 
 
 def test_generator_s_loss_is_the_mean_over_all_places(runs):

@@ -134,6 +134,11 @@ class TokenizerConfig:
         pattern("tokenizer.encoder_temporal", self.encoder_temporal, "t")
         pattern("tokenizer.decoder_temporal", self.decoder_temporal, "t")
         choice("tokenizer.lookup", self.lookup, LOOKUPS)
+        if self.lookup == "union" and self.modifiers_per_query != type(self).modifiers_per_query:
+            raise ValueError(
+                "with tokenizer.lookup union a query gives one word: leave tokenizer.modifiers_per_query out; "
+                f"got {self.modifiers_per_query}"
+            )
         choice("tokenizer.spatial_source", self.spatial_source, ("all_slices", "first_frame"))
         choice("tokenizer.temporal_source", self.temporal_source, ("differences", "first_frame_residuals"))
         choice("tokenizer.pixel_path", self.pixel_path, ("expected", "argmax", "none"))
@@ -194,6 +199,11 @@ class TokenizerConfig:
     def grid(self) -> tuple[int, int, int]:
         """Latent grid (t, h, w) of a clip of the configured length."""
         return self.proxy.grid(self.num_frames, self.height, self.width)
+
+    @property
+    def latent_dim(self) -> int:
+        """Width of a query's latent: one code, or a modifier half and a head half."""
+        return self.codebook_dim if self.lookup == "union" else 2 * self.codebook_dim
 
     @property
     def num_spatial_queries(self) -> int:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from torch.amp import GradScaler
 from sweettok.config import RunConfig, to_dict
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.train.ema import EMA
+from sweettok.train.sharding import gather, scatter, scatter_moments, sharded
 from sweettok.train.task import Player, Task
 
 FORMAT_VERSION = 1
@@ -53,19 +54,24 @@ class RunState:
     tracker_id: str | None = None
 
 
-def save(state: RunState, output_dir: Path) -> Path:
-    """Write `checkpoint-<step>`, whole or not at all, and drop the oldest beyond `keep_checkpoints`. On one process."""
+def save(state: RunState, output_dir: Path, main: bool = True) -> Path:
+    """Write `checkpoint-<step>`, whole or not at all, and drop the oldest beyond `keep_checkpoints`.
+
+    On every process, of which the `main` one writes: there, in its memory, sharded tensors come together file by file.
+    """
     folder = output_dir / f"checkpoint-{state.step}"
-    with written_aside(folder) as aside:
-        write_config(state.run, aside / "config.yaml")
-        (aside / "state.json").write_text(json.dumps(_describe(state), indent=2) + "\n")
-        _write_tensors(aside / "model.safetensors", state.task.model.state_dict())
-        _write_tensors(aside / "ema.safetensors", state.ema.shadow)
-        for player in state.task.players.values():
-            if own := _own_state(player, state.task):
-                _write_tensors(aside / f"{player.name}.safetensors", own)
-        torch.save(_optimizers(state), aside / "optimizers.pt")
-    if state.run.train.keep_checkpoints is not None:
+    with written_aside(folder) if main else nullcontext() as aside:
+        if main:
+            write_config(state.run, aside / "config.yaml")
+            (aside / "state.json").write_text(json.dumps(_describe(state), indent=2) + "\n")
+        for name, tensors in _weights(state):
+            tensors = gather(tensors, keep=main)
+            if main:
+                _write_tensors(aside / f"{name}.safetensors", tensors)
+        optimizers = gather(_optimizers(state), keep=main)
+        if main:
+            torch.save(optimizers, aside / "optimizers.pt")
+    if main and state.run.train.keep_checkpoints is not None:
         for old in checkpoints(output_dir)[: -max(1, state.run.train.keep_checkpoints)]:
             _remove(old)
     return folder
@@ -81,11 +87,13 @@ def load(state: RunState, folder: Path) -> list[str]:
     if saved["task"] != state.task.name:
         raise ValueError(f"{folder} is of a {saved['task']} run, this is {state.task.name}: change train.output_dir")
     try:
-        state.task.model.load_state_dict(load_file(str(folder / "model.safetensors")))
+        _load_model(state.task, folder / "model.safetensors")
         for player in state.task.players.values():
             if own := _own_state(player, state.task):
                 _copy(load_file(str(folder / f"{player.name}.safetensors")), own)
-        optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
+        # What is only sliced is not read into the memory of each process.
+        mapped = sharded(state.task.model)
+        optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True, mmap=mapped)
         for name, player in state.task.players.items():
             _restore_optimizer(player, **optimizers["players"][name])
     except (RuntimeError, KeyError, SafetensorError) as error:
@@ -173,12 +181,29 @@ def _describe(state: RunState) -> dict[str, Any]:
     }
 
 
+def _weights(state: RunState) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Live tensors of each file of weights."""
+    yield "model", state.task.model.state_dict()
+    yield "ema", state.ema.shadow
+    for player in state.task.players.values():
+        if own := _own_state(player, state.task):
+            yield player.name, own
+
+
 def _optimizers(state: RunState) -> dict[str, Any]:
     players = {
         name: {"optimizer": player.optimizer.state_dict(), "scheduler": player.scheduler.state_dict()}
         for name, player in state.task.players.items()
     }
     return {"players": players, "extra": state.task.extra_state()}
+
+
+def _load_model(task: Task, path: Path) -> None:
+    own = task.model.state_dict()
+    tensors = load_file(str(path))
+    task.model.load_state_dict(
+        {name: scatter(value, own[name]) if name in own else value for name, value in tensors.items()}
+    )
 
 
 def _own_state(player: Player, task: Task) -> dict[str, Tensor]:
@@ -198,7 +223,7 @@ def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
     if source.keys() != target.keys():
         raise KeyError(f"tensors {sorted(source.keys() ^ target.keys())[:3]} are on one side only")
     for name, value in source.items():
-        target[name].copy_(value)
+        target[name].copy_(scatter(value, target[name]))
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -215,7 +240,8 @@ def _restore_optimizer(player: Player, optimizer: dict[str, Any], scheduler: dic
     """Moments and counts from the checkpoint; rates, betas and the like as the player was built."""
     groups, base_lrs = player.optimizer.param_groups, player.scheduler.base_lrs
     settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-    player.optimizer.load_state_dict(optimizer)
+    moments = scatter_moments(optimizer["state"], player.parameters)
+    player.optimizer.load_state_dict({**optimizer, "state": moments})
     player.scheduler.load_state_dict({**scheduler, "base_lrs": base_lrs})
     count, factors = player.scheduler.last_epoch, player.scheduler.lr_lambdas
     for group, own, base, factor in zip(player.optimizer.param_groups, settings, base_lrs, factors, strict=True):

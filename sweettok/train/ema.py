@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sweettok.train.sharding import local, scatter
+
 
 class EMA:
     """Moving average of the trainable parameters; everything else in the model's state dict is copied as it is.
 
-    The average starts as a copy of the model, is kept in float32 at least, and lives on the model's device. Pass the
-    bare model, not one wrapped for distributed training, to every method.
+    The average starts as a copy of the model, is kept in float32 at least, and lives on the model's device, in slices
+    as a sharded model does. Pass the bare model, not one wrapped for distributed training, to every method.
     """
 
     def __init__(self, model: nn.Module, cap: float = 0.999):
@@ -38,7 +40,8 @@ class EMA:
         trainable = {name for name, param in model.named_parameters(remove_duplicate=False) if param.requires_grad}
         averaged, copied = [], []
         for name, value in model.state_dict().items():
-            (averaged if name in trainable else copied).append((self.shadow[name], self._as_kept(value)))
+            pair = local(self.shadow[name]), local(self._as_kept(value))
+            (averaged if name in trainable else copied).append(pair)
         if averaged:
             shadows, values = map(list, zip(*averaged, strict=True))
             torch._foreach_lerp_(shadows, values, 1 - self.decay())
@@ -71,7 +74,7 @@ class EMA:
         return {"cap": self.cap, "calls": self.calls, "shadow": dict(self.shadow)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, with its cap and count. ValueError if it belongs to another model."""
+        """Go on from `state`, of whole tensors, with its cap and count. ValueError if it belongs to another model."""
         shadow = state["shadow"]
         wrong = sorted(
             name
@@ -82,4 +85,4 @@ class EMA:
             raise ValueError(f"this moving average is of another model: {len(wrong)} entries differ, as {wrong[0]!r}")
         self.cap, self.calls = state["cap"], state["calls"]
         for name, value in self.shadow.items():
-            value.copy_(shadow[name])
+            value.copy_(scatter(shadow[name], value))

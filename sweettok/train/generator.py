@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -81,21 +82,27 @@ class GeneratorTask(Task):
         yield "generator", losses.smoothed.mean(), report
 
     def metrics(self, losses: WordLosses) -> dict[str, Tensor]:
-        """Of each clip (B,): cross-entropy in nats and accuracy of the words, separators apart, also by segment;
-        and `excess`, the cross-entropy less that of guessing evenly among the words of each place's list."""
-        sequence, report = self.model.sequence, {}
-        uniform = torch.tensor([float(segment.list_size) for segment in sequence.layout.segments]).log()
-        lengths = torch.tensor([float(segment.length) for segment in sequence.layout.segments])
+        """Cross-entropy in nats and accuracy (B,) of the words of each clip, and of those of each segment."""
+        sequence = self.model.sequence
+        found = {"cross_entropy": losses.plain, "accuracy": losses.correct}
+        report = {}
         for start, segment in zip(sequence.segment_starts, sequence.layout.segments, strict=True):
             places = slice(start, start + segment.length)
-            report[f"cross_entropy/{segment.name}"] = losses.plain[:, places].mean(1)
-            report[f"accuracy/{segment.name}"] = losses.correct[:, places].mean(1)
-        shares = lengths / lengths.sum()
-        for name in ("cross_entropy", "accuracy"):
-            parts = [report[f"{name}/{segment.name}"] for segment in sequence.layout.segments]
-            report[name] = sum(share * part for share, part in zip(shares.tolist(), parts, strict=True))
-        report["excess"] = report["cross_entropy"] - (shares * uniform).sum().item()
+            report |= {f"{name}/{segment.name}": values[:, places].mean(1) for name, values in found.items()}
+        for name in found:
+            parts = [segment.length * report[f"{name}/{segment.name}"] for segment in sequence.layout.segments]
+            report[name] = sum(parts) / sequence.layout.length
         return report
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity of all words and of each segment's; `perplexity_uniform` is that of guessing within the lists."""
+        layout = self.model.sequence.layout
+        report = {
+            name.replace("cross_entropy", "perplexity"): math.exp(value)
+            for name, value in means.items()
+            if name.startswith("cross_entropy")
+        }
+        return report | {"perplexity_uniform": 2 ** (layout.bits / layout.length)}
 
     @torch.no_grad()
     def validate(self, batch: dict) -> dict[str, Tensor]:

@@ -4,28 +4,37 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, gather_object, send_to_device
-from torch import Tensor
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    gather_object,
+    send_to_device,
+)
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from sweettok.config import RunConfig, TrainConfig, to_dict
 from sweettok.data.dataset import GlobalBatchSampler, make_eval_loader, make_loader
 from sweettok.data.writer import write_video
-from sweettok.train import checkpoint
+from sweettok.train import checkpoint, sharding
 from sweettok.train.checkpoint import RunState
 from sweettok.train.ema import EMA
 from sweettok.train.log import Log
 from sweettok.train.task import Player, StepContext, Task
 
 SAMPLE_FPS = 8
+PATIENCE = timedelta(hours=2)  # that processes wait for the one that draws samples or writes
 
 
 def fit(task: Task, run: RunConfig) -> None:
@@ -60,11 +69,12 @@ def fit(task: Task, run: RunConfig) -> None:
                 if _due(step, train.sample_every, train.max_steps):
                     write_samples(session, report.batch, output_dir / "samples")
                 if saving:
-                    _on_main(accelerator, checkpoint.save, state, output_dir)
+                    checkpoint.save(state, output_dir, accelerator.is_main_process)
+                    accelerator.wait_for_everyone()
                 if _due(step, train.eval_every, train.max_steps) and task.validation_dataset is not None:
                     log.write(step, evaluate(session))
         if state.step > first or not (output_dir / "final").exists():
-            _on_main(accelerator, _export, state, output_dir / "final")
+            _export(session, output_dir / "final")
     finally:
         log.close()
 
@@ -115,6 +125,7 @@ class Session:
     state: RunState
     share: BatchShare
     model_players: set[str]  # those whose updates change the model that is averaged
+    twin: nn.Module | None  # of a sharded run: the model without weights
 
 
 @dataclass
@@ -146,7 +157,8 @@ class Clock:
 def make_accelerator(train: TrainConfig) -> Accelerator:
     """Devices, processes and precision. ValueError where the launch or the device would silently do something else."""
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=False)
-    accelerator = Accelerator(mixed_precision=train.mixed_precision, kwargs_handlers=[ddp])
+    group = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(mixed_precision=train.mixed_precision, kwargs_handlers=[ddp, group])
     launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     if accelerator.num_processes < launched:
         raise ValueError(
@@ -154,8 +166,13 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
             "out. Set ACCELERATE_USE_CPU=true to train on CPUs"
         )
     kind = accelerator.distributed_type
-    if kind != DistributedType.NO and not kind.value.startswith("MULTI_"):
-        raise ValueError(f"the launcher's configuration asks for {kind.value}; only data parallelism is supported")
+    if kind not in (DistributedType.NO, DistributedType.FSDP) and not kind.value.startswith("MULTI_"):
+        raise ValueError(
+            f"the launcher's configuration asks for {kind.value}; only data parallelism is supported: plain "
+            "(configs/accelerate/ddp.yaml) or fully sharded (configs/accelerate/fsdp.yaml)"
+        )
+    if sharding.asked():
+        sharding.check(train)
     if train.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("train.mixed_precision=fp16 needs a GPU; use no or bf16 on a CPU")
     return accelerator
@@ -165,12 +182,13 @@ def _start(task: Task, run: RunConfig, accelerator: Accelerator) -> Session:
     """Move and wrap the players, and make what the run needs beside them."""
     world_size, rank = accelerator.num_processes, accelerator.process_index
     share = BatchShare.of(run.train, world_size, rank)
+    twin = sharding.shard(task, accelerator) if sharding.asked() else None
     task.to(accelerator.device)
-    trained = {id(param) for param in task.model.parameters()}
-    for player in task.players.values():
+    for player in task.players.values() if twin is None else ():
         if run.train.compile:
             player.module.compile()
         player.module = accelerator.prepare(player.module)
+    trained = {id(param) for param in task.model.parameters()}
     sampler = GlobalBatchSampler(
         num_items=len(task.train_dataset),
         global_batch=share.global_batch,
@@ -185,7 +203,7 @@ def _start(task: Task, run: RunConfig, accelerator: Accelerator) -> Session:
     model_players = {
         name for name, player in task.players.items() if any(id(param) in trained for param in player.parameters)
     }
-    return Session(accelerator, state, share, model_players)
+    return Session(accelerator, state, share, model_players, twin)
 
 
 def _open_log(session: Session, output_dir: Path) -> Log:
@@ -257,10 +275,13 @@ def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepRe
 
 
 def _backward(session: Session, context: StepContext, report: StepReport, last: bool) -> set[str]:
-    """Add a micro-batch to the gradients, which processes exchange on the last one only; returns the players it had."""
+    """Add a micro-batch to the gradients; returns the players it had.
+
+    Processes exchange gradients on the last one only; sharded ones on each, rather than keep whole gradients.
+    """
     accelerator, task, playing = session.accelerator, session.state.task, set()
     with ExitStack() as stack:
-        for player in task.players.values() if not last else ():
+        for player in task.players.values() if not last and session.twin is None else ():
             stack.enter_context(accelerator.no_sync(player.module))
         for name, loss, scalars in task.losses(report.batch, context):
             accelerator.backward(loss / session.share.micro_batches)
@@ -276,7 +297,7 @@ def _update(accelerator: Accelerator, players: list[Player], report: StepReport)
     for player in players:
         if scaler is not None:
             scaler.unscale_(player.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(player.parameters, player.max_grad_norm)
+        norm = sharding.whole(torch.nn.utils.clip_grad_norm_(player.parameters, player.max_grad_norm))
         report.scalars[f"grad_norm/{player.name}"].append(norm)
         report.learning_rates[f"lr/{player.name}"] = player.optimizer.param_groups[0]["lr"]
         if scaler is None:
@@ -312,6 +333,7 @@ def _summary(session: Session, report: StepReport, clock: Clock) -> dict[str, fl
     peak_memory = getattr(getattr(torch, accelerator.device.type), "max_memory_allocated", None)
     if peak_memory is not None:
         summary["peak_memory_gib"] = peak_memory(accelerator.device) / 2**30
+    values |= session.state.task.derive(values)
     return summary | {f"train/{name}": value for name, value in values.items()}
 
 
@@ -333,57 +355,70 @@ def _averaged(state: RunState) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def _shown(session: Session, device: torch.device) -> Iterator[bool]:
+    """Inside, on the main process, which alone gets True, the task's model is whole and has its averaged weights.
+
+    On every process. A sharded model stays as it is: a whole copy on `device` stands in for it.
+    """
+    state, main = session.state, session.accelerator.is_main_process
+    weights = sharding.gather(state.ema.shadow, keep=main) if session.twin is not None else None
+    if not main:
+        yield False
+    elif weights is None:
+        with _averaged(state):
+            yield True
+    else:
+        with sharding.stand_in(state.task, session.twin, weights, device), torch.no_grad():
+            yield True
+
+
 def evaluate(session: Session) -> dict[str, float]:
     """Mean of each of the task's metrics over the validation clips, each counted once, with the averaged weights."""
     accelerator, task, train = session.accelerator, session.state.task, session.state.run.train
-    dataset = task.validation_dataset
+    dataset, size, world_size = task.validation_dataset, session.share.micro_batch, accelerator.num_processes
     if train.eval_clips is not None:
         dataset = Subset(dataset, range(min(train.eval_clips, len(dataset))))
-    loader = make_eval_loader(
-        dataset,
-        session.share.micro_batch,
-        session.state.run.data.num_workers,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    workers, is_sharded = session.state.run.data.num_workers, session.twin is not None
+    loader = make_eval_loader(dataset, size, workers, accelerator.process_index, world_size)
+    batches = sharding.in_step(loader, dataset, size, world_size) if is_sharded else zip(loader, repeat(True))
     totals: dict[str, tuple[float, int]] = {}
-    with _averaged(session.state):
-        for batch in loader:
-            for name, values in task.validate(send_to_device(batch, accelerator.device)).items():
+    with _averaged(session.state), accelerator.autocast() if is_sharded else nullcontext():
+        for batch, counts in batches:
+            metrics = task.validate(send_to_device(batch, accelerator.device))
+            for name, values in metrics.items() if counts else ():
                 total, count = totals.get(name, (0.0, 0))
                 totals[name] = total + values.cpu().double().sum().item(), count + len(values)
     parts = gather_object([totals])
     means = {}
     for name in sorted(set().union(*parts)):
         total, count = map(sum, zip(*(part[name] for part in parts if name in part), strict=True))
-        means[f"eval/{name}"] = total / count
-    return means
+        means[name] = total / count
+    return {f"eval/{name}": value for name, value in (means | task.derive(means)).items()}
 
 
 def write_samples(session: Session, batch: Any, folder: Path) -> None:
     """Let the task show the first validation clips, or else those of the batch, as `<step>_<i>.mp4`."""
-    state, count = session.state, session.state.run.train.num_samples
-    if not session.accelerator.is_main_process or count < 1:
+    state, count, device = session.state, session.state.run.train.num_samples, session.accelerator.device
+    if count < 1:
         return
-    dataset = state.task.validation_dataset
-    if dataset is not None:
-        few = Subset(dataset, range(min(count, len(dataset))))
-        batch = send_to_device(next(iter(make_eval_loader(few, count, workers=0))), session.accelerator.device)
-    else:
-        batch = {key: value[:count] for key, value in batch.items()}
-    with _averaged(state):
+    with _shown(session, device) as main:
+        if not main:
+            return
+        dataset = state.task.validation_dataset
+        if dataset is not None:
+            few = Subset(dataset, range(min(count, len(dataset))))
+            batch = send_to_device(next(iter(make_eval_loader(few, count, workers=0))), device)
+        else:
+            batch = {key: value[:count] for key, value in batch.items()}
         videos = state.task.sample(batch)
     for index, video in enumerate(videos if videos is not None else ()):
         write_video(folder / f"{state.step:08}_{index}.mp4", video.cpu(), SAMPLE_FPS)
 
 
-def _on_main(accelerator: Accelerator, write: Callable[..., Any], *args: Any) -> None:
-    """Let one process write while the others wait."""
-    if accelerator.is_main_process:
-        write(*args)
-    accelerator.wait_for_everyone()
-
-
-def _export(state: RunState, folder: Path) -> None:
-    with checkpoint.written_aside(folder) as aside, state.ema.applied(state.task.model):
-        state.task.export(aside)
+def _export(session: Session, folder: Path) -> None:
+    with _shown(session, torch.device("cpu")) as main:
+        if main:
+            with checkpoint.written_aside(folder) as aside:
+                session.state.task.export(aside)
+    session.accelerator.wait_for_everyone()

@@ -16,7 +16,7 @@ from sweettok.config import Stage1Run
 from sweettok.losses import proxy_cross_entropy, quantizer_loss, reconstruction_loss
 from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.proxy import ProxyTokenizer
-from sweettok.models.tokenizer import SweetTok
+from sweettok.models.tokenizer import SweetTok, check_published
 from sweettok.priors import load_prior
 from sweettok.train.task import StepContext
 from sweettok.train.video import TokenizerTask, clip_datasets, clip_psnr, player, weighted_sum
@@ -27,14 +27,14 @@ WARM_START_CLIPS = 16
 
 
 class CodePredictor(nn.Module):
-    """Clips -> logits over the proxy's codes, both sides of the quantizer loss summed over the four word lists, and,
-    if guided, the proxy's code vectors (B, M, t * c) as read from each temporal query at its place."""
+    """Clips -> logits over the proxy's codes, both sides of the quantizer loss summed over all lookups, and, if
+    guided, the proxy's code vectors (B, M, t * c) as read from each temporal query at its place."""
 
     def __init__(self, tokenizer: SweetTok, guided: bool = False):
         super().__init__()
         self.tokenizer = tokenizer
         config = tokenizer.config
-        self.guide = nn.Linear(2 * config.codebook_dim, config.grid[0] * config.proxy.code_dim) if guided else None
+        self.guide = nn.Linear(config.latent_dim, config.grid[0] * config.proxy.code_dim) if guided else None
 
     def forward(self, video: Tensor) -> tuple[Tensor, ...]:
         prediction = self.tokenizer.predict(video)
@@ -127,6 +127,7 @@ def start_from(model: SweetTok, path: str) -> None:
     if Path(path).is_dir():
         found = {name: value for name, value in SweetTok.from_pretrained(path).state_dict().items() if name in state}
     else:
+        check_published(model.config)
         released = convert.read_weights(path)
         released = {name: value for name, value in released.items() if not name.startswith("pixel_")}
         found = convert.import_weights(state, released, convert.TOKENIZER, partial=True)

@@ -3,13 +3,14 @@
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -86,7 +87,8 @@ class Task(ABC):
     """A training stage.
 
     The constructor builds everything on the CPU, each module in the mode, train or eval, that it trains in. The loop
-    moves and wraps it, and restores the modes after looking.
+    moves and wraps it, and restores the modes after looking. A task can be sharded if it has one player, whose losses
+    are computed through the forward of its `module`, and validation through that of `model`.
 
     name: the stage.
     model: what is trained for, unwrapped. The moving average tracks it; checkpoints and the export hold it.
@@ -101,10 +103,11 @@ class Task(ABC):
     validation_dataset: Dataset | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move every module that is an attribute of this task, and those of the players."""
+        """Move every module that is an attribute of this task, and those of the players; what is sharded is there."""
         modules = [value for value in vars(self).values() if isinstance(value, nn.Module)]
         for module in [*modules, *(player.module for player in self.players.values())]:
-            module.to(device)
+            if not isinstance(module, FSDPModule):
+                module.to(device)
 
     @abstractmethod
     def losses(self, batch: Any, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
@@ -121,10 +124,16 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, batch: Any) -> dict[str, Tensor]:
-        """Metrics of each clip, (B,) each. In eval mode, without gradients; must not communicate between processes."""
+        """Metrics of each clip, (B,) each. In eval mode, without gradients; must not communicate between processes, and
+        must run forwards of `model` as often for any batch."""
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """More to log that follows from means over clips, as a perplexity does from a cross-entropy."""
+        return {}
 
     def sample(self, batch: Any) -> Tensor | None:
-        """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate`, on one process."""
+        """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate`, on one process, where
+        `model` is whole, but no player's `module` need be."""
         return None
 
     def extra_state(self) -> dict[str, Any]:
