@@ -289,6 +289,12 @@ def lookup(z, codes, num_modifiers, per_query):
     return modifiers, heads, np.array(quantized)
 
 
+def union_lookup(z, codes):
+    """z (N, C) -> word ids, quantized (N, C)."""
+    words = [min(range(len(codes)), key=lambda i: ((query - codes[i]) ** 2).sum()) for query in z]
+    return words, codes[words]
+
+
 def decode(W, spatial, temporal, t, grid, config):
     """Quantized (S, .) and (M, .) -> logits (t, h, w, K), every slice through every layer."""
     x = linear(W, "decoder.decoder_embed.", linear(W, "post_vq_conv_.1.", spatial))
@@ -335,8 +341,12 @@ def tokenizer(W, video, config, prior):
     ids, quantized = [], []
     for z, name, graph in ((spatial, "quantize.", prior.spatial), (temporal, "quantize_temporal.", prior.temporal)):
         codes = codebook(W, name + "gcn.", graph.vectors.double().numpy(), graph.edges.T.tolist())
-        modifiers, heads, output = lookup(z, codes, graph.num_modifiers, config.modifiers_per_query)
-        ids += modifiers + heads
+        if config.lookup == "union":
+            words, output = union_lookup(z, codes)
+        else:
+            modifiers, heads, output = lookup(z, codes, graph.num_modifiers, config.modifiers_per_query)
+            words = modifiers + heads
+        ids += words
         quantized.append(output)
     t, h, w = config.proxy.grid(*video.shape[1:])
     logits = decode(W, *quantized, t, (h, w), config)

@@ -86,11 +86,11 @@ def test_lookup(side, per_query):
     for b in range(3):
         codes = module.codebook().double().numpy()
         modifiers, heads, output = naive.lookup(z[b].double().numpy(), codes, graph.num_modifiers, per_query)
-        assert found.modifiers[b].tolist() == modifiers and found.heads[b].tolist() == heads
+        assert [ids[b].tolist() for ids in found.ids] == [modifiers, heads]
         assert tiny.relative_error(found.output[b], output) < 1e-6
-    assert found.modifiers.dtype == found.heads.dtype == torch.int64
+    assert all(ids.dtype == torch.int64 for ids in found.ids)
     assert found.output.dtype == torch.float32
-    assert torch.equal(module.lookup(found.modifiers, found.heads), found.output)
+    assert torch.equal(module.lookup(*found.ids), found.output)
 
 
 @torch.no_grad()
@@ -111,8 +111,8 @@ def test_modifiers_of_a_query_stand_together_nearest_first():
     z[0, :, :8] = table[wanted[:, 0]] + 0.45 * (table[wanted[:, 1]] - table[wanted[:, 0]])
     distances = torch.cdist(z[0, :, :8], table).argsort(-1)[:, :2]
     found = module(z)
-    assert found.modifiers.tolist() == [distances.flatten().tolist()]
-    codes = module.lookup(found.modifiers, found.heads)
+    assert found.ids[0].tolist() == [distances.flatten().tolist()]
+    codes = module.lookup(*found.ids)
     for query, (first, second) in enumerate(distances.tolist()):
         assert torch.equal(codes[0, query, :8], torch.stack((table[first], table[second])).mean(0))
 
@@ -141,11 +141,11 @@ def test_lookup_is_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = (z.chunk(2, -1)[1].flatten(0, 1) @ module.tables()[1].T).argmax(1)
         cast = module(z)
-        looked_up = module.lookup(cast.modifiers, cast.heads)
-    assert (rounded != plain.heads.flatten()).any(), "these latents cannot tell bfloat16 from float32"
+        looked_up = module.lookup(*cast.ids)
+    assert (rounded != plain.ids[1].flatten()).any(), "these latents cannot tell bfloat16 from float32"
     assert cast.output.dtype == looked_up.dtype == torch.float32
     assert all(half.dtype == torch.float32 for pair in cast.halves for half in pair)
-    assert torch.equal(cast.modifiers, plain.modifiers) and torch.equal(cast.heads, plain.heads)
+    assert all(torch.equal(ids, others) for ids, others in zip(cast.ids, plain.ids, strict=True))
     assert torch.equal(cast.output, plain.output) and torch.equal(looked_up, plain.output)
 
 

@@ -7,6 +7,7 @@ import torch
 from sweettok.layout import TokenLayout
 
 TINY = TokenLayout(num_spatial=2, num_temporal=3, adjectives=5, nouns=4, adverbs=3, verbs=6)
+UNION = TokenLayout(num_spatial=2, num_temporal=3, adjectives=5, nouns=4, adverbs=3, verbs=6, lookup="union")
 
 
 def random_ids(layout, batch, seed=0):
@@ -30,6 +31,20 @@ def test_one_word_per_query():
     layout = TokenLayout(modifiers_per_query=1)
     assert layout.length == 2 * (256 + 1024)
     assert layout.bits == pytest.approx(256 * math.log2(5078 * 5403) + 1024 * math.log2(1872 * 9267))
+
+
+def test_paper_layout():
+    layout = TokenLayout(lookup="union")
+    assert [(s.name, s.start, s.length, s.vocab_start, s.list_size) for s in layout.segments] == [
+        ("spatial", 0, 256, 0, 10481), ("temporal", 256, 1024, 10481, 11139),
+    ]  # fmt: skip
+    assert (layout.length, layout.vocab_size) == (1280, 21620)
+    assert round(layout.bits) == 17185
+
+
+def test_unknown_lookup():
+    with pytest.raises(ValueError, match="lookup must be one of modifiers_and_head, union; got 'both'"):
+        TokenLayout(lookup="both")
 
 
 def test_segments_are_adjacent_and_ranges_disjoint():
@@ -60,6 +75,42 @@ def test_split_is_query_major():
         "adverb": [[[6, 7], [8, 9], [10, 11]]],
         "verb": [[[12], [13], [14]]],
     }
+
+
+def test_union_gives_each_word_the_id_it_has_apart():
+    """Local ids of the union count modifiers, then heads, as the prior lists them; the global id is the same."""
+    ranges = {s.name: list(range(s.vocab_start, s.vocab_start + s.list_size)) for s in TINY.segments}
+    apart = {"spatial": ranges["adjective"] + ranges["noun"], "temporal": ranges["adverb"] + ranges["verb"]}
+    for name, words in apart.items():
+        segment = UNION.segment(name)
+        for local in range(segment.list_size):
+            ids = torch.zeros(1, UNION.length, dtype=torch.int64)
+            ids[:, segment.places] = local
+            assert (UNION.to_global(ids)[:, segment.places] == words[local]).all()
+            assert torch.equal(UNION.to_local(UNION.to_global(ids)), ids)
+    assert UNION.vocab_size == TINY.vocab_size
+
+
+def test_union_has_one_word_per_query():
+    more = TokenLayout(num_spatial=2, num_temporal=3, modifiers_per_query=3, lookup="union")
+    for layout in (UNION, more):
+        split = layout.split(torch.arange(5)[None])
+        assert {name: part.tolist() for name, part in split.items()} == {
+            "spatial": [[[0], [1]]], "temporal": [[[2], [3], [4]]],
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "low", "high"), [(0, 0, 8), (1, 0, 8), (2, 9, 17), (4, 9, 17)])
+def test_union_checks_the_two_ranges(place, low, high):
+    ids = torch.tensor([[0, 8, 9, 17, 9]])
+    UNION.check(ids)
+    for wrong in (low - 1, high + 1):
+        changed = ids.clone()
+        changed[0, place] = wrong
+        with pytest.raises(ValueError, match=f"id {wrong} at place {place} of clip 0 is no .* are {low}..{high} "):
+            UNION.check(changed)
+    with pytest.raises(ValueError, match="no segment 'noun'; there are spatial, temporal"):
+        UNION.segment("noun")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])

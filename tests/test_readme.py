@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from sweettok import Generator
+from sweettok.config import GeneratorConfig
 from sweettok.data.synthetic import synthetic_clip
 from sweettok.data.writer import write_video
 
@@ -26,26 +28,29 @@ def section(title: str) -> str:
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
     """(module, arguments) of every `python -m sweettok....` of the shell blocks and of the text."""
-    lines = [line for text in code("bash") for line in text.splitlines()]
+    lines = [line for text in code("bash") for line in text.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
     found = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m sweettok")]
     return sorted({(words[2], tuple(words[3:])) for words in found})
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
-    """In a folder that looks as the quickstart leaves it, with an untrained model."""
+    """One after the other, in a folder that looks as the quickstart leaves it, with untrained models."""
     count = int(re.search(r"--num-train (\d+)", (ROOT / "scripts" / "quickstart.sh").read_text())[1])
     for number in range(8):
         clip = synthetic_clip(count + number, 24, 32)
         write_video(tmp_path / f"outputs/tiny/clips/videos/{clip.class_name}/val_{number:05d}.mp4", clip.video, 12)
-    tiny.tokenizer().save_pretrained(tmp_path / "outputs/tiny/stage2/final")
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "outputs/tiny/stage2/final")
+    config = GeneratorConfig(dim=16, num_layers=1, num_heads=2, layout=tokenizer.layout, num_classes=2)
+    Generator(config, ("rise", "fall")).save_pretrained(tmp_path / "outputs/tiny/generator/final")
     monkeypatch.chdir(tmp_path)
     blocks = code("python")
     assert blocks
+    names: dict = {}
     for block in blocks:
-        names: dict = {}
         exec(compile(block, "README.md", "exec"), names)
-    assert names["video"].shape == (1, *names["clip"].shape)
+    assert names["video"].shape == (2, *names["clip"].shape)
     assert names["out"].words(max_queries=3).keys() == {"spatial", "temporal"}
 
 

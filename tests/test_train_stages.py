@@ -228,7 +228,7 @@ def test_warm_start_fits_fresh_weights_to_the_clips(runs):
         task.model.eval()
         with torch.no_grad():
             spatial, temporal = task.model.quantize(to_float(first_batch(task)["video"]))
-        return [len(ids.unique()) for ids in (spatial.modifiers, spatial.heads, temporal.modifiers, temporal.heads)]
+        return [len(ids.unique()) for ids in (*spatial.ids, *temporal.ids)]
 
     cold, warm = words_used(False), words_used(True)
     assert all(after >= before for before, after in zip(cold, warm, strict=True)) and sum(warm) > sum(cold)

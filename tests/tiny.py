@@ -77,6 +77,11 @@ def tokenizer_config(proxy: ProxyConfig | None = None, **changes) -> TokenizerCo
     })  # fmt: skip
 
 
+def union_config(**changes) -> TokenizerConfig:
+    """One word per query: 20 ids a clip."""
+    return tokenizer_config(**{"lookup": "union", **changes})
+
+
 def word_graph(modifier: str, modifiers: int, head: str, heads: int, dim: int) -> WordGraph:
     """Made-up words "adj0", "adj1", ...; random edges, one of them twice, one reversed, one from a word to itself."""
     total = modifiers + heads

@@ -104,8 +104,11 @@ class DataConfig:
     resize: str = "stretch"
     short: str = "black"
     num_workers: int = 8
+    # Seconds that reading a clip may take. One that takes longer counts as damaged: training takes another clip.
+    read_timeout: float = 120.0
 
     def __post_init__(self):
+        positive(self, "data", "read_timeout")
         choice("data.resize", self.resize, ("stretch", "short_side_crop"))
         choice("data.short", self.short, ("black", "repeat", "error"))
 

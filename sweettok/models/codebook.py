@@ -36,7 +36,6 @@ class LanguageCodebook(nn.Module):
     def __init__(self, graph: WordGraph, hidden: int, out_dim: int, dropout: float):
         super().__init__()
         self.graph_words = (graph.modifiers, graph.heads)
-        self.num_modifiers, self.num_heads = graph.num_modifiers, graph.num_heads
         self.dropout = dropout
         self.conv1 = GraphConv(graph.dim, hidden)
         self.conv2 = GraphConv(hidden, out_dim)
@@ -83,11 +82,14 @@ class LanguageCodebook(nn.Module):
         return self._keep("codes", (*self.parameters(), *self.buffers()), self.project)
 
     @torch.no_grad()
-    def start_spread(self, deviation: Tensor) -> None:
-        """Scale and shift a fresh projection so that the codes are centred, with this deviation in every channel."""
-        modifiers, heads = self.project().split((self.num_modifiers, self.num_heads))
-        scale = deviation / ((modifiers.std(0) + heads.std(0)) / 2)
-        middle = (modifiers.mean(0) + heads.mean(0)) / 2
+    def start_spread(self, deviation: Tensor, list_sizes: tuple[int, ...]) -> None:
+        """Scale and shift a fresh projection so that the codes are centred, with this deviation in every channel.
+
+        Middle and deviation are means over the lists (consecutive words) that are searched apart from each other.
+        """
+        tables = self.project().split(list_sizes)
+        scale = deviation / torch.stack([table.std(0) for table in tables]).mean(0)
+        middle = torch.stack([table.mean(0) for table in tables]).mean(0)
         self.conv2.lin.weight.mul_(scale[:, None])
         self.conv2.bias.copy_(scale * (self.conv2.bias - middle))
 

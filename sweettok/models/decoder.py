@@ -35,7 +35,7 @@ class QueryDecoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        block, dim, latent = config.block, config.block.dim, 2 * config.codebook_dim
+        block, dim, latent = config.block, config.block.dim, config.latent_dim
         self.grid = config.grid[1:]
         self.query_grid = config.spatial_query_grid
         self.motion_every = len(config.decoder_spatial) // len(config.decoder_temporal)

@@ -18,7 +18,7 @@ class QueryEncoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        block, dim, latent = config.block, config.block.dim, 2 * config.codebook_dim
+        block, dim, latent = config.block, config.block.dim, config.latent_dim
         self.grid = config.grid[1:]
         self.query_grid = config.spatial_query_grid
         self.spatial_source, self.temporal_source = config.spatial_source, config.temporal_source

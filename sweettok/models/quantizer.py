@@ -1,6 +1,7 @@
 """Lookup of latent vectors in a language codebook; one class, used for the spatial and for the temporal branch.
 
-Letters: B batch, N queries, C width of a code; a latent holds 2C channels: modifier half, head half.
+Letters: B batch, N queries, C width of a code. A latent is as many codes wide as lists are searched: a modifier half
+and a head half, or one code where the words of both lists are searched together.
 """
 
 from __future__ import annotations
@@ -10,54 +11,63 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sweettok.layout import LOOKUPS
 from sweettok.models.codebook import LanguageCodebook
 
 
 class Quantized(NamedTuple):
     """What a lookup gives: `output` has the straight-through gradient, the halves are for the loss."""
 
-    output: Tensor  # (B, N, 2C), exactly the looked-up codes in value
-    halves: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]  # (z, code) of the modifiers and of the heads
-    modifiers: Tensor  # (B, N * modifiers_per_query) local ids, query after query, nearest first
-    heads: Tensor  # (B, N) local ids
+    output: Tensor  # (B, N, latent), exactly the looked-up codes in value
+    halves: tuple[tuple[Tensor, Tensor], ...]  # (z, code) of the modifiers and of the heads; of the latent as a whole
+    ids: tuple[Tensor, ...]  # (B, N * words per query) local to each list, query after query, nearest first
 
 
 class LanguageQuantizer(nn.Module):
-    """Modifier half: mean of the nearest words; head half: the nearest word (release)."""
+    """Modifier half: mean of the nearest words, head half: the nearest word (release); or the nearest of all (union).
 
-    def __init__(self, codebook: LanguageCodebook, modifiers_per_query: int):
+    ValueError for an unknown lookup and for fewer modifiers in the prior than a query needs.
+    """
+
+    def __init__(self, codebook: LanguageCodebook, modifiers_per_query: int, lookup: str = "modifiers_and_head"):
         super().__init__()
-        if codebook.num_modifiers < modifiers_per_query:
+        if lookup not in LOOKUPS:
+            raise ValueError(f"lookup must be one of {', '.join(LOOKUPS)}; got {lookup!r}")
+        self.codebook = codebook
+        modifiers, heads = codebook.graph_words
+        if lookup == "union":
+            self.word_lists, self.words_per_query = (modifiers + heads,), (1,)
+        else:
+            self.word_lists, self.words_per_query = (modifiers, heads), (modifiers_per_query, 1)
+        self.list_sizes = tuple(len(words) for words in self.word_lists)
+        if self.list_sizes[0] < self.words_per_query[0]:
             raise ValueError(
                 f"{modifiers_per_query} modifiers per query need at least as many words, "
-                f"but the prior lists {codebook.num_modifiers}"
+                f"but the prior lists {self.list_sizes[0]}"
             )
-        self.codebook = codebook
-        self.modifiers_per_query = modifiers_per_query
 
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Codes of the modifiers and of the heads."""
-        return self.codebook().split((self.codebook.num_modifiers, self.codebook.num_heads))
+    def tables(self) -> tuple[Tensor, ...]:
+        """Codes of each list that is searched."""
+        return self.codebook().split(self.list_sizes)
 
     def forward(self, z: Tensor) -> Quantized:
-        """z (B, N, 2C) -> nearest words by squared distance, in float32 whatever the autocast."""
+        """z (B, N, latent) -> nearest words by squared distance, in float32 whatever the autocast."""
         with torch.autocast(z.device.type, enabled=False):
-            z_modifiers, z_heads = z.float().chunk(2, dim=-1)
-            modifier_table, head_table = self.tables()
-            modifiers = nearest(z_modifiers, modifier_table, self.modifiers_per_query)
-            heads = nearest(z_heads, head_table, 1)
-            codes = modifier_table[modifiers].mean(2), head_table[heads.squeeze(2)]
-            z_all, code = torch.cat((z_modifiers, z_heads), dim=-1), torch.cat(codes, dim=-1)
+            tables = self.tables()
+            parts = z.float().chunk(len(tables), dim=-1)
+            searched = zip(parts, tables, self.words_per_query, strict=True)
+            words = [nearest(part, table, k) for part, table, k in searched]
+            codes = [table[chosen].mean(2) for table, chosen in zip(tables, words, strict=True)]
+            z_all, code = torch.cat(parts, dim=-1), torch.cat(codes, dim=-1)
             # z - z is exactly zero, so the value is the code, bit for bit, and the gradient goes to z.
             output = code.detach() + (z_all - z_all.detach())
-        halves = ((z_modifiers, codes[0]), (z_heads, codes[1]))
-        return Quantized(output, halves, modifiers.flatten(1), heads.squeeze(2))
+        ids = tuple(chosen.flatten(1) for chosen in words)
+        return Quantized(output, tuple(zip(parts, codes, strict=True)), ids)
 
-    def lookup(self, modifiers: Tensor, heads: Tensor) -> Tensor:
-        """Local ids (B, N * modifiers_per_query) and (B, N) -> codes (B, N, 2C): the inverse of `forward`."""
-        modifier_table, head_table = self.tables()
-        modifiers = modifiers.unflatten(1, (-1, self.modifiers_per_query))
-        return torch.cat((modifier_table[modifiers].mean(2), head_table[heads]), dim=-1)
+    def lookup(self, *ids: Tensor) -> Tensor:
+        """Local ids (B, N * words per query) of each list -> codes (B, N, latent): the inverse of `forward`."""
+        searched = zip(self.tables(), ids, self.words_per_query, strict=True)
+        return torch.cat([table[words.unflatten(1, (-1, k))].mean(2) for table, words, k in searched], dim=-1)
 
 
 @torch.no_grad()

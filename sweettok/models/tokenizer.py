@@ -39,24 +39,24 @@ class TokenOutput:
 
     ids: Tensor
     layout: TokenLayout
-    vocabulary: tuple[tuple[str, ...], ...]  # adjectives, nouns, adverbs, verbs
+    vocabulary: tuple[tuple[str, ...], ...]  # the word list of each segment of the layout
 
     def words(self, clip: int = 0, max_queries: int | None = None) -> dict[str, list[str]]:
         """What each query of one clip says: {"spatial": ["small red | square", ...], "temporal": [...]}.
 
-        Modifiers, nearest first, stand before the bar and the head word after it; `max_queries` limits each list.
+        Modifiers, nearest first, stand before the bar and the head word after it; one word of the union stands alone.
+        `max_queries` limits each list.
         """
         split = self.layout.split(self.layout.to_local(self.ids[clip][None].cpu()))
-        names = dict(zip(split, self.vocabulary, strict=True))
-
-        def read(modifier: str, head: str) -> list[str]:
-            pairs = zip(split[modifier][0, :max_queries].tolist(), split[head][0, :max_queries].tolist(), strict=True)
-            return [
-                f"{' '.join(names[modifier][i] for i in modifiers)} | {names[head][word[0]]}"
-                for modifiers, word in pairs
-            ]
-
-        return {"spatial": read("adjective", "noun"), "temporal": read("adverb", "verb")}
+        said = [
+            [" ".join(names[i] for i in query) for query in words[0, :max_queries].tolist()]
+            for words, names in zip(split.values(), self.vocabulary, strict=True)
+        ]
+        spatial, temporal = by_branch(said)
+        return {
+            "spatial": [" | ".join(parts) for parts in zip(*spatial, strict=True)],
+            "temporal": [" | ".join(parts) for parts in zip(*temporal, strict=True)],
+        }
 
 
 class Prediction(NamedTuple):
@@ -115,16 +115,18 @@ class SweetTok(Pretrained, nn.Module):
         Args:
             weights: stage 2, or stage 1, which holds no pixel decoder.
             priors: folder with the word graphs (published pickles or the native format), or the prior itself.
-            config: sizes, if not the release's.
+            config: sizes, if not the release's; ValueError for another lookup than the release's.
             proxy: for stage-1 weights, the proxy they were trained on; without it `decode` is not available.
         """
+        config = config or TokenizerConfig()
+        check_published(config)
         released = convert.read_weights(weights)
         prior = priors if isinstance(priors, Prior) else load_prior(priors)
         has_pixels = any(name.startswith("pixel_") for name in released)
         if has_pixels and proxy is not None:
             raise ValueError("these weights hold a pixel decoder of their own: leave `proxy` out")
         path = "expected" if has_pixels else "none" if proxy is None else "argmax"
-        model = cls(replace(config or TokenizerConfig(), pixel_path=path), prior)
+        model = cls(replace(config, pixel_path=path), prior)
         state = model.state_dict()
         if path == "argmax":
             if not isinstance(proxy, ProxyTokenizer):
@@ -138,9 +140,11 @@ class SweetTok(Pretrained, nn.Module):
         """Published names -> tensors, complete for a strict load elsewhere; the inverse of `from_release`.
 
         Word vectors and graphs are not part of published weights; a stage-1 tokenizer leaves its pixel decoder out.
+        ValueError for another lookup than the release's.
         """
         from sweettok.models.release import released_state
 
+        check_published(self.config)
         released = released_state(self, convert.TOKENIZER)
         if self.config.pixel_path == "argmax":
             released = {name: value for name, value in released.items() if not name.startswith("pixel_")}
@@ -159,7 +163,7 @@ class SweetTok(Pretrained, nn.Module):
         """Fit fresh weights to the proxy (see `use_proxy`) and to float clips (B, 3, T, H, W), before any training."""
         deviations = self.encoder.start_centred(video)
         for quantizer, deviation in zip((self.spatial_quantizer, self.temporal_quantizer), deviations, strict=True):
-            quantizer.codebook.start_spread(deviation)
+            quantizer.codebook.start_spread(deviation, quantizer.list_sizes)
         self.decoder.start_head(self.pixel_decoder.codebook.embeddings)
 
     def assets(self) -> dict[str, Any]:
@@ -181,7 +185,7 @@ class SweetTok(Pretrained, nn.Module):
         words, config = self.config.words, self.config
         return TokenLayout(
             config.num_spatial_queries, config.num_temporal_queries,
-            words.adjectives, words.nouns, words.adverbs, words.verbs, config.modifiers_per_query,
+            words.adjectives, words.nouns, words.adverbs, words.verbs, config.modifiers_per_query, config.lookup,
         )
 
     def ids_hash(self) -> str:
@@ -232,14 +236,14 @@ class SweetTok(Pretrained, nn.Module):
         return self.pixel_decoder(vectors)
 
     def ids(self, spatial: Quantized, temporal: Quantized) -> Tensor:
-        """Lookups -> global ids (B, L): adjectives, nouns, adverbs, verbs."""
-        local = torch.cat((spatial.modifiers, spatial.heads, temporal.modifiers, temporal.heads), dim=1)
-        return self.layout.to_global(local)
+        """Lookups -> global ids (B, L), in the order of the layout."""
+        return self.layout.to_global(torch.cat((*spatial.ids, *temporal.ids), dim=1))
 
     def codes(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Global ids (B, L) -> quantized latents (B, S, .) and (B, M, .)."""
-        adjectives, nouns, adverbs, verbs = (self.layout.to_local(ids)[:, s.places] for s in self.layout.segments)
-        return self.spatial_quantizer.lookup(adjectives, nouns), self.temporal_quantizer.lookup(adverbs, verbs)
+        local = self.layout.to_local(ids)
+        spatial, temporal = by_branch([local[:, segment.places] for segment in self.layout.segments])
+        return self.spatial_quantizer.lookup(*spatial), self.temporal_quantizer.lookup(*temporal)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> TokenOutput:
@@ -249,9 +253,7 @@ class SweetTok(Pretrained, nn.Module):
         """
         video = pixels.check_video(video)
         self.config.check_clip(*video.shape[2:])
-        vocabulary = tuple(
-            words for q in (self.spatial_quantizer, self.temporal_quantizer) for words in q.codebook.graph_words
-        )
+        vocabulary = (*self.spatial_quantizer.word_lists, *self.temporal_quantizer.word_lists)
         return TokenOutput(self.ids(*self.quantize(video)), self.layout, vocabulary)
 
     @torch.no_grad()
@@ -290,4 +292,19 @@ def check_words(words: WordsConfig, prior: Prior) -> WordsConfig:
 
 def quantizer(config: TokenizerConfig, graph: WordGraph) -> LanguageQuantizer:
     codebook = LanguageCodebook(graph, config.graph_hidden, config.codebook_dim, config.graph_dropout)
-    return LanguageQuantizer(codebook, config.modifiers_per_query)
+    return LanguageQuantizer(codebook, config.modifiers_per_query, config.lookup)
+
+
+def by_branch(segments: list) -> tuple[list, list]:
+    """What the layout's segments hold, in their order -> that of the spatial and that of the temporal branch."""
+    half = len(segments) // 2
+    return segments[:half], segments[half:]
+
+
+def check_published(config: TokenizerConfig) -> None:
+    """ValueError for a tokenizer that published weights cannot fill."""
+    if config.lookup == "union":
+        raise ValueError(
+            "published weights are of lookup modifiers_and_head, and tokenizer.lookup is union: their latents are two "
+            "codes wide instead of one. Use folders written by save_pretrained or by training"
+        )
