@@ -1,7 +1,10 @@
 """The gfvd command: generated tokens or videos against real clips."""
 
 import json
+import re
+from pathlib import Path
 
+import extractors
 import pytest
 import tiny
 import torch
@@ -10,29 +13,21 @@ from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
 from sweettok.eval import I3D, frechet_distance
 from sweettok.eval.__main__ import main
-from sweettok.eval.features import EXTRACTORS
+from sweettok.eval.features import EXTRACTORS, find_i3d
 from sweettok.pixels import to_uint8
 
 FRAMES, SIZE, COUNT = 9, 32, 6
 
 
-class Means:
-    """A tiny extractor: mean and deviation of each channel, and how much the frames change."""
-
-    width, min_frames = 7, 2
-
-    def to(self, device):
-        return self
-
-    def __call__(self, frames):
-        values = frames.float() / 255
-        change = (values[:, 1:] - values[:, :-1]).abs().mean((1, 2, 3, 4))
-        return torch.cat([values.mean((1, 2, 3)), values.std((1, 2, 3)), change[:, None]], dim=1)
+@pytest.fixture(autouse=True)
+def no_cached_weights(monkeypatch, tmp_path):
+    """Weights that this machine may have are not there."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
 
 @pytest.fixture
 def means(monkeypatch, tmp_path):
-    monkeypatch.setitem(EXTRACTORS, "means", lambda path, protocol: Means())
+    monkeypatch.setitem(EXTRACTORS, "means", extractors.build)
     (tmp_path / "weights.pt").write_bytes(b"weights")
     return ["--set", "detector=means", "--i3d", str(tmp_path / "weights.pt")]
 
@@ -89,14 +84,13 @@ def test_i3d_measures_it(folder, tmp_path):
     from sweettok.data.dataset import ClipDataset
     from sweettok.data.lists import load_clips
 
-    torch.manual_seed(0)
     i3d = I3D(batch_norm_eps=1e-3)
     torch.save(i3d.state_dict(), tmp_path / "i3d.pt")
-    code, report = gfvd(folder, tmp_path, "--i3d", tmp_path / "i3d.pt", "--limit", 3)
+    code, report = gfvd(folder, tmp_path, "--i3d", tmp_path / "i3d.pt", "--limit", 2)
     assert code == 0 and report["gfvd_refused"] is None
     sides = []
     for name in ("real", "fake"):
-        dataset = ClipDataset(load_clips(folder / name).subset(range(3)), FRAMES, SIZE)
+        dataset = ClipDataset(load_clips(folder / name).subset(range(2)), FRAMES, SIZE)
         video = torch.stack([item["video"] for item in dataset])
         sides.append(i3d(video.movedim(1, -1), antialias=True))
     assert report["results"]["gfvd"]["value"] == pytest.approx(frechet_distance(*sides), rel=1e-4)
@@ -110,6 +104,14 @@ def test_without_weights_there_is_a_report_and_a_warning(folder, tmp_path, capsy
     assert "warning: gFVD not measured: no I3D weights" in capsys.readouterr().out
 
 
+def test_weights_in_the_local_cache_are_found(tmp_path):
+    assert find_i3d(None) is None and find_i3d("x.pt") == Path("x.pt")
+    cached = tmp_path / "hub" / "checkpoints" / "i3d_pretrained_400.pt"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"weights")
+    assert find_i3d(None) == cached and find_i3d("x.pt") == Path("x.pt")
+
+
 def test_another_tokenizer_is_refused(folder, tmp_path, capsys):
     config = tiny.tokenizer_config(tiny.proxy_config(SIZE, SIZE, FRAMES, patch_size=8))
     tiny.tokenizer(config, seed=1).save_pretrained(tmp_path / "other")
@@ -117,3 +119,64 @@ def test_another_tokenizer_is_refused(folder, tmp_path, capsys):
     assert "are of the tokenizer" in capsys.readouterr().err
     assert main(["gfvd", "--fake", str(folder / "tokens"), "--real", str(folder / "real")]) == 1
     assert "give --checkpoint" in capsys.readouterr().err
+
+
+def test_selection_cutting_and_resizing(folder, tmp_path, means):
+    """A protocol of fewer clips, fewer frames and smaller frames takes the same of tokens as of their videos."""
+    settings = ["num_real=4", "num_fake=4", "selection=seeded", "frames=5", "position=last", "height=16", "width=20"]
+    settings += ["resize_filter=antialias", "resize=short_side_crop"]
+    more = [*means, *(part for setting in settings for part in ("--set", setting))]
+    tokens, videos = (gfvd(folder, tmp_path, *more, fake=fake)[1] for fake in ("tokens", "fake"))
+    assert tokens["results"]["gfvd"] == videos["results"]["gfvd"] and tokens["input_check"] == videos["input_check"]
+    protocol = tokens["protocol"]
+    assert (protocol["num_real"], protocol["frames"], protocol["width"]) == (4, 5, 20)
+    first = gfvd(folder, tmp_path, *more, "--set", "selection=first", name="first.json")[1]
+    assert first["protocol"]["real_list"] != protocol["real_list"]
+    assert first["results"]["usage"] != tokens["results"]["usage"]
+
+
+def test_a_preset_tells_what_the_data_do_not_give(folder, tmp_path, means, capsys):
+    code, report = gfvd(
+        folder, tmp_path, "--protocol", "sweettok-gfvd-ucf101", *means, "--set", "frames=9", "--set", "short=black"
+    )
+    assert code == 0 and report["protocol"]["height"] == 128
+    notes = " ".join(report["notes"])
+    assert "asks for num_real 2048, here it is 8" in notes and "codec mp4, here it is none" in notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "larp-128"], "is for pairs of original and reconstruction: use rfvd"),
+        (["--set", "frames=11"], "the clips in .*tokens have 9 frames, the protocol takes 11"),
+        (["--set", "stride=3"], "are too few for 9 at stride 3"),
+        (["--real", "empty"], "no clips in it"),
+        (["--fake", "nowhere"], "no list file or folder of clips at .*nowhere"),
+        (["--batch-size", "0"], "batch size must be at least 1"),
+        (["--i3d", "nowhere.pt"], "nowhere.pt"),
+        (["--set", "detector=nan"], "features are not finite of 4 clips:\n  0\n  1"),
+    ],
+)
+def test_bad_input_is_named(folder, tmp_path, means, capsys, monkeypatch, arguments, message):
+    class Broken(extractors.Means):
+        def __call__(self, frames):
+            return super().__call__(frames) * torch.nan
+
+    monkeypatch.setitem(EXTRACTORS, "nan", lambda path, protocol: Broken())
+    (tmp_path / "empty").mkdir()
+    arguments = [str(tmp_path / word) if word in ("empty", "nowhere", "nowhere.pt") else word for word in arguments]
+    if "nowhere" in arguments[1]:
+        means = means if "--fake" in arguments else means[:2]
+    code, report = gfvd(folder, tmp_path, *means, *arguments, fake="fake" if "nowhere" in arguments[-1] else "tokens")
+    assert code == 1 and report is None
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("num_real=1", "at least 2 clips a side, there is 1"), ("frames=1", "1 frames, the detector needs at least 2")],
+)
+def test_too_little_for_a_distance_is_refused_in_the_report(folder, tmp_path, means, capsys, setting, message):
+    code, report = gfvd(folder, tmp_path, *means, "--set", setting)
+    assert code == 0 and message in report["gfvd_refused"]
+    assert f"warning: gFVD not measured: {report['gfvd_refused']}" in capsys.readouterr().out

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from sweettok.eval import I3D
-from sweettok.eval.i3d import MaxPool, pad_same, preprocess
+from sweettok.eval.features import I3DFeatures, detector_frames, load_extractor
+from sweettok.eval.i3d import MaxPool, ScriptedI3D, pad_same, preprocess
+from sweettok.eval.presets import PRESETS
 from sweettok.pixels import to_float, to_uint8
 
 LOGITS = 2e-5  # absolute; the golden numbers themselves move by 2e-6 with the number of threads
@@ -106,13 +108,56 @@ def test_crop_keeps_the_aspect_and_the_centre():
     torch.testing.assert_close(sides, torch.zeros_like(sides), rtol=0, atol=1e-6)  # interpolation rounds
 
 
-def test_time_windows_are_averaged(random_i3d):
+def test_antialiasing_matters_where_frames_shrink():
+    stripes = (torch.arange(448) % 2 * 255).to(torch.uint8).expand(1, 1, 448, 448)[..., None].expand(-1, -1, -1, -1, 3)
+    plain, smooth = (preprocess(stripes, "stretch", antialias=flag) for flag in (False, True))
+    assert smooth.abs().max() < 0.3 and smooth.shape == plain.shape
+    small = clip(1, 32, 32)
+    torch.testing.assert_close(preprocess(small), preprocess(small, antialias=True), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("num_frames", "windows"), [(25, 3), (33, 4)])
+def test_time_windows_are_averaged(random_i3d, num_frames, windows):
     seen = []
     hook = random_i3d.logits.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    logits = random_i3d(clip(25))
+    logits = random_i3d(clip(num_frames))
     hook.remove()
-    assert seen[0].shape == (1, 400, 3, 1, 1)
+    assert seen[0].shape == (1, 400, windows, 1, 1)
     torch.testing.assert_close(logits, seen[0].mean(2).flatten(1))
+
+
+class Script(torch.nn.Module):
+    """Has the signature of the TorchScript detector, and tells what it was given."""
+
+    def forward(self, x, rescale: bool = False, resize: bool = False, return_features: bool = False):
+        if rescale:
+            x = 2 * x / 255 - 1
+        if resize:
+            x = x[..., ::2, ::2]
+        features = torch.stack((x.mean((1, 2, 3, 4)), x[:, 0].mean((1, 2, 3)), x[:, :, 0].mean((1, 2, 3))), 1)
+        return features if return_features else features.sum()
+
+
+def test_torchscript_detector(tmp_path, random_i3d):
+    torch.jit.script(Script()).save(str(tmp_path / "i3d_torchscript.pt"))
+    video = clip(9, 32, 32, count=2)
+    inside = load_extractor(tmp_path / "i3d_torchscript.pt", PRESETS["stylegan-v"])(video)
+    values = 2 * video.float() / 255 - 1
+    halved = values[:, :, ::2, ::2]
+    expected = torch.stack((halved.mean((1, 2, 3, 4)), halved[..., 0].mean((1, 2, 3)), halved[:, 0].mean((1, 2, 3))), 1)
+    torch.testing.assert_close(inside, expected)
+    floats = load_extractor(tmp_path / "i3d_torchscript.pt", PRESETS["larp-128"])(video.float())
+    torch.testing.assert_close(floats, inside)
+    outside = load_extractor(tmp_path / "i3d_torchscript.pt", PRESETS["stylegan-v"].filled(detector_resize="crop"))
+    frames = preprocess(video, "crop")
+    torch.testing.assert_close(outside(video)[:, 0], frames.mean((1, 2, 3, 4)))
+    torch.save(random_i3d.state_dict(), tmp_path / "i3d.pt")
+    with pytest.raises(ValueError, match="i3d.pt is no TorchScript file"):
+        ScriptedI3D.load(tmp_path / "i3d.pt")
+    with pytest.raises(ValueError, match="i3d_torchscript.pt cannot be read as weights"):
+        I3D.from_release(tmp_path / "i3d_torchscript.pt")
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        ScriptedI3D.load(tmp_path / "nowhere.pt")
 
 
 def test_clips_do_not_mix_and_settings_are_restored(random_i3d):
@@ -218,6 +263,14 @@ def test_golden_batch_norm_epsilon(weights, real, golden):
     close(I3D.from_release(weights, batch_norm_eps=1e-3)(real[:1]), golden["logits_real_bn_eps_1e-3"][:1])
 
 
+@pytest.mark.parametrize(("wrong", "least"), [("bgr", 0.1), ("reversed", 0.1), ("unit range", 0.1)])
+def test_golden_logits_tell_wrong_input(i3d, real, golden, wrong, least):
+    """Wrong order of channels or frames and a wrong range move the scores by thousands of times the tolerance."""
+    video = real[:1]
+    video = {"bgr": video.flip(-1), "reversed": video.flip(1), "unit range": video // 255}[wrong]
+    assert np.abs(i3d(video).numpy() - golden["logits_real"][:1]).max() > least
+
+
 def test_golden_weights_of_the_rule_alone(recipe, golden_rule, real, golden):
     model = I3D.from_release(golden_rule.fill(recipe["i3d_float_shapes"]))
     close(model(real[:1]), golden["logits_real_rule_only"][:1], 2e-6)
@@ -236,3 +289,17 @@ def test_golden_bytes_of_the_reconstruction_loop(i3d, real, golden, recipe):
 def test_golden_preprocessing(golden, resize, size):
     video = first_clip(*map(int, size.split("x")))
     close(preprocess(video, resize)[0, :, ::8, ::37, ::37], golden[f"pre_{resize}_{size}"], 2e-6)
+    if resize == "crop":
+        close(preprocess(video.float(), resize)[0, :, ::8, ::37, ::37], golden[f"pre_styleganv_{size}"], 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [("sweettok-rfvd-ucf101", "logits_real_after_rfvd_bytes"), ("sweettok-gfvd-ucf101", "logits_real_videogpt_path")],
+)
+def test_golden_logits_of_the_presets(i3d, real, golden, name, array):
+    """From bytes as they are read to scores, as the protocol has it."""
+    protocol = PRESETS[name]
+    assert protocol.batch_norm_eps == i3d.batch_norm_eps
+    extractor = I3DFeatures(i3d, protocol.detector_resize, protocol.detector_antialias)
+    close(extractor(detector_frames(real[1:2].movedim(-1, 1), protocol, fake=False)), golden[array][1:2])

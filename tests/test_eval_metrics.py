@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from sweettok.eval.metrics import frame_psnr, mean_with_interval, psnr, ssim
+from sweettok.eval.metrics import frame_psnr, mean_with_interval, motion_psnr, psnr, ssim
 from sweettok.eval.usage import UsageCounter
 
 
@@ -60,6 +60,35 @@ def test_ssim_follows_the_formula():
     assert ssim(real, real).tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
+def test_another_implementation_agrees():
+    """torchmetrics also averages windows that reach over the border, into mirrored pixels: they are cut off here."""
+    image = pytest.importorskip("torchmetrics.functional.image")
+    real = noise(0, (2, 3, 4, 32, 40))
+    fake = ((3 * real.int() + noise(1, (2, 3, 4, 32, 40)).int()) // 4).to(torch.uint8)
+    for i in range(2):
+        frames = [video[i].movedim(1, 0).double() for video in (fake, real)]
+        options = {"data_range": 255.0, "sigma": 1.5, "kernel_size": 11, "return_full_image": True}
+        _, places = image.structural_similarity_index_measure(*frames, **options)
+        whole = places[..., 5:-5, 5:-5].mean().item()
+        assert ssim(real, fake)[i].item() == pytest.approx(whole, abs=1e-5)
+        theirs = image.peak_signal_noise_ratio(*frames, data_range=255.0)
+        assert psnr(real, fake)[i].item() == pytest.approx(theirs.item(), abs=1e-4)
+
+
+def test_motion_is_what_changes_from_frame_to_frame():
+    real = noise(0)
+    lighter = (real // 2) + 100
+    flicker = (real // 2).clone()
+    flicker[:, :, 1::2] += 100  # every second frame lighter: each of the three steps is off by 100
+    assert motion_psnr(real // 2, lighter).tolist() == [100, 100]
+    expected = 10 * math.log10(255**2 / 100**2)
+    assert motion_psnr(real // 2, flicker).tolist() == pytest.approx([expected, expected])
+    still = real[:, :, :1].expand(-1, -1, 4, -1, -1)
+    change = (real[:, :, 1:].double() - real[:, :, :-1].double()).square().mean((1, 2, 3, 4))
+    assert motion_psnr(real, still).tolist() == pytest.approx((10 * torch.log10(255**2 / change)).tolist())
+    assert motion_psnr(real[:, :, :1], lighter[:, :, :1]).tolist() == [100, 100]
+
+
 def test_ssim_of_flat_frames():
     """No variance: only the luminance term is left."""
     low, high = (torch.full((1, 3, 1, 11, 11), level, dtype=torch.uint8) for level in (50, 200))
@@ -67,7 +96,7 @@ def test_ssim_of_flat_frames():
     assert ssim(low, high).item() == pytest.approx((2 * 50 * 200 + c1) / (50**2 + 200**2 + c1), abs=1e-4)
 
 
-@pytest.mark.parametrize("metric", [psnr, frame_psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, frame_psnr, motion_psnr, ssim])
 def test_metrics_refuse_what_does_not_fit(metric):
     video = noise(0)
     with pytest.raises(ValueError, match=r"fake must be uint8 \(B, 3, T, H, W\), got torch.float32"):

@@ -14,14 +14,25 @@ from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance
 from sweettok.eval.__main__ import main
-from sweettok.eval.metrics import psnr, ssim
-from sweettok.eval.reconstruction import baselines, cautions, detector_bytes, evaluate_reconstruction, refusal
+from sweettok.eval.features import EXTRACTORS, I3DFeatures
+from sweettok.eval.metrics import motion_psnr, psnr, ssim
+from sweettok.eval.presets import PRESETS
+from sweettok.eval.reconstruction import baselines, reconstructed, score
+from sweettok.eval.report import refusal, sha256
+from sweettok.eval.sets import cautions, measure
 from sweettok.eval.tokenizers import load_tokenizer, round_trip
 from sweettok.eval.visual import unique_names
 from sweettok.layout import TokenLayout
 from sweettok.pixels import to_float, to_uint8
 
 FRAMES, SIZE = 9, 32
+RELEASE = PRESETS["sweettok-rfvd-ucf101"].filled(dtype="float64")
+
+
+@pytest.fixture(autouse=True)
+def no_cached_weights(monkeypatch, tmp_path):
+    """Weights that this machine may have are not there."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
 
 def clips(count, seed=0, frames=FRAMES):
@@ -33,7 +44,17 @@ def clips(count, seed=0, frames=FRAMES):
 
 
 def batches(video, size):
-    return [{"video": part} for part in video.split(size)]
+    numbers = torch.arange(len(video))
+    return [
+        {"video": part, "index": index, "key": [f"clip{i}" for i in index.tolist()]}
+        for part, index in zip(video.split(size), numbers.split(size), strict=True)
+    ]
+
+
+def evaluate(tokenizer, clips, extractor=None, lpips=None, protocol=RELEASE):
+    """Summary of the scores, and the rFVD where there is an extractor."""
+    outcome = score(reconstructed(clips, tokenizer, protocol), protocol, extractor, lpips, keep=True)
+    return outcome.summary(), measure(outcome.real, outcome.fake, protocol)["value"] if extractor else None
 
 
 @dataclass
@@ -71,8 +92,13 @@ class Exact:
 class Features:
     """Stands in for I3D: a few statistics of the bytes it is given, which it keeps."""
 
+    width, min_frames = 9, 1
+
     def __init__(self):
         self.seen = []
+
+    def to(self, device):
+        return self
 
     def __call__(self, video):
         assert video.dtype == torch.uint8 and video.shape[1:] == (FRAMES, SIZE, SIZE, 3)
@@ -87,30 +113,37 @@ def absolute(images, target):
 
 def test_a_perfect_tokenizer_scores_perfectly():
     video = clips(4)
-    result = evaluate_reconstruction(Exact(), batches(video, 2), Features(), absolute)
+    result, rfvd = evaluate(Exact(), batches(video, 2), Features(), absolute)
     scores = result["scores"]["reconstruction"]
-    assert scores["psnr"]["mean"] == 100 and scores["ssim"]["mean"] == pytest.approx(1, abs=1e-6)
-    assert scores["lpips"]["mean"] == 0 and scores["rfvd"] == pytest.approx(0, abs=1e-6)
+    assert scores["psnr"]["mean"] == scores["motion"]["mean"] == 100
+    assert scores["ssim"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert scores["lpips"]["mean"] == 0
     assert result["num_clips"] == 4 and result["usage"]["code"]["words"] == 256
     assert result["ids_per_clip"] == video[0].numel() and result["bits_per_clip"] == 8 * video[0].numel()
+    assert result["bits_per_pixel"] == 24
+    assert rfvd == pytest.approx(0, abs=2)  # only the originals pass through the model's range twice
+    exact = RELEASE.filled(quantize="round")
+    assert evaluate(Exact(), batches(video, 2), Features(), protocol=exact)[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_scores_are_what_they_say():
     video = clips(6)
     detector = Features()
-    result = evaluate_reconstruction(Levels(), batches(video, 4), detector, absolute)
+    result, rfvd = evaluate(Levels(), batches(video, 4), detector, absolute)
     tokenizer = Levels()
     output = tokenizer.decode(tokenizer.encode(video).ids).clamp(-0.5, 0.5)
-    outputs = {"reconstruction": output, **baselines(to_float(video))}
-    real = Features()(detector_bytes(to_float(video)))
-    for name, pixels in outputs.items():
+    for name, pixels in {"reconstruction": output, **baselines(to_float(video))}.items():
         scores, shown = result["scores"][name], to_uint8(pixels)
-        assert scores["psnr"]["mean"] == pytest.approx(psnr(video, shown).mean().item())
-        assert scores["ssim"]["mean"] == pytest.approx(ssim(video, shown).mean().item())
-        expected = (to_float(video) - to_float(shown)).abs().mean().item()
-        assert scores["lpips"]["mean"] == pytest.approx(expected)
-        features = Features()(to_uint8(pixels, rounding="floor").movedim(1, -1))
-        assert scores["rfvd"] == pytest.approx(frechet_distance(real, features), rel=1e-6)
+        for metric, function in {"psnr": psnr, "ssim": ssim, "motion": motion_psnr}.items():
+            assert scores[metric]["mean"] == pytest.approx(function(video, shown).mean().item())
+    shown = to_uint8(output)
+    assert [clip["key"] for clip in result["clips"]] == [f"clip{i}" for i in range(6)]
+    assert [clip["psnr"] for clip in result["clips"]] == psnr(video, shown).tolist()
+    expected = (to_float(video) - to_float(shown)).abs().mean().item()
+    assert result["scores"]["reconstruction"]["lpips"]["mean"] == pytest.approx(expected)
+    assert "lpips" not in result["scores"]["mean frame"]
+    sides = [Features()(to_uint8(x, rounding="floor").movedim(1, -1)) for x in (to_float(video), output)]
+    assert rfvd == pytest.approx(frechet_distance(*sides), rel=1e-6)
     dark = video.movedim(1, -1)[:4]
     darkened = torch.where((dark >= 1) & (dark <= 63), dark - 1, dark)  # what truncation does to originals
     assert torch.equal(detector.seen[0], darkened)
@@ -125,42 +158,56 @@ def test_baselines():
 
 def test_usage_and_bits_per_word_list():
     video = torch.cat([torch.zeros(1, 3, FRAMES, SIZE, SIZE), torch.full((3, 3, FRAMES, SIZE, SIZE), 255)]).byte()
-    result = evaluate_reconstruction(Levels(), batches(video, 3))
+    result, _ = evaluate(Levels(), batches(video, 3))
     assert list(result["usage"]) == ["adjective", "noun", "adverb", "verb"]
     noun = result["usage"]["noun"]
     assert (noun["ids"], noun["used"], noun["dead"]) == (4, 2, 2)
     assert noun["perplexity"] == pytest.approx(math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4)))
     assert result["ids_per_clip"] == 4 and result["bits_per_clip"] == 8
-    assert set(result["scores"]["reconstruction"]) == {"psnr", "ssim"}
+    assert set(result["scores"]["reconstruction"]) == {"psnr", "ssim", "motion"}
 
 
 def test_batches_make_no_difference():
     video = clips(5)
-    whole, parts = (evaluate_reconstruction(Levels(), batches(video, size), Features()) for size in (5, 2))
-    for name, scores in whole["scores"].items():
-        assert parts["scores"][name]["psnr"] == scores["psnr"]
-        assert parts["scores"][name]["rfvd"] == pytest.approx(scores["rfvd"], rel=1e-6)
-    assert parts["usage"] == whole["usage"]
+    (whole, rfvd), (parts, again) = (evaluate(Levels(), batches(video, size), Features()) for size in (5, 2))
+    assert parts == whole and again == pytest.approx(rfvd, rel=1e-6)
+
+
+def test_parts_on_many_processes_merge_into_the_whole():
+    video = clips(7)
+    every = batches(video, 1)
+    whole = score(reconstructed(every, Levels(), RELEASE), RELEASE, Features())
+    parts = [score(reconstructed(every[rank::3], Levels(), RELEASE), RELEASE, Features()) for rank in range(3)]
+    merged = parts[0].merge(parts[1]).merge(parts[2])
+    assert merged.summary() == whole.summary()
+    assert merged.real_pixels.summary() == whole.real_pixels.summary() and merged.order == whole.order
+    expected = measure(whole.real, whole.fake, RELEASE)
+    found = measure(merged.real, merged.fake, RELEASE)
+    assert found["value"] == pytest.approx(expected["value"], rel=1e-9)
+    assert found["noise_floor"] == pytest.approx(expected["noise_floor"], rel=1e-9)
 
 
 def test_nothing_passes_silently():
-    with pytest.raises(ValueError, match="no clips"):
-        evaluate_reconstruction(Levels(), [])
     broken = Exact()
     broken.decode = lambda codes: torch.full(codes.shape, torch.nan)
     with pytest.raises(ValueError, match="not finite"):
         round_trip(broken, clips(1))
+    broken.decode = lambda codes: codes / 255
+    with pytest.raises(ValueError, match=r"to values in \[1, 1\], expected \[-0.5, 0.5\]"):
+        round_trip(broken, torch.full_like(clips(1), 255))
     broken.decode = lambda codes: torch.zeros(1, 3, 1, 8, 8)
     with pytest.raises(ValueError, match=r"to shape \(1, 3, 1, 8, 8\)"):
         round_trip(broken, clips(1))
 
 
 def test_refusals_and_cautions():
-    assert "i3d_pretrained_400.pt" in refusal(3000, 17, False)
-    assert "at least 9" in refusal(3000, 5, True)
-    assert "at least 2 clips" in refusal(1, 17, True)
-    assert refusal(2, 9, True) is None
-    assert cautions(2048) == [] and "2047 clips" in cautions(2047)[0]
+    i3d = I3DFeatures(None, "stretch", False)
+    assert "i3d_pretrained_400.pt" in refusal(3000, 17, None)
+    assert "at least 9" in refusal(3000, 8, i3d)
+    assert "at least 2 clips" in refusal(1, 17, i3d)
+    assert refusal(2, 9, i3d) is None
+    assert cautions(2048, 4000, 400) == [] and "2047 clips" in cautions(2047, 9000, 400)[0]
+    assert "cannot fill 400 dimensions" in cautions(400, 401, 400)[1] and len(cautions(401, 401, 400)) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -192,12 +239,13 @@ def test_report_without_weights(folder, tmp_path, capsys):
     report = json.loads((tmp_path / "a").read_text())
     other = json.loads((tmp_path / "c").read_text())
     assert other["settings"].pop("batch_size") == 3 and report["settings"].pop("batch_size") == 2
-    assert other["data"] == report["data"] and other["protocol"] == report["protocol"]
-    assert report["data"]["num_clips"] == 3 and len(report["data"]["sha256"]) == 64
-    assert report["protocol"]["frames"] == FRAMES and report["protocol"]["height"] == SIZE
-    assert len(report["weights"]["tokenizer"]["model.safetensors"]) == 64 and report["weights"]["i3d"] is None
+    assert other == report
+    assert report["data"]["num_clips"] == 3 and report["data"]["sha256"] == report["protocol"]["real_list"]
+    protocol = report["protocol"]
+    assert (protocol["frames"], protocol["height"], protocol["num_fake"], protocol["paired"]) == (FRAMES, SIZE, 3, True)
+    assert len(report["weights"]["tokenizer"]["model.safetensors"]) == 64 and protocol["detector_file"] is None
     assert set(report["results"]["scores"]) == {"reconstruction", "first frame", "mean frame"}
-    assert "rfvd" not in report["results"]["scores"]["reconstruction"] and "--i3d" in report["rfvd_refused"]
+    assert "rfvd" not in report["results"] and "--i3d" in report["rfvd_refused"]
     assert report["results"]["usage"]["verb"]["words"] == 17
     printed = capsys.readouterr().out
     assert "rFVD not measured: no I3D weights" in printed and "verb: " in printed and "mean frame" in printed
@@ -207,7 +255,9 @@ def test_report_scores_the_middle_frames(folder, tmp_path):
     assert rfvd(folder, "--out", tmp_path / "report.json", checkpoint="proxy") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     video = torch.stack([read_clip(folder / "clips" / f"v{i}.mkv", FRAMES, SIZE, start=2) for i in range(3)])
-    direct = evaluate_reconstruction(load_tokenizer(folder / "proxy"), batches(video, 4))
+    direct, _ = evaluate(load_tokenizer(folder / "proxy"), batches(video, 4))
+    for clip, key in zip(direct["clips"], ("v0", "v1", "v2"), strict=True):
+        clip["key"] = key
     assert report["results"] == direct
 
 
@@ -215,33 +265,49 @@ def test_report_with_weights(folder, tmp_path, capsys, monkeypatch):
     for name in ("i3d.pt", "linear.pth", "vgg.pth"):
         (tmp_path / name).write_bytes(name.encode())
     monkeypatch.setattr("sweettok.eval.rfvd.load_lpips", lambda vgg, linear: SmallLPIPS())
-    monkeypatch.setattr("sweettok.eval.rfvd.I3D", SmallI3D)
+    monkeypatch.setitem(EXTRACTORS, "features", lambda path, protocol: Features())
     weights = ["--i3d", tmp_path / "i3d.pt", "--lpips", tmp_path / "linear.pth", "--vgg", tmp_path / "vgg.pth"]
-    assert rfvd(folder, *weights, "--out", tmp_path / "report.json", "--limit", 2) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
+    weights += ["--set", "detector=features", "--bootstrap", 3, "--cache", tmp_path / "cache"]
+    for name in ("first", "second"):
+        assert rfvd(folder, *weights, "--out", tmp_path / name, "--limit", 2) == 0
+    report = json.loads((tmp_path / "first").read_text())
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
     assert report["data"]["num_clips"] == 2 and report["rfvd_refused"] is None
-    for scores in report["results"]["scores"].values():
-        assert scores["rfvd"] >= -1e-6 and scores["lpips"]["count"] == 2
-    assert report["protocol"]["fvd"]["batch_norm_eps"] == 1e-5 and "2 clips" in report["notes"][0]
-    assert all(len(report["weights"][name]) == 64 for name in ("i3d", "lpips", "vgg"))
-    assert "note: rFVD of 2 clips is biased upwards" in capsys.readouterr().out
+    result = report["results"]["rfvd"]
+    assert result["value"] >= -1e-6 and result["noise_floor"] is None and result["bootstrap"]["repeats"] == 3
+    assert report["results"]["scores"]["reconstruction"]["lpips"]["count"] == 2
+    assert report["protocol"]["detector_file"] == sha256(tmp_path / "i3d.pt") and "2 clips" in report["notes"][0]
+    assert report["protocol"]["name"] == "exact detector=features"
+    assert all(len(report["weights"][name]) == 64 for name in ("lpips", "vgg"))
+    assert "note: FVD of 2 clips is biased upwards" in capsys.readouterr().out
+
+
+def test_folders_of_another_tokenizer(folder, tmp_path, capsys):
+    """Scored from its videos, a reconstruction gets the scores it has in memory."""
+    videos = torch.stack([read_clip(folder / "clips" / f"v{i}.mkv", FRAMES, SIZE) for i in range(3)])
+    shown = round_trip(load_tokenizer(folder / "tok"), videos).video
+    for i, clip in enumerate(to_uint8(shown)):
+        write_video(tmp_path / "theirs" / f"v{i}.mkv", clip, fps=12, lossless=True)
+    pair = ["--originals", str(folder / "clips"), "--reconstructions", str(tmp_path / "theirs"), "--workers", "0"]
+    assert main(["rfvd", *pair, "--out", str(tmp_path / "a")]) == 0
+    assert rfvd(folder, "--out", tmp_path / "b") == 0
+    theirs, ours = (json.loads((tmp_path / name).read_text()) for name in "ab")
+    assert theirs["results"]["clips"] == ours["results"]["clips"] and theirs["input_check"] == ours["input_check"]
+    assert theirs["results"]["usage"] is None and theirs["protocol"]["codec"] == "mkv"
+    write_video(tmp_path / "theirs" / "more.mkv", clip, fps=12, lossless=True)
+    assert main(["rfvd", *pair]) == 1
+    assert "1 are in one of them only:\n  more" in capsys.readouterr().err
+    write_video(tmp_path / "theirs" / "v1.mkv", clip[..., :16], fps=12, lossless=True)
+    (tmp_path / "theirs" / "more.mkv").unlink()
+    assert main(["rfvd", *pair]) == 1
+    assert "theirs/v1.mkv: frames are 32x16, others 32x32" in capsys.readouterr().err
+    assert main(["rfvd", *pair[:2]]) == 1 and "give --checkpoint and --data" in capsys.readouterr().err
 
 
 class SmallLPIPS(torch.nn.Module):
     def forward(self, images, target):
         return absolute(images, target)
-
-
-class SmallI3D(torch.nn.Module):
-    batch_norm_eps = 1e-5
-
-    @classmethod
-    def from_release(cls, path):
-        assert path.endswith("i3d.pt")
-        return cls()
-
-    def forward(self, video):
-        return Features()(video)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -254,7 +320,9 @@ def test_an_unreadable_video_is_an_error_that_names_it(folder, tmp_path, capsys,
     assert error.startswith("error: ") and "torn.mkv" in error
 
 
-def test_bad_arguments_are_errors(folder, tmp_path, capsys, monkeypatch):
+def test_bad_arguments_are_errors(folder, tmp_path, capsys):
+    tiny_clips = [part for name in ("frames=9", "height=32", "width=32") for part in ("--set", name)]
+
     def error(*arguments, **options):
         assert rfvd(folder, *arguments, **options) == 1
         return capsys.readouterr().err
@@ -264,9 +332,11 @@ def test_bad_arguments_are_errors(folder, tmp_path, capsys, monkeypatch):
     assert "batch size must be at least 1" in error("--batch-size", 0)
     assert "nowhere.pt" in error("--i3d", tmp_path / "nowhere.pt")
     assert "give --lpips" in error("--vgg", tmp_path / "vgg.pth")
-    many = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
-    monkeypatch.setattr("sweettok.eval.rfvd.PartialState", lambda: many)
-    assert "one process, got 2" in error()
+    assert "no protocol 'best'; there are exact, sweettok-rfvd-ucf101" in error("--protocol", "best")
+    assert "this tokenizer needs --set frames=9" in error("--protocol", "sweettok-rfvd-ucf101")
+    assert "not paired: use gfvd" in error("--protocol", "sweettok-gfvd-ucf101", *tiny_clips)
+    assert "a setting is FIELD=VALUE" in error("--set", "colour=red")
+    assert "are too few for 9 at stride 2" in error("--set", "stride=2")
     generator = tmp_path / "generator"
     generator.mkdir()
     (generator / "config.json").write_text('{"model": "Generator"}')
@@ -316,3 +386,14 @@ def test_reconstruct_names_a_missing_video(folder, tmp_path, capsys):
 
 def test_unique_names():
     assert unique_names(["a/x.mp4", "b/x.avi", "y.mkv"]) == ["x-1", "x-2", "y"]
+
+
+def test_autocast_is_the_protocols(folder):
+    """bfloat16 moves the pixels, and the detector is told of it by them alone."""
+    tokenizer, video = load_tokenizer(folder / "proxy"), clips(2)
+    outputs = {
+        name: next(reconstructed(batches(video, 2), tokenizer, RELEASE.filled(autocast=name)))["fake"]
+        for name in ("float32", "bfloat16")
+    }
+    assert torch.equal(outputs["float32"], round_trip(tokenizer, video).video)
+    assert not torch.equal(outputs["float32"], outputs["bfloat16"])

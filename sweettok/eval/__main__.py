@@ -1,4 +1,4 @@
-"""Command line: python -m sweettok.eval rfvd | reconstruct."""
+"""Command line: python -m sweettok.eval rfvd | gfvd | compare | table | reconstruct."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from sweettok.eval.features import I3D_FILE
+from sweettok.eval.presets import DEFAULT, PRESETS, find_protocol
+from sweettok.eval.protocol import Protocol
 
 POSITIONS = ("first", "center", "last")
 
@@ -15,16 +19,27 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     rfvd = commands.add_parser("rfvd", help="PSNR, SSIM, LPIPS, rFVD and codebook usage over a list of videos")
-    rfvd.add_argument("--checkpoint", required=True, metavar="DIR", help="config.json and model.safetensors")
-    rfvd.add_argument("--data", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
-    rfvd.add_argument("--root", metavar="DIR", help="folder that paths in the list start from")
-    rfvd.add_argument("--limit", type=int, metavar="N", help="only the first N clips of the list")
-    rfvd.add_argument("--i3d", metavar="PATH", help="i3d_pretrained_400.pt; without it rFVD is not measured")
+    rfvd.add_argument("--checkpoint", metavar="DIR", help="the tokenizer: config.json and model.safetensors")
+    rfvd.add_argument("--data", metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
+    rfvd.add_argument("--originals", metavar="DIR", help="instead of both: a folder of videos ...")
+    rfvd.add_argument("--reconstructions", metavar="DIR", help="... and of their reconstructions, of the same names")
     rfvd.add_argument("--lpips", metavar="PATH", help="LPIPS linear layers (v0.1 vgg.pth); without it no LPIPS")
     rfvd.add_argument("--vgg", metavar="PATH", help="VGG-16 for LPIPS (default: torchvision's cache)")
-    rfvd.add_argument("--out", metavar="FILE", help="write the JSON report here")
-    rfvd.add_argument("--batch-size", type=int, default=4)
-    rfvd.add_argument("--workers", type=int, default=2, help="processes that read videos")
+    _add_measuring(rfvd)
+
+    gfvd = commands.add_parser("gfvd", help="FVD of generated clips: tokens that a tokenizer decodes, or videos")
+    gfvd.add_argument("--fake", required=True, metavar="DIR", help="folder of generated tokens, or of videos")
+    gfvd.add_argument("--real", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
+    gfvd.add_argument("--checkpoint", metavar="DIR", help="the tokenizer that decodes generated tokens")
+    _add_measuring(gfvd)
+
+    beside = commands.add_parser("compare", help="two reports beside each other; refused when their protocols differ")
+    beside.add_argument("reports", nargs=2, metavar="REPORT")
+    beside.add_argument("--force", action="store_true", help="show the fields that differ beside the numbers")
+
+    results = commands.add_parser("table", help="all reports of a folder as a table, and as a plot")
+    results.add_argument("folder", metavar="DIR")
+    results.add_argument("--plot", metavar="FILE", help="PNG of FVD or PSNR against bits (default: DIR/table.png)")
 
     look = commands.add_parser("reconstruct", help="what goes in, what comes out, and in which words")
     look.add_argument("videos", nargs="+", metavar="VIDEO")
@@ -34,55 +49,98 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    """Options of all commands that measure."""
+    parser.add_argument("--protocol", default=DEFAULT, metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the protocol")
+    parser.add_argument("--i3d", metavar="PATH", help=f"{I3D_FILE}; without it there is no FVD")
+    parser.add_argument("--root", metavar="DIR", help="folder that paths in the list start from")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips")
+    parser.add_argument("--bootstrap", type=int, default=0, metavar="K", help="interval of the FVD from K redrawn sets")
+    parser.add_argument("--cache", metavar="DIR", help="keep statistics of real clips here, and use those kept")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON report here")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=2, help="processes that read videos, for each device")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; problems of the input become one line on stderr and exit code 1."""
     args = _parser().parse_args(argv)
     try:
-        return _rfvd(args) if args.command == "rfvd" else _reconstruct(args)
+        return COMMANDS[args.command](args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def _rfvd(args: argparse.Namespace) -> int:
-    from sweettok.eval.report import write_json
-    from sweettok.eval.rfvd import run
+    from sweettok.eval.rfvd import open_folders, open_tokenizer, run
 
-    report = run(
-        args.checkpoint, args.data, root=args.root, limit=args.limit, i3d=args.i3d, lpips=args.lpips, vgg=args.vgg,
-        batch_size=args.batch_size, workers=args.workers,
-    )  # fmt: skip
-    print(_table(report))
-    if args.out:
-        write_json(args.out, report)
-        print(f"report: {args.out}")
+    protocol = _protocol(args)
+    given = [name for name in ("checkpoint", "data", "originals", "reconstructions") if getattr(args, name) is not None]
+    if given == ["checkpoint", "data"]:
+        source, protocol = open_tokenizer(args.checkpoint, args.data, protocol, args.root)
+    elif given == ["originals", "reconstructions"] and args.root is None:
+        source, protocol = open_folders(args.originals, args.reconstructions, protocol)
+    else:
+        raise ValueError("give --checkpoint and --data (and --root), or --originals and --reconstructions")
+    return _finish(run(source, protocol, lpips=args.lpips, vgg=args.vgg, **_options(args)), args.out)
+
+
+def _gfvd(args: argparse.Namespace) -> int:
+    from sweettok.eval.gfvd import run
+
+    report = run(args.fake, args.real, _protocol(args), checkpoint=args.checkpoint, root=args.root, **_options(args))
+    return _finish(report, args.out)
+
+
+def _protocol(args: argparse.Namespace) -> Protocol:
+    """The protocol that the arguments name, change and limit."""
+    protocol = find_protocol(args.protocol, args.set)
+    if args.limit is None:
+        return protocol
+    if args.limit < 1:
+        raise ValueError(f"limit must be at least 1, got {args.limit}")
+    return protocol.filled(selection="first", num_real=args.limit, num_fake=args.limit)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What is not of the protocol."""
+    for name, least in (("batch_size", 1), ("workers", 0), ("bootstrap", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"{name.replace('_', ' ')} must be at least {least}, got {getattr(args, name)}")
+    names = ("i3d", "bootstrap", "cache", "batch_size", "workers")
+    return {name: getattr(args, name) for name in names}
+
+
+def _finish(report: dict[str, Any], out: str | None) -> int:
+    """Print a report and write it, on the main process."""
+    from sweettok.eval.pipeline import process_state
+    from sweettok.eval.report import write_json
+    from sweettok.eval.summary import summary
+
+    state = process_state()
+    if state.is_main_process:
+        print(summary(report))
+        if out:
+            write_json(out, report)
+            print(f"report: {out}")
+    state.destroy_process_group()
     return 0
 
 
-def _table(report: dict[str, Any]) -> str:
-    results, columns = report["results"], ("psnr", "ssim", "lpips", "rfvd")
-    lines = [
-        f"{results['num_clips']} clips, {results['ids_per_clip']} ids and {results['bits_per_clip']:.0f} bits each",
-        f"{'':16}" + "".join(f"{name:>18}" for name in columns),
-    ]
-    for kind, scores in results["scores"].items():
-        lines.append(f"{kind:16}" + "".join(f"{_cell(scores.get(name)):>18}" for name in columns))
-    for name, use in results["usage"].items():
-        lines.append(
-            f"{name}: {use['used']} of {use['words']} words used ({use['used_fraction']:.1%}), "
-            f"perplexity {use['perplexity']:.1f}"
-        )
-    if report["rfvd_refused"]:
-        lines.append(f"rFVD not measured: {report['rfvd_refused']}")
-    return "\n".join(lines + [f"note: {note}" for note in report["notes"]])
+def _compare(args: argparse.Namespace) -> int:
+    from sweettok.eval.compare import compare
+
+    print(compare(*args.reports, force=args.force))
+    return 0
 
 
-def _cell(score: dict[str, Any] | float | None) -> str:
-    if score is None:
-        return "-"
-    if isinstance(score, float):
-        return f"{score:.3f}"
-    return f"{score['mean']:.3f}" + (f" +- {score['interval95']:.3f}" if score["interval95"] is not None else "")
+def _table(args: argparse.Namespace) -> int:
+    from sweettok.eval.compare import table
+
+    print(table(args.folder, args.plot or f"{args.folder}/table.png"))
+    return 0
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
@@ -94,6 +152,8 @@ def _reconstruct(args: argparse.Namespace) -> int:
             print(f"  {side}: " + "; ".join(queries))
     return 0
 
+
+COMMANDS = {"rfvd": _rfvd, "gfvd": _gfvd, "compare": _compare, "table": _table, "reconstruct": _reconstruct}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,42 +19,47 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 @dataclass
 class FeatureStats:
-    """Count, sum and sum of outer products of features, in float64 on the CPU.
+    """Count, mean and scatter (sum of outer products around the mean) of features, in float64 on the CPU.
 
-    Statistics of parts merge exactly into those of the whole (`a.merge(b)`), so a set can be scored in one pass, or in
-    pieces on many processes; distances of parts must never be averaged.
+    Statistics of parts merge into those of the whole (`a.merge(b)`), so a set can be scored in one pass, or in pieces
+    on many processes; distances of parts must never be averaged.
     """
 
     count: int = 0
-    total: Tensor | None = None  # (D,)
-    outer: Tensor | None = None  # (D, D)
+    mean: Tensor | None = None  # (D,)
+    scatter: Tensor | None = None  # (D, D)
 
     def update(self, features: Tensor) -> None:
         """Add features (N, D); N may be 1. ValueError for another shape, another width or values not finite."""
         features = _matrix(features, "features").to("cpu", torch.float64)
-        self._add(FeatureStats(len(features), features.sum(0), features.T @ features))
+        if not len(features):
+            return
+        mean = features.mean(0)
+        centred = features - mean
+        self._add(FeatureStats(len(features), mean, centred.T @ centred))
 
     def merge(self, other: FeatureStats) -> FeatureStats:
         """The statistics of both sets together; neither is changed."""
-        both = FeatureStats(self.count, self.total, self.outer)
+        both = FeatureStats(self.count, self.mean, self.scatter)
         if other.count:
             both._add(other)
         return both
 
     def _add(self, other: FeatureStats) -> None:
-        if self.total is None:
-            self.count, self.total, self.outer = other.count, other.total, other.outer
+        if self.mean is None:
+            self.count, self.mean, self.scatter = other.count, other.mean, other.scatter
             return
-        if self.total.shape != other.total.shape:
-            raise ValueError(f"features are {len(other.total)} wide, those before were {len(self.total)} wide")
-        self.count += other.count
-        self.total = self.total + other.total
-        self.outer = self.outer + other.outer
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"features are {len(other.mean)} wide, those before were {len(self.mean)} wide")
+        count = self.count + other.count
+        step = other.mean - self.mean
+        self.scatter = self.scatter + other.scatter + torch.outer(step, step) * (self.count * other.count / count)
+        self.mean = self.mean + step * (other.count / count)
+        self.count = count
 
-    def mean_and_covariance(self, ddof: int = 1) -> tuple[Tensor, Tensor]:
-        """float64 (D,) and (D, D); the covariance divides by count - ddof."""
-        mean = self.total / self.count
-        return mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - ddof)
+    def covariance(self, ddof: int = 1) -> Tensor:
+        """float64 (D, D): the scatter divided by count - ddof."""
+        return self.scatter / (self.count - ddof)
 
 
 def frechet_distance(
@@ -77,7 +82,7 @@ def frechet_distance(
     if dtype not in DTYPES or root not in ROOTS or (dtype, root) == ("float32", "sqrtm"):
         raise ValueError(f"dtype must be float64, or float32 with root svd; root svd or sqrtm; got {dtype!r}, {root!r}")
     sides = [_side(x, name, DTYPES[dtype]) for x, name in ((real, "real"), (fake, "fake"))]
-    widths = [x.shape[1] if isinstance(x, Tensor) else len(x.total) for x in sides]
+    widths = [x.shape[1] if isinstance(x, Tensor) else len(x.mean) for x in sides]
     if widths[0] != widths[1]:
         raise ValueError(f"real features are {widths[0]} wide and fake features {widths[1]}")
     (mean_r, cov_r), (mean_f, cov_f) = (_mean_and_covariance(x, ddof, DTYPES[dtype]) for x in sides)
@@ -113,8 +118,7 @@ def _side(given: Tensor | np.ndarray | FeatureStats, name: str, dtype: torch.dty
 
 def _mean_and_covariance(side: Tensor | FeatureStats, ddof: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if isinstance(side, FeatureStats):
-        mean, covariance = side.mean_and_covariance(ddof)
-        return mean.to(dtype), covariance.to(dtype)
+        return side.mean.to(dtype), side.covariance(ddof).to(dtype)
     mean = side.mean(0)
     centred = side - mean
     return mean, centred.T @ centred / (len(side) - ddof)

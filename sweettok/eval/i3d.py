@@ -33,26 +33,33 @@ MIXED = {
 }
 
 
-def preprocess(video: Tensor, resize: str = "stretch") -> Tensor:
-    """uint8 (N, T, H, W, 3) -> float32 (N, 3, T, 224, 224) in [-1, 1], bilinear without antialiasing.
-
-    "stretch" ignores the aspect ratio (the release's rFVD); "crop" scales the shorter side to 224, rounding the other
-    side up, and cuts out the centre (the release's gFVD).
-    """
+def check_frames(video: Tensor) -> None:
+    """Raise ValueError unless these are uint8 frames (N, T, H, W, 3), enough of them."""
     if not isinstance(video, Tensor) or video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
         got = f"{video.dtype} {tuple(video.shape)}" if isinstance(video, Tensor) else type(video).__name__
         raise ValueError(f"I3D expects uint8 frames of shape (N, T, H, W, 3), got {got}")
+    if video.shape[1] < MIN_FRAMES:
+        raise ValueError(f"I3D needs clips of at least {MIN_FRAMES} frames, got {video.shape[1]}")
+
+
+def preprocess(video: Tensor, resize: str = "stretch", antialias: bool = False) -> Tensor:
+    """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> float32 (N, 3, T, 224, 224) in [-1, 1], bilinear.
+
+    "stretch" ignores the aspect ratio (the release's rFVD); "crop" scales the shorter side to 224, rounding the other
+    side up, and cuts out the centre (the release's gFVD). `antialias` tells where frames shrink; the release has none.
+    """
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
     n, _, height, width, _ = video.shape
     frames = video.flatten(0, 1).movedim(-1, 1).float()
+    bilinear = {"mode": "bilinear", "align_corners": False, "antialias": antialias}
     if resize == "stretch":
-        frames = F.interpolate(frames, (SIZE, SIZE), mode="bilinear", align_corners=False)
+        frames = F.interpolate(frames, (SIZE, SIZE), **bilinear)
         frames = 2 * frames / 255 - 1
     else:
         shorter = min(height, width)
         scaled = tuple(-(-side * SIZE // shorter) for side in (height, width))
-        frames = F.interpolate(frames / 255, scaled, mode="bilinear", align_corners=False)
+        frames = F.interpolate(frames / 255, scaled, **bilinear)
         top, left = ((side - SIZE) // 2 for side in scaled)
         frames = (frames[..., top : top + SIZE, left : left + SIZE] - 0.5) * 2
     return frames.unflatten(0, (n, -1)).movedim(2, 1)
@@ -67,11 +74,11 @@ def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Ten
     return F.pad(x, padding)
 
 
-def without_tf32():
-    """Context in which convolutions keep float32's precision, and every other setting its value."""
+def convolutions(tf32: bool):
+    """Context in which convolutions may round to TF32, or not, and every other setting keeps its value."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
-        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=tf32
     )
 
 
@@ -188,15 +195,54 @@ class I3D(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, video: Tensor, resize: str = "stretch") -> Tensor:
+    def forward(self, video: Tensor, resize: str = "stretch", antialias: bool = False) -> Tensor:
         """uint8 (N, T, H, W, 3) with T >= 9, RGB -> float32 class scores (N, 400), averaged over time.
 
-        `resize`: see `preprocess`. Runs in float32 without TF32, which alone would move the scores by 1e-3.
+        `resize`, `antialias`: see `preprocess`. Runs without TF32, which alone would move the scores by 1e-3.
         """
-        frames = preprocess(video, resize)
-        if frames.shape[2] < MIN_FRAMES:
-            raise ValueError(f"I3D needs clips of at least {MIN_FRAMES} frames, got {frames.shape[2]}")
-        with torch.autocast(frames.device.type, enabled=False), without_tf32():
+        check_frames(video)
+        with convolutions(tf32=False):
+            return self.scores(preprocess(video, resize, antialias))
+
+    @torch.no_grad()
+    def scores(self, frames: Tensor) -> Tensor:
+        """What `preprocess` gives -> float32 class scores (N, 400); in float32, with TF32 as the caller has set it."""
+        with torch.autocast(frames.device.type, enabled=False):
             for layer in self.children():
                 frames = layer(frames)
         return frames.mean(dim=2).flatten(1)
+
+
+class ScriptedI3D:
+    """The TorchScript detector of StyleGAN-V, `i3d_torchscript.pt`: the same network, frozen, with its own resizing."""
+
+    def __init__(self, script: torch.jit.ScriptModule):
+        self.script = script
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScriptedI3D:
+        """Load the file, onto the CPU. FileNotFoundError, or ValueError for a file that is no TorchScript."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no weights at {path}")
+        try:
+            return cls(torch.jit.load(str(path), map_location="cpu").eval())
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no TorchScript file: {str(error).splitlines()[0]}") from error
+
+    def to(self, device: torch.device) -> ScriptedI3D:
+        self.script = self.script.to(device)
+        return self
+
+    @torch.no_grad()
+    def scores(self, frames: Tensor) -> Tensor:
+        """What `preprocess` gives -> class scores (N, 400)."""
+        return self._run(frames, False)
+
+    @torch.no_grad()
+    def scores_inside(self, frames: Tensor) -> Tensor:
+        """Frames (N, T, H, W, 3) of any size in [0, 255] -> class scores (N, 400); the file scales and resizes them."""
+        return self._run(frames.movedim(-1, 1).float(), True)
+
+    def _run(self, frames: Tensor, inside: bool) -> Tensor:
+        # by keyword: newer versions of torch refuse the positional form under DataParallel
+        return self.script(x=frames, rescale=inside, resize=inside, return_features=True).float()

@@ -1,72 +1,98 @@
-"""How well a tokenizer gives clips back: PSNR, SSIM, LPIPS, rFVD and codebook usage, by the SweetTok protocol.
+"""How well clips are given back: PSNR, SSIM, LPIPS, motion, codebook usage, and the features for rFVD.
 
-Clips are the frames around the middle of each video, at the tokenizer's length and resolution. PSNR, SSIM and LPIPS
-compare the original bytes with the reconstruction rounded to bytes. rFVD follows the release: both sides are clamped
-and truncated to bytes, stretched to I3D's size, and the Frechet distance is taken over all clips at once. Beside the
-tokenizer stand two baselines that know the original: its first frame held still, and the mean of its frames.
+PSNR, SSIM and LPIPS compare the original bytes with the reconstruction rounded to bytes; what the detector of rFVD sees
+is the protocol's choice. Beside the reconstruction stand two baselines that know the original: its first frame held
+still, and the mean of its frames.
 
 Letters: B clips, T frames, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sweettok.eval.frechet import FeatureStats, frechet_distance
-from sweettok.eval.i3d import I3D, MIN_FRAMES, without_tf32
-from sweettok.eval.metrics import mean_with_interval, psnr, ssim
-from sweettok.eval.tokenizers import round_trip
+from sweettok.eval.checks import OrderCheck, PixelCheck, suspicions
+from sweettok.eval.features import FeatureExtractor, detector_frames
+from sweettok.eval.metrics import mean_with_interval, motion_psnr, psnr, ssim
+from sweettok.eval.pipeline import overlapped
+from sweettok.eval.protocol import Protocol
+from sweettok.eval.sets import FeatureSet
+from sweettok.eval.sources import AUTOCAST
+from sweettok.eval.tokenizers import RoundTrip, round_trip
 from sweettok.eval.usage import UsageCounter
 from sweettok.pixels import to_float, to_uint8
 
-FEW_CLIPS = 2048  # below this FVD is mostly bias
-
-# What the numbers mean; every report carries it.
-PROTOCOL = {
-    "name": "sweettok-rfvd",
-    "position": "center",
-    "stride": 1,
-    "resize": "stretch",
-    "short": "black",
-    "clamp": [-0.5, 0.5],
-    "precision": "float32 without TF32",
-    "psnr": "per clip over its whole volume, rounded bytes, peak 255, at most 100 dB",
+METRICS = {"psnr": psnr, "ssim": ssim, "motion": motion_psnr}
+MEANING = {
+    "psnr": "dB per clip over its whole volume, rounded bytes, peak 255, at most 100",
     "ssim": "per frame and channel, Gaussian 11x11 sigma 1.5, data range 255, rounded bytes",
+    "motion": "psnr of the differences from frame to frame",
     "lpips": "VGG-16 version 0.1, mean over frames, rounded bytes",
-    "fvd": {
-        "detector": "I3D Kinetics-400, 400 logits averaged over time",
-        "detector_resize": "stretch to 224x224, bilinear, no antialiasing",
-        "bytes": "floor, real and fake alike",
-        "pairing": "real and fake are the same clips",
-        "ddof": 1,
-        "dtype": "float64",
-        "root": "svd",
-    },
 }
+MUCH = 0.05  # of decoded values outside of the range
+Perceptual = Callable[[Tensor, Tensor], Tensor]  # two float image batches (N, 3, H, W) -> (N,)
 
 
 @dataclass
-class Scores:
-    """Scores of one kind of output, gathered clip by clip."""
+class Outcome:
+    """What scoring some clips has given; parts merge into the whole.
 
-    psnr: list[float] = field(default_factory=list)
-    ssim: list[float] = field(default_factory=list)
-    lpips: list[float] = field(default_factory=list)
-    features: FeatureStats = field(default_factory=FeatureStats)
+    scores: clip number -> metric -> value, of the reconstruction and of each baseline. about: ids_per_clip and
+    bits_per_clip of a tokenizer. decoded, clamped: values that it gave, and those outside of the range.
+    """
 
-    def summary(self, real: FeatureStats) -> dict[str, Any]:
-        """Mean and 95% interval of each metric that was measured; `rfvd` where two clips or more have features."""
-        scores = {name: getattr(self, name) for name in ("psnr", "ssim", "lpips")}
-        result: dict[str, Any] = {name: mean_with_interval(values) for name, values in scores.items() if values}
-        if self.features.count >= 2:
-            settings = {name: PROTOCOL["fvd"][name] for name in ("ddof", "dtype", "root")}
-            result["rfvd"] = frechet_distance(real, self.features, **settings)
-        return result
+    real: FeatureSet
+    fake: FeatureSet
+    keys: dict[int, str] = field(default_factory=dict)
+    scores: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    real_pixels: PixelCheck = field(default_factory=PixelCheck)
+    fake_pixels: PixelCheck = field(default_factory=PixelCheck)
+    order: OrderCheck = field(default_factory=OrderCheck)
+    usage: UsageCounter | None = None
+    about: dict[str, float] = field(default_factory=dict)
+    decoded: int = 0
+    clamped: int = 0
+
+    def merge(self, other: Outcome) -> Outcome:
+        """Both together; neither is changed."""
+        parts = ("real", "fake", "real_pixels", "fake_pixels", "order")
+        both = {name: getattr(self, name).merge(getattr(other, name)) for name in parts}
+        usage = self.usage.merge(other.usage) if self.usage and other.usage else self.usage or other.usage
+        kinds = [*self.scores, *(kind for kind in other.scores if kind not in self.scores)]
+        scores = {kind: {**self.scores.get(kind, {}), **other.scores.get(kind, {})} for kind in kinds}
+        about, keys = {**self.about, **other.about}, {**self.keys, **other.keys}
+        decoded, clamped = self.decoded + other.decoded, self.clamped + other.clamped
+        return Outcome(**both, keys=keys, scores=scores, usage=usage, about=about, decoded=decoded, clamped=clamped)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data: means with intervals, the scores of every clip in their order, usage and bits of the ids."""
+        order = sorted(self.keys)
+        means = {
+            kind: {name: mean_with_interval([clips[number][name] for number in order]) for name in clips[order[0]]}
+            for kind, clips in self.scores.items()
+        }
+        return {
+            "num_clips": len(order),
+            "scores": means,
+            "clips": [{"key": self.keys[number], **self.scores["reconstruction"][number]} for number in order],
+            "usage": self.usage.summary() if self.usage else None,
+            "clamped_fraction": self.clamped / self.decoded if self.decoded else None,
+            **self.about,
+        }
+
+    def notes(self) -> list[str]:
+        """What looks wrong with the clips."""
+        notes = self.order.suspicions() + suspicions(self.real_pixels.summary(), self.fake_pixels.summary())
+        if self.clamped > MUCH * self.decoded:
+            notes.append(f"{self.clamped / self.decoded:.0%} of the decoded values were outside of [-0.5, 0.5]: check "
+                         "their range")  # fmt: skip
+        return notes
 
 
 def baselines(video: Tensor) -> dict[str, Tensor]:
@@ -74,72 +100,76 @@ def baselines(video: Tensor) -> dict[str, Tensor]:
     return {"first frame": video[:, :, :1].expand_as(video), "mean frame": video.mean(2, keepdim=True).expand_as(video)}
 
 
-def detector_bytes(video: Tensor) -> Tensor:
-    """Float (B, 3, T, H, W) -> uint8 (B, T, H, W, 3) as the release feeds I3D: clamped and truncated."""
-    return to_uint8(video, rounding="floor").movedim(1, -1)
+def reconstructed(
+    batches: Iterable[Mapping[str, Any]], tokenizer: Any, protocol: Protocol
+) -> Iterator[dict[str, Any]]:
+    """Batches of "video" with their "fake" added, and the "trip" that it took (see `round_trip`)."""
+    dtype = AUTOCAST[protocol.autocast]
+    for batch in batches:
+        with torch.autocast(batch["video"].device.type, dtype) if dtype else nullcontext():
+            try:
+                trip = round_trip(tokenizer, batch["video"])
+            except ValueError as error:
+                raise ValueError(f"{error}; the clips are {', '.join(batch['key'])}") from error
+        yield {**batch, "fake": trip.video, "trip": trip}
 
 
-@torch.no_grad()
-def evaluate_reconstruction(
-    tokenizer: Any,
+def score(
     batches: Iterable[Mapping[str, Any]],
-    i3d: I3D | None = None,
-    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> dict[str, Any]:
-    """Score a tokenizer on batches {"video": uint8 (B, 3, T, H, W), ...}, all on the videos' device.
+    protocol: Protocol,
+    extractor: FeatureExtractor | None = None,
+    lpips: Perceptual | None = None,
+    real_known: bool = False,
+    keep: bool = False,
+) -> Outcome:
+    """Score batches {"video": uint8 (B, 3, T, H, W), "fake": the same or float, "index": (B,), "key": names}.
 
-    `tokenizer` has encode and decode (see `round_trip`); `lpips` maps two float image batches (N, 3, H, W) to (N,).
-    Returns num_clips, ids_per_clip, bits_per_clip, usage per word list, and the scores of the reconstruction and of
-    the baselines. Raises ValueError when there are no clips, and whatever reading a clip raises.
+    Reading and reconstructing go on while a batch is being scored. real_known: leave the real clips' features out.
+    keep: see `FeatureSet`. Raises whatever reading a clip raises, and ValueError for features that are not finite.
     """
-    real, scores, usage = FeatureStats(), {}, None
-    with without_tf32():
-        for batch in batches:
-            video = batch["video"]
-            trip = round_trip(tokenizer, video)
-            usage = usage or UsageCounter(trip.sizes)
-            usage.update(trip.lists)
-            pixels = to_float(video)
-            if i3d is not None:
-                real.update(i3d(detector_bytes(pixels)))
-            for name, output in {"reconstruction": trip.video, **baselines(pixels)}.items():
-                _score(scores.setdefault(name, Scores()), video, output, i3d, lpips)
-    if usage is None:
-        raise ValueError("there are no clips to score")
-    return {
-        "num_clips": len(scores["reconstruction"].psnr),
-        "ids_per_clip": trip.ids[0].numel(),
-        "bits_per_clip": trip.bits,
-        "usage": usage.summary(),
-        "scores": {name: kind.summary(real) for name, kind in scores.items()},
-    }
+    outcome = Outcome(FeatureSet(protocol.seed, keep), FeatureSet(protocol.seed, keep))
+
+    @torch.no_grad()
+    def use(batch: Mapping[str, Any]) -> None:
+        numbers, video, fake = batch["index"].tolist(), batch["video"], batch["fake"]
+        if "trip" in batch:
+            _count(outcome, batch["trip"])
+        outcome.keys.update(zip(numbers, batch["key"], strict=True))
+        pixels, shown = to_float(video), _bytes(fake)
+        outcome.order.update(video, shown)
+        for kind, output in {"reconstruction": shown, **baselines(pixels)}.items():
+            rows = _metrics(video, _bytes(output), lpips if kind == "reconstruction" else None)
+            outcome.scores.setdefault(kind, {}).update(zip(numbers, rows, strict=True))
+        for side, given in (("real", video), ("fake", fake)):
+            frames = detector_frames(given, protocol, side == "fake")
+            getattr(outcome, f"{side}_pixels").update(frames)
+            if extractor is not None and not (side == "real" and real_known):
+                getattr(outcome, side).update(extractor(frames), numbers, batch["key"])
+
+    with torch.no_grad():
+        overlapped(batches, use)
+    return outcome
 
 
-def _score(scores: Scores, video: Tensor, output: Tensor, i3d: I3D | None, lpips: Callable | None) -> None:
-    shown = to_uint8(output)
-    scores.psnr += psnr(video, shown).tolist()
-    scores.ssim += ssim(video, shown).tolist()
+def _count(outcome: Outcome, trip: RoundTrip) -> None:
+    outcome.usage = outcome.usage or UsageCounter(trip.sizes)
+    outcome.usage.update(trip.lists)
+    outcome.clamped += trip.clamped
+    outcome.decoded += trip.video.numel()
+    places = trip.video[0, 0].numel()
+    outcome.about = {
+        "ids_per_clip": trip.ids[0].numel(), "bits_per_clip": trip.bits, "bits_per_pixel": trip.bits / places,
+    }  # fmt: skip
+
+
+def _bytes(video: Tensor) -> Tensor:
+    return video if video.dtype == torch.uint8 else to_uint8(video)
+
+
+def _metrics(video: Tensor, shown: Tensor, lpips: Perceptual | None) -> list[dict[str, float]]:
+    """The metrics of each clip."""
+    columns = {name: metric(video, shown).tolist() for name, metric in METRICS.items()}
     if lpips is not None:
-        for real, fake in zip(to_float(video), to_float(shown), strict=True):
-            scores.lpips.append(lpips(fake.movedim(0, 1), real.movedim(0, 1)).double().mean().item())
-    if i3d is not None:
-        scores.features.update(i3d(detector_bytes(output)))
-
-
-def refusal(num_clips: int, num_frames: int, has_weights: bool) -> str | None:
-    """Why rFVD cannot be measured, or None when it can."""
-    if not has_weights:
-        return "no I3D weights: give --i3d PATH, the file i3d_pretrained_400.pt"
-    if num_frames < MIN_FRAMES:
-        return f"clips have {num_frames} frames, I3D needs at least {MIN_FRAMES}"
-    if num_clips < 2:
-        return f"a Frechet distance needs at least 2 clips, there is {num_clips}"
-    return None
-
-
-def cautions(num_clips: int) -> list[str]:
-    """What a reader of an rFVD must know."""
-    if num_clips >= FEW_CLIPS:
-        return []
-    return [f"rFVD of {num_clips} clips is biased upwards: compare it only with values of as many clips, "
-            f"and use {FEW_CLIPS} or more to report"]  # fmt: skip
+        pairs = zip(to_float(video), to_float(shown), strict=True)
+        columns["lpips"] = [lpips(f.movedim(0, 1), r.movedim(0, 1)).double().mean().item() for r, f in pairs]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -9,9 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 import sweettok
 from sweettok.data.writer import write_aside
+from sweettok.eval.features import I3D_FILE, FeatureExtractor
+from sweettok.eval.protocol import Protocol
 
+FORMAT = 2
 PACKAGES = ("torch", "numpy", "scipy", "av")
 _BLOCK = 1 << 20
 
@@ -32,6 +37,40 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
     }
+
+
+def checkpoint_hashes(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of the files of a model."""
+    return {name: sha256(Path(folder) / name) for name in ("config.json", "model.safetensors")}
+
+
+def refusal(num_clips: int, num_frames: int, extractor: FeatureExtractor | None) -> str | None:
+    """Why no Frechet distance can be measured, or None when it can."""
+    if extractor is None:
+        return f"no I3D weights: give --i3d PATH, the file {I3D_FILE}"
+    if num_frames < extractor.min_frames:
+        return f"clips have {num_frames} frames, the detector needs at least {extractor.min_frames}"
+    if num_clips < 2:
+        return f"a Frechet distance needs at least 2 clips a side, there is {num_clips}"
+    return None
+
+
+def report(
+    kind: str, protocol: Protocol, results: dict[str, Any], state: PartialState, refused: str | None,
+    settings: dict[str, Any], **parts: Any,
+) -> dict[str, Any]:
+    """A report of a kind, "rfvd" or "gfvd", as plain JSON data. refused: why that number is missing, if it is."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "protocol": protocol.to_dict(),
+        "protocol_hash": protocol.hash,
+        "results": results,
+        f"{kind}_refused": refused,
+        "settings": {**settings, "device": state.device.type},
+        "versions": versions(),
+        **parts,
+    }  # fmt: skip
 
 
 def write_json(path: str | Path, content: Any) -> None:

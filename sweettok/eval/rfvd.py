@@ -1,90 +1,167 @@
-"""The rfvd command: from a checkpoint and a list of videos to a report."""
+"""The rfvd command: from a tokenizer and a list of videos, or from two folders of videos, to a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
-from sweettok.data.backends import ClipError
-from sweettok.data.dataset import ClipDataset, make_eval_loader
-from sweettok.data.lists import load_clips
-from sweettok.eval.i3d import I3D
-from sweettok.eval.reconstruction import PROTOCOL, cautions, evaluate_reconstruction, refusal
-from sweettok.eval.report import sha256, versions
+from sweettok.data.lists import load_clips, some
+from sweettok.eval.cache import RealCache
+from sweettok.eval.features import find_i3d, load_extractor
+from sweettok.eval.pipeline import batches, merged, precision, process_state
+from sweettok.eval.protocol import Protocol
+from sweettok.eval.reconstruction import MEANING, reconstructed, score
+from sweettok.eval.report import checkpoint_hashes, refusal, report, sha256
+from sweettok.eval.sets import cautions, keeps_features, measure
+from sweettok.eval.sources import VideoClips, chosen, shape_of_files
 from sweettok.eval.tokenizers import load_tokenizer
-from sweettok.weights import VGG16, find_weights, load_lpips
+from sweettok.weights import LPIPS_LINEAR, VGG16, find_weights, load_lpips
+
+
+@dataclass
+class Source:
+    """What is to be scored: clips to read, and what reconstructs them, unless each comes with its reconstruction."""
+
+    clips: VideoClips
+    items: Dataset
+    about: dict[str, Any]
+    checkpoint: str | Path | None = None
+    tokenizer: torch.nn.Module | None = None
 
 
 def run(
-    checkpoint: str | Path,
-    data: str | Path,
-    root: str | Path | None = None,
-    limit: int | None = None,
+    source: Source,
+    protocol: Protocol,
     i3d: str | Path | None = None,
     lpips: str | Path | None = None,
     vgg: str | Path | None = None,
+    bootstrap: int = 0,
+    cache: str | Path | None = None,
     batch_size: int = 4,
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Score the tokenizer in folder `checkpoint` on the videos of `data`; the result is plain JSON data.
+    """Score what `open_tokenizer` or `open_folders` gave; the result is plain JSON data, the same on every process.
 
     Without `i3d` the report says why there is no rFVD; without `lpips` (the linear layers' file) there is no LPIPS.
-    Raises FileNotFoundError and ValueError (also ClipError) naming the file, for whatever cannot be read.
+    Both are also taken from torch's cache. Raises FileNotFoundError and ValueError (also ClipError) naming the file.
     """
-    for name, number in (("limit", limit), ("batch size", batch_size)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    if vgg is not None and lpips is None:
-        raise ValueError("--vgg is the backbone of LPIPS: give --lpips, its linear layers, too")
-    state = PartialState()
-    if state.num_processes > 1:
-        raise ValueError(f"rfvd runs in one process, got {state.num_processes}: set NUM_PROCESSES=1")
-    device = state.device
-    tokenizer = load_tokenizer(checkpoint).to(device)
-    config = tokenizer.config
-    clips = load_clips(data, root)
-    if limit is not None:
-        clips = clips.subset(range(min(limit, len(clips))))
-    dataset = ClipDataset(
-        clips, config.num_frames, (config.height, config.width),
-        **{name: PROTOCOL[name] for name in ("position", "stride", "resize", "short")},
-    )  # fmt: skip
-    refused = refusal(len(clips), config.num_frames, i3d is not None)
-    detector = I3D.from_release(i3d).to(device) if refused is None else None
-    perceptual = load_lpips(vgg, lpips).to(device) if lpips is not None else None
-    loader = make_eval_loader(dataset, batch_size, workers)
-    results = evaluate_reconstruction(tokenizer, _moved(tqdm(loader, unit="batch"), device), detector, perceptual)
-    clip = {"frames": config.num_frames, "height": config.height, "width": config.width}
-    epsilon = detector.batch_norm_eps if detector is not None else None
-    files = {
-        "i3d": i3d if detector is not None else None,
-        "lpips": lpips,
-        "vgg": find_weights(VGG16, vgg) if lpips is not None else None,
-    }
-    return {
-        "format": 1,
-        "protocol": {**PROTOCOL, **clip, "fvd": {**PROTOCOL["fvd"], "batch_norm_eps": epsilon}},
-        "data": {"source": str(data), "limit": limit, "num_clips": len(clips), "sha256": clips.hash},
-        "weights": {
-            "tokenizer": {name: sha256(Path(checkpoint) / name) for name in ("config.json", "model.safetensors")},
-            **{name: sha256(path) if path is not None else None for name, path in files.items()},
+    state = process_state()
+    files = _lpips_files(lpips, vgg)
+    i3d = find_i3d(i3d)
+    count = len(source.items)
+    extractor = load_extractor(i3d, protocol)
+    refused = refusal(count, protocol.scored_frames, extractor)
+    keep = False
+    if refused is None:
+        protocol = protocol.filled(detector_file=sha256(i3d))
+        extractor = extractor.to(state.device)
+        keep = keeps_features(protocol, count, extractor.width, bootstrap)
+    else:
+        extractor = None
+    perceptual = load_lpips(files["vgg"], files["lpips"]).to(state.device) if files else None
+    store = RealCache(cache if extractor else None, protocol, source.clips.list, keep)
+    known = store.find()
+    state.wait_for_everyone()  # every process has looked before one of them writes
+    read = batches(source.items, state, batch_size, workers, "clips")
+    with precision(protocol.tf32), torch.no_grad():
+        if source.tokenizer is not None:
+            read = reconstructed(read, source.tokenizer.to(state.device), protocol)
+        outcome = merged(score(read, protocol, extractor, perceptual, known is not None, keep))
+    results, notes = outcome.summary(), outcome.notes()
+    if extractor is not None:
+        real = known[0] if known else outcome.real
+        if known is None and state.is_main_process:
+            store.keep(real, outcome.real_pixels)
+        results["rfvd"] = measure(real, outcome.fake, protocol, bootstrap)
+        notes = cautions(count, count, extractor.width) + notes
+    return report(
+        "rfvd", protocol, results, state, refused=refused, notes=notes, data=source.about, metrics=MEANING,
+        input_check={"real": outcome.real_pixels.summary(), "fake": outcome.fake_pixels.summary()},
+        weights={
+            "tokenizer": checkpoint_hashes(source.checkpoint) if source.checkpoint else None,
+            **{name: sha256(files[name]) if files else None for name in ("lpips", "vgg")},
         },
-        "settings": {"batch_size": batch_size, "device": device.type},
-        "versions": versions(),
-        "results": results,
-        "rfvd_refused": refused,
-        "notes": cautions(len(clips)) if detector is not None else [],
-    }
+        settings={"batch_size": batch_size},
+    )  # fmt: skip
 
 
-def _moved(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-    try:
-        for batch in batches:
-            yield {**batch, "video": batch["video"].to(device, non_blocking=True)}
-    except ClipError as error:  # a loader worker puts its own traceback before the message
-        raise ClipError(str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)) from error
+def open_tokenizer(
+    checkpoint: str | Path, data: str | Path, protocol: Protocol, root: str | Path | None = None,
+) -> tuple[Source, Protocol]:
+    """The tokenizer in a folder and the videos of a list or folder; and the protocol, filled in.
+
+    ValueError when the protocol takes other clips than the tokenizer does.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    config = tokenizer.config
+    takes = {"frames": config.num_frames, "height": config.height, "width": config.width}
+    asked = {name: getattr(protocol, name) for name in takes}
+    wrong = [f"{name} {value}" for name, value in asked.items() if value not in (None, takes[name])]
+    if wrong:
+        settings = " ".join(f"--set {name}={value}" for name, value in takes.items())
+        raise ValueError(f"the protocol {protocol.name} takes clips of {', '.join(wrong)}; this tokenizer needs "
+                         f"{settings}, or --protocol exact")  # fmt: skip
+    clips = load_clips(data, root)
+    clips = clips.subset(chosen(len(clips), protocol.num_real, protocol))
+    protocol = _paired(protocol.filled(**takes), clips.hash, len(clips))
+    videos = VideoClips(clips, protocol)
+    about = {"source": str(data), "num_clips": len(clips), "sha256": clips.hash}
+    return Source(videos, videos, about, checkpoint, tokenizer), protocol
+
+
+def open_folders(originals: str | Path, reconstructions: str | Path, protocol: Protocol) -> tuple[Source, Protocol]:
+    """Two folders (or lists) of videos with the same names; and the protocol, filled in from the reconstructions.
+
+    ValueError naming the videos that only one of them has.
+    """
+    real, fake = load_clips(originals), load_clips(reconstructions)
+    alone = sorted(set(real.keys) ^ set(fake.keys))
+    if alone:
+        raise ValueError(f"{originals} and {reconstructions} must hold videos of the same names; {len(alone)} are in "
+                         f"one of them only{some(alone)}")  # fmt: skip
+    places = chosen(len(real), protocol.num_real, protocol)
+    place_of = {key: place for place, key in enumerate(fake.keys)}
+    real = real.subset(places)
+    fake = fake.subset(place_of[key] for key in real.keys)
+    native = protocol.size is None
+    protocol = _paired(shape_of_files(fake, protocol), real.hash, len(real))
+    videos, outputs = VideoClips(real, protocol, native), VideoClips(fake, protocol, native, stride=1)
+    about = {
+        "source": str(originals), "reconstructions": str(reconstructions), "num_clips": len(real), "sha256": real.hash,
+    }  # fmt: skip
+    return Source(videos, _Pairs(videos, outputs), about), protocol.filled(codec=outputs.codec())
+
+
+class _Pairs(Dataset):
+    """Clips with their reconstructions: the items of the first, with the "video" of the second as "fake"."""
+
+    def __init__(self, real: VideoClips, fake: VideoClips):
+        self.real, self.fake = real, fake
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.real[index], "fake": self.fake[index]["video"]}
+
+
+def _paired(protocol: Protocol, real_list: str, count: int) -> Protocol:
+    if protocol.paired is False:
+        raise ValueError(f"the protocol {protocol.name} is for sets that are not paired: use gfvd, or another one")
+    return protocol.filled(paired=True, real_list=real_list, num_real=count, num_fake=count)
+
+
+def _lpips_files(lpips: str | Path | None, vgg: str | Path | None) -> dict[str, Path] | None:
+    """Where the two parts of LPIPS are; None without its linear layers."""
+    if lpips is None:
+        if vgg is not None:
+            raise ValueError("--vgg is the backbone of LPIPS: give --lpips, its linear layers, too")
+        try:
+            return {"lpips": find_weights(LPIPS_LINEAR), "vgg": find_weights(VGG16)}
+        except FileNotFoundError:
+            return None
+    return {"lpips": find_weights(LPIPS_LINEAR, lpips), "vgg": find_weights(VGG16, vgg)}

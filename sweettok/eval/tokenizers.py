@@ -17,6 +17,7 @@ from torch import Tensor
 from sweettok.models.proxy import ProxyTokenizer
 from sweettok.models.tokenizer import SweetTok
 
+OVERSHOOT = 1.5  # farther from zero than a decoder of the right range goes
 TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}
 
 
@@ -25,7 +26,8 @@ class RoundTrip:
     """A batch of clips through a tokenizer.
 
     output: what `encode` gave. ids: the integers to hand to `decode`. lists: ids local to each word list, by name;
-    sizes: the words in each. bits: of one clip. video: float (B, 3, T, H, W) in [-0.5, 0.5].
+    sizes: the words in each. bits: of one clip. video: float (B, 3, T, H, W), clamped to [-0.5, 0.5]; clamped: how
+    many of its values that has changed.
     """
 
     output: Any
@@ -34,6 +36,7 @@ class RoundTrip:
     sizes: dict[str, int]
     bits: float
     video: Tensor
+    clamped: int
 
 
 def load_tokenizer(folder: str | Path) -> torch.nn.Module:
@@ -51,7 +54,8 @@ def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
     """Encode and decode uint8 clips (B, 3, T, H, W).
 
     `tokenizer.encode` gives either an object with `ids` (B, L) and a `layout`, or a tensor of codes out of
-    `tokenizer.config.num_codes`. Raises ValueError when the pixels that come back have another shape or are not finite.
+    `tokenizer.config.num_codes`. Raises ValueError when the pixels that come back have another shape, are not finite,
+    or lie so far outside of [-0.5, 0.5] that another range must be meant.
     """
     output = tokenizer.encode(video)
     if isinstance(output, Tensor):
@@ -67,4 +71,8 @@ def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
     if decoded.shape != video.shape or not decoded.isfinite().all():
         what = "values that are not finite" if decoded.shape == video.shape else f"shape {tuple(decoded.shape)}"
         raise ValueError(f"the tokenizer decodes clips of shape {tuple(video.shape)} to {what}")
-    return RoundTrip(output, ids, lists, sizes, bits, decoded.clamp(-0.5, 0.5))
+    low, high = (value.item() for value in decoded.aminmax())
+    if max(-low, high) > OVERSHOOT or (low >= 0 and high > 0.75):
+        raise ValueError(f"the tokenizer decodes to values in [{low:.3g}, {high:.3g}], expected [-0.5, 0.5]")
+    clamped = (decoded.abs() > 0.5).sum().item()
+    return RoundTrip(output, ids, lists, sizes, bits, decoded.clamp(-0.5, 0.5), clamped)

@@ -1,0 +1,152 @@
+"""Cost of an evaluation: clips per second of each part and of the whole, and peak memory for few and for many clips.
+
+    python scripts/bench/eval.py [--clips 16] [--size 64] [--frames 17] [--workers 2] [--repeats 2]
+                                  [--memory 64 512]
+
+Clips are synthetic files, the tokenizer is a small one with random weights (a folder with --checkpoint), I3D has random
+weights: speed does not depend on them. Memory is that of a whole rfvd in a process of its own; there a pooling of 400
+values stands in for I3D, so that many clips take minutes and not hours.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+
+from sweettok import ProxyTokenizer
+from sweettok.config import BlockConfig, ProxyConfig
+from sweettok.data.synthetic import synthetic_clip
+from sweettok.data.writer import write_video
+from sweettok.eval.features import EXTRACTORS, I3DFeatures, detector_frames
+from sweettok.eval.frechet import FeatureStats, frechet_distance
+from sweettok.eval.i3d import I3D
+from sweettok.eval.pipeline import batches
+from sweettok.eval.presets import PRESETS
+from sweettok.eval.reconstruction import reconstructed, score
+from sweettok.eval.rfvd import open_tokenizer, run
+from sweettok.eval.tokenizers import load_tokenizer
+
+PROTOCOL = PRESETS["exact"]
+
+
+class Pooled:
+    """400 mean values of a clip."""
+
+    width, min_frames = 400, 1
+
+    def to(self, device: torch.device) -> "Pooled":
+        return self
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        return F.adaptive_avg_pool3d(frames.float().mean(-1)[:, None], (4, 10, 10)).flatten(1)
+
+
+def small_tokenizer(frames: int, size: int) -> ProxyTokenizer:
+    block = BlockConfig(dim=64, num_heads=2, head_dim=32, window_size=2)
+    config = ProxyConfig(
+        num_frames=frames, height=size, width=size, patch_size=8, temporal_patch_size=4, block=block,
+        encoder_spatial="tw", encoder_temporal="tt", decoder_temporal="tt", decoder_spatial="tt", num_codes=256,
+        code_dim=8,
+    )  # fmt: skip
+    return ProxyTokenizer(config).eval()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
+def rate(told: str, clips: int, repeats: int, work: Callable[[], None], device: torch.device) -> None:
+    """Print the speed of the fastest of a few runs."""
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    print(f"{told:34} {clips / min(times):9.2f} clips/s {1000 * min(times) / clips:9.1f} ms/clip", flush=True)
+
+
+def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: PartialState) -> None:
+    source, protocol = open_tokenizer(checkpoint, folder / "clips", PROTOCOL.filled(num_real=args.clips))
+    tokenizer = load_tokenizer(checkpoint).to(state.device)
+    i3d = I3DFeatures(I3D(1e-3), "stretch", True).to(state.device)
+
+    def read():
+        return batches(source.items, state, args.batch, args.workers, "clips")
+
+    count, loaded = args.clips, list(read())
+    pairs = list(reconstructed(loaded, tokenizer, protocol))
+    frames = [detector_frames(pair["fake"], protocol, True) for pair in pairs]
+    i3d(frames[0])
+    parts = {
+        f"read ({args.workers} workers)": lambda: list(read()),
+        "encode and decode": lambda: list(reconstructed(loaded, tokenizer, protocol)),
+        "PSNR, SSIM, motion, checks": lambda: score(pairs, protocol),
+        "I3D, one side": lambda: [i3d(each) for each in frames],
+        "all of it, I3D on both sides": lambda: score(reconstructed(read(), tokenizer, protocol), protocol, i3d),
+    }
+    for told, work in parts.items():
+        with torch.no_grad():
+            rate(told, count, args.repeats, work, state.device)
+    sides = [FeatureStats(), FeatureStats()]
+    for side in sides:
+        side.update(torch.randn(2048, 400))
+    start = time.perf_counter()
+    frechet_distance(*sides)
+    print(f"{'one distance of 400 features':34} {time.perf_counter() - start:9.2f} s")
+
+
+def memory_of(count: int, folder: Path, checkpoint: Path, args: argparse.Namespace) -> None:
+    """In a process of its own: the whole rfvd of so many clips, then its peak memory in MiB."""
+    EXTRACTORS["pooled"] = lambda path, protocol: Pooled()
+    source, protocol = open_tokenizer(checkpoint, folder / "clips", PROTOCOL.filled(num_real=count, detector="pooled"))
+    run(source, protocol, i3d=checkpoint / "config.json", batch_size=args.batch, workers=0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--memory", type=int, nargs="*", default=[64, 512])
+    parser.add_argument("--checkpoint", type=Path, help="a tokenizer's folder, which tells frames and size")
+    parser.add_argument("--inside", nargs=2, metavar=("COUNT", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.inside:
+        memory_of(int(args.inside[0]), Path(args.inside[1]), args.checkpoint, args)
+        return
+    state = PartialState()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = args.checkpoint or folder / "tokenizer"
+        if args.checkpoint is None:
+            small_tokenizer(args.frames, args.size).save_pretrained(checkpoint)
+        config = load_tokenizer(checkpoint).config
+        for number in range(max(args.clips, *args.memory, 0)):
+            clip = synthetic_clip(number, config.num_frames + 8, config.height)
+            write_video(folder / "clips" / f"{number:05d}.mp4", clip.video, 12)
+        print(f"{config.num_frames}x{config.height}x{config.width}, batch {args.batch}, {state.device}, "
+              f"{torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
+        speeds(folder, checkpoint, args, state)
+        for count in args.memory:
+            command = [sys.executable, __file__, "--inside", str(count), str(folder), "--checkpoint", str(checkpoint)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            print(f"peak memory of rfvd, {count:5} clips {done.stdout.strip():>9} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

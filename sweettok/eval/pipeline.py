@@ -1,0 +1,79 @@
+"""How evaluation runs: on how many processes, in which precision, and with what overlapping what."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from sweettok.data.dataset import make_eval_loader, plain_errors
+from sweettok.eval.i3d import convolutions
+
+PATIENCE = timedelta(days=1)  # shares of the work may take very different times
+AHEAD = 2  # batches that may wait for their scores
+Part = TypeVar("Part")
+
+
+def process_state() -> PartialState:
+    """Rank, number of processes and device, as `accelerate launch` set them.
+
+    By itself PartialState takes each of several processes on CPUs for the only one.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+
+
+def batches(
+    dataset: Dataset, state: PartialState, batch_size: int, workers: int, told: str
+) -> Iterator[dict[str, Any]]:
+    """This process's share of the items, in batches whose tensors are on its device; `told` heads the progress bar."""
+    loader = make_eval_loader(dataset, batch_size, workers, state.process_index, state.num_processes)
+    shown = tqdm(loader, desc=told, unit="batch", disable=not state.is_main_process)
+    for batch in plain_errors(shown):
+        yield {
+            name: value.to(state.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+
+
+def overlapped(made: Iterable[Any], use: Callable[[Any], None]) -> None:
+    """Call `use` with everything that is made, in order, on a thread of its own, while the next things are being made.
+
+    At most AHEAD wait, so memory stays bounded; whatever either side raises is raised here.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future] = deque()
+        for item in made:
+            waiting.append(pool.submit(use, item))
+            if len(waiting) > AHEAD:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
+
+
+def merged(part: Part) -> Part:
+    """The parts of all processes merged in their order, on every process; `part` has a `merge`."""
+    first, *rest = gather_object([part])
+    for other in rest:
+        first = first.merge(other)
+    return first
+
+
+@contextmanager
+def precision(tf32: bool) -> Iterator[None]:
+    """Products and convolutions of float32 values in float32, or with TF32 where the device has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        with convolutions(tf32):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

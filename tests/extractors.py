@@ -1,0 +1,35 @@
+"""A tiny feature extractor, for tests that have no use for I3D.
+
+`python tests/extractors.py ARGUMENTS` is `python -m sweettok.eval ARGUMENTS` with the detector "means" plugged in.
+"""
+
+import sys
+
+import torch
+
+from sweettok.eval.features import EXTRACTORS
+
+
+class Means:
+    """Mean and deviation of each channel, and how much the frames change."""
+
+    width, min_frames = 7, 2
+
+    def to(self, device):
+        return self
+
+    def __call__(self, frames):
+        values = frames.double() / 255
+        change = (values[:, 1:] - values[:, :-1]).abs().mean((1, 2, 3, 4))
+        return torch.cat([values.mean((1, 2, 3)), values.std((1, 2, 3)), change[:, None]], dim=1)
+
+
+def build(path, protocol):
+    return Means()
+
+
+if __name__ == "__main__":
+    from sweettok.eval.__main__ import main
+
+    EXTRACTORS["means"] = build
+    sys.exit(main())
