@@ -8,7 +8,9 @@ import torch
 
 from sweettok.priors import Prior, WordGraph, load_prior, save_prior
 from sweettok.priors.__main__ import main
-from sweettok.priors.build import TaggedCaption, build_prior, read_tagged, word_vectors
+from sweettok.priors.build import TaggedCaption, build_prior, read_tagged
+from sweettok.priors.counting import captions_shared, pack
+from sweettok.priors.vectors import word_vectors
 
 
 def graph(**changes):
@@ -142,11 +144,16 @@ def test_build_min_count_and_errors(caption_file, tmp_path):
         list(read_tagged(bad))
 
 
+def vectors_of(captions, words, dim):
+    (together,) = captions_shared([pack(captions)], words, [(slice(None), slice(None))])
+    return word_vectors(together, len(captions), words, dim)
+
+
 def test_vectors_follow_ppmi():
     """At full width the vectors' Gram matrix is |PPMI| (the positive square root of its square), up to scale."""
     words = [(name, "noun") for name in "abcd"]
     captions = [[words[0], words[1]], [words[0]], [words[2], words[3]], [words[1], words[2]]]
-    table = word_vectors(captions, words, dim=4).astype(np.float64)
+    table = vectors_of(captions, words, dim=4).astype(np.float64)
     occurs = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]]) / 1.0
     share = occurs.mean(0)
     with np.errstate(divide="ignore"):
@@ -162,22 +169,22 @@ def test_vectors_tell_every_word_apart():
     together = [[words[0], words[1]], [words[2], words[3]], [words[2], words[3], words[4]], [words[5]]]
     everywhere = [words, words]  # no information at all: every row is zero
     for captions in (together, everywhere):
-        table = word_vectors(captions, words, dim=3)
+        table = vectors_of(captions, words, dim=3)
         distance = np.linalg.norm(table[:, None] - table[None], axis=-1) + 9 * np.eye(6)
         assert np.isfinite(table).all() and distance.min() > 1e-3
         assert np.sqrt((table**2).mean()) == pytest.approx(1)
-        assert np.array_equal(table, word_vectors(captions, words, dim=3))
+        assert np.array_equal(table, vectors_of(captions, words, dim=3))
 
 
 def test_vectors_of_a_large_vocabulary_are_reproducible_and_leading():
     rng = np.random.RandomState(3)
     words = [(f"w{i}", "noun") for i in range(1100)]
     captions = [[words[i] for i in np.unique(rng.randint(0, 1100, 12))] for _ in range(400)] + [[w] for w in words]
-    table = word_vectors(captions, words, dim=5)
-    assert table.shape == (1100, 5) and np.array_equal(table, word_vectors(captions, words, dim=5))
+    table = vectors_of(captions, words, dim=5)
+    assert table.shape == (1100, 5) and np.array_equal(table, vectors_of(captions, words, dim=5))
     lengths = np.linalg.norm(table, axis=0)
     assert (np.diff(lengths) <= 1e-4).all()  # largest first
-    dense = word_vectors(captions, words, dim=600)[:, :5]  # the full decomposition
+    dense = vectors_of(captions, words, dim=600)[:, :5]  # the full decomposition
     cosine = (table * dense).sum(0) / np.linalg.norm(table, axis=0) / np.linalg.norm(dense, axis=0)
     np.testing.assert_allclose(cosine, 1, atol=1e-3)
 
@@ -194,6 +201,6 @@ def test_command_line(caption_file, tmp_path, capsys):
     built = capsys.readouterr().out
     assert "spatial: 2 adjectives + 2 nouns, vectors of 3, 5 edges" in built and "adjectives: red, big" in built
     assert main(["show", str(out)]) == 0
-    assert capsys.readouterr().out == built
+    assert capsys.readouterr().out.startswith(built)
     assert main(["show", str(tmp_path / "nowhere")]) == 1
     assert "error: no complete prior" in capsys.readouterr().err

@@ -6,14 +6,15 @@ import importlib.util
 import io
 import os
 import pickle
+import pickletools
 
 import numpy as np
 import pytest
 import torch
 
-from sweettok.priors import load_prior, save_prior
+from sweettok.priors import Prior, WordGraph, load_prior, save_prior
 from sweettok.priors.__main__ import main
-from sweettok.priors.released import RELEASED_NAMES, load_released, read_pickle
+from sweettok.priors.released import RELEASED_NAMES, load_released, read_pickle, save_released
 
 
 def vector(i, shape=(1, 1, 3)):
@@ -258,3 +259,71 @@ def test_full_size_priors(shared, tmp_path):
     assert time.heads[:2] == time.modifiers[:2] == ("adv0", "adv1")
     assert not torch.equal(time.vectors[0], time.vectors[1872])
     assert time.edges[:, -2].tolist() == [1872, 9]  # the edge from "adv0" is the verb's
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def equal(prior, other):
+    for side in ("spatial", "temporal"):
+        one, two = getattr(prior, side), getattr(other, side)
+        assert one.words == two.words and torch.equal(one.vectors, two.vectors)
+        assert torch.equal(one.edges, two.edges) and torch.equal(one.counts, two.counts)
+
+
+def test_released_files_come_back(tmp_path):
+    prior = load_released(write(tmp_path / "released"))
+    assert save_released(prior, tmp_path / "again") == 0
+    equal(load_released(tmp_path / "again"), prior)
+    save_prior(prior, tmp_path / "native")
+    assert main(["convert", str(tmp_path / "native"), str(tmp_path / "third"), "--to", "released"]) == 0
+    equal(load_released(tmp_path / "third"), prior)
+
+
+def test_written_files_hold_plain_data(tmp_path):
+    save_released(load_released(write(tmp_path / "released")), tmp_path)
+    called = set()
+    for names in RELEASED_NAMES.values():
+        data = (tmp_path / names[0]).read_bytes()
+        texts = [argument for opcode, argument, _ in pickletools.genops(data) if "UNICODE" in opcode.name]
+        opcodes = {opcode.name for opcode, _, _ in pickletools.genops(data)}
+        assert not opcodes & {"GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "EXT1", "PERSID", "BINPERSID"}
+        called |= {text for text in texts if text.split(".")[0] in ("torch", "collections", "builtins", "os", "posix")}
+        assert len(data) < 10_000  # no vector drags the whole table along
+    assert called == {"torch._utils", "torch.storage", "collections"}
+    with open(tmp_path / RELEASED_NAMES["spatial"][0], "rb") as file:
+        content = pickle.load(file)  # as the published code does
+    assert content["adj_code_book_num"] == {"red": 11, "big": 300}
+    assert torch.equal(content["noun_code_book_vec"]["dog"], torch.full((3,), 4.0))
+    assert content["adj_noun_edges"] == [("red", "car"), ("big", "dog"), ("red", "car"), ("red", "red")]
+
+
+def word_graph(modifiers, heads, edges, counts):
+    vectors = torch.arange(2.0 * len(modifiers + heads)).reshape(-1, 2)
+    return WordGraph(modifiers, heads, vectors, torch.tensor(edges).T.contiguous(), counts and torch.tensor(counts))
+
+
+TIME = word_graph(("fast", "on"), ("go", "fast"), [[0, 2], [1, 2], [0, 3]], [3, 2, 1, 1])
+
+
+def test_what_released_files_cannot_hold(tmp_path, capsys):
+    both = word_graph(("red",), ("red", "car"), [[0, 2]], [20, 20, 20])
+    with pytest.raises(ValueError, match="cannot hold nouns that are adjectives too: red"):
+        save_released(Prior(both, TIME), tmp_path)
+    rare = Prior(word_graph(("red", "big"), ("car",), [[0, 2]], [11, 10, 3]), TIME)
+    with pytest.raises(ValueError, match="2 adjectives and nouns have no count above 10.*--raise-counts"):
+        save_released(rare, tmp_path)
+    unknown = Prior(word_graph(("red", "big"), ("car",), [[0, 2]], None), TIME)
+    with pytest.raises(ValueError, match="3 adjectives and nouns"):
+        save_released(unknown, tmp_path)
+    assert not list(tmp_path.iterdir())
+    save_prior(rare, tmp_path / "native")
+    arguments = ["convert", str(tmp_path / "native"), str(tmp_path / "released")]
+    assert main([*arguments, "--to", "released", "--raise-counts"]) == 0
+    assert "2 edges to adverbs that are also verbs are edges to the verbs there" in capsys.readouterr().out
+    prior = load_released(tmp_path / "released")
+    assert prior.spatial.words == ("red", "big", "car") and prior.spatial.counts.tolist() == [11, 11, 11]
+    assert prior.temporal.counts.tolist() == [3, 2, 1, 1]
+    assert prior.temporal.edges.T.tolist() == [[3, 2], [1, 2], [3, 3]]
+    assert main([*arguments, "--raise-counts"]) == 1
+    assert "--raise-counts has no effect without --to released" in capsys.readouterr().err

@@ -20,6 +20,7 @@ class WordGraph:
     edges: int64 (2, E), undirected pairs of vocabulary positions. A pair listed twice weighs twice; an edge from a
         word to itself carries no meaning, because every word counts as connected to itself exactly once.
     counts: int64 (V,), how often each word was seen, where the source says so.
+    origin: in words, who tagged the captions and where the vectors come from, where that is not the captions alone.
 
     Raises ValueError when these do not fit together.
     """
@@ -29,6 +30,7 @@ class WordGraph:
     vectors: Tensor
     edges: Tensor
     counts: Tensor | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         for name in ("modifiers", "heads"):
@@ -86,3 +88,15 @@ def _check_tensor(name: str, tensor, dtype: torch.dtype, shape: tuple[int | None
     if tensor.dtype != dtype or not fits:
         wanted = ", ".join("*" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} must be {dtype} of shape ({wanted}), got {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def normalised_adjacency(edges: Tensor, num_words: int) -> Tensor:
+    """Undirected pairs (2, E) -> sparse (V, V), one self loop a word, rows and columns scaled by degree^-1/2."""
+    a, b = edges
+    loops = torch.arange(num_words, device=edges.device)
+    rows, columns = torch.cat((a, b, loops)), torch.cat((b, a, loops))
+    weights = torch.cat(((a != b).float().repeat(2), torch.ones(num_words, device=edges.device)))
+    scale = torch.zeros(num_words, device=edges.device).index_add_(0, rows, weights).rsqrt()
+    values = scale[rows] * weights * scale[columns]
+    places, size = torch.stack((rows, columns)), (num_words, num_words)
+    return torch.sparse_coo_tensor(places, values, size, check_invariants=True).coalesce()

@@ -56,6 +56,8 @@ def _save_graph(graph: WordGraph, path: Path) -> None:
     if graph.counts is not None:
         tensors["counts"] = graph.counts.contiguous()
     words = {"format": FORMAT, "modifiers": graph.modifiers, "heads": graph.heads}
+    if graph.origin:
+        words["origin"] = graph.origin
     aside = path.with_name(path.name + ".tmp")
     # One metadata key only: safetensors does not keep the order of several, and equal priors shall be equal files.
     aside.write_bytes(save(tensors, metadata={"words": json.dumps(words)}))
@@ -72,6 +74,6 @@ def _load_graph(path: Path) -> WordGraph:
     if not isinstance(words, dict) or words.get("format") != FORMAT or not {"vectors", "edges"} <= tensors.keys():
         raise ValueError(f"{path} is a safetensors file, but not a {FORMAT!r}")
     try:
-        return WordGraph(tuple(words["modifiers"]), tuple(words["heads"]), **tensors)
+        return WordGraph(tuple(words["modifiers"]), tuple(words["heads"]), **tensors, origin=words.get("origin", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""The released prior pickles, read without running them.
+"""The released prior pickles, read without running them, and written.
 
 A pickle is a program. This reader gives that program nothing to call but its own small constructors, so it can build
 containers, strings, numbers, tensors and arrays, and nothing else.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import re
 import warnings
@@ -26,6 +27,7 @@ RELEASED_NAMES = {
     "spatial": ("mlc_codebook_noun_adj.pkl", "adj_noun_word_knowledge_qwen.pkl"),
     "temporal": ("mlc_codebook_verb_adv.pkl", "big_nlp_word_knowledge_clip_video_qwen.pkl"),
 }
+_SPATIAL_THRESHOLD = 10  # spatial words counted more often are kept
 # modifier counts, head counts, modifier vectors, head vectors, edges
 _SPATIAL_KEYS = ("adj_code_book_num", "noun_code_book_num", "adj_code_book_vec", "noun_code_book_vec", "adj_noun_edges")
 _TEMPORAL_KEYS = ("adverb_code_book_num", "verb_code_book_num", "adverb_vec", "verb_vec", "verb_adverb_edges")
@@ -39,7 +41,7 @@ def find_released(folder: Path) -> dict[str, Path | None]:
     }
 
 
-def load_released(folder: str | Path, spatial_threshold: int = 10) -> Prior:
+def load_released(folder: str | Path, spatial_threshold: int = _SPATIAL_THRESHOLD) -> Prior:
     """Read the two released pickles of `folder` by the release's rules.
 
     An adjective or noun is kept when it was counted more than `spatial_threshold` times; a noun that is also an
@@ -59,6 +61,53 @@ def load_released(folder: str | Path, spatial_threshold: int = 10) -> Prior:
     spatial = file.graph(adjectives, nouns)
     file = _ReleasedFile(paths["temporal"], _TEMPORAL_KEYS)
     return Prior(spatial, file.graph(list(file.modifiers), list(file.heads)))
+
+
+def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) -> int:
+    """Write `prior` as the two released pickles, which `load_released` and the published code read.
+
+    The files hold dicts, lists, tuples, strings, whole numbers and one float32 tensor a word; nothing is named in them
+    for a reader to call but what torch rebuilds tensors with. An edge is a pair of words there: one to a word that is
+    both adverb and verb comes to the verb, whichever it was. Returns the number of edges that change so. Equal priors
+    give equal content, not equal bytes: torch numbers its storages by their place in memory.
+
+    The release's rules drop spatial words counted ten times or less. `raise_counts` writes them, and all words of a
+    prior without counts, as counted eleven times. Without it, and for a noun that is also an adjective, ValueError.
+    """
+    space, time = prior.spatial, prior.temporal
+    repeated = sorted(set(space.modifiers) & set(space.heads))
+    if repeated:
+        raise ValueError(f"released files cannot hold nouns that are adjectives too: {', '.join(repeated[:10])}")
+    rare = len(space.words) if space.counts is None else int((space.counts <= _SPATIAL_THRESHOLD).sum())
+    if not raise_counts and (rare or time.counts is None):
+        raise ValueError(
+            f"{rare} adjectives and nouns have no count above {_SPATIAL_THRESHOLD}: readers of released files drop "
+            "them. --raise-counts writes higher counts, so that they stay"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, keys, graph in (("spatial", _SPATIAL_KEYS, space), ("temporal", _TEMPORAL_KEYS, time)):
+        path = folder / RELEASED_NAMES[side][0]
+        aside = path.with_name(path.name + ".tmp")
+        with open(aside, "wb") as file:
+            pickle.dump(_released_content(graph, keys, _SPATIAL_THRESHOLD + 1 if side == "spatial" else 1), file, 4)
+        os.replace(aside, path)
+    adverbs = torch.tensor([word in set(time.heads) for word in time.words])
+    adverbs[time.num_modifiers :] = False
+    return int(adverbs[time.edges].any(0).sum())
+
+
+def _released_content(graph: WordGraph, keys: tuple[str, ...], least: int) -> dict[str, Any]:
+    counts = torch.zeros(len(graph.words), dtype=torch.int64) if graph.counts is None else graph.counts
+    numbers = [max(count, least) for count in counts.tolist()]
+    vectors = [row.clone() for row in graph.vectors]  # a view would be written with the whole table behind it
+    words, split = graph.words, graph.num_modifiers
+    tables = [
+        dict(zip(words[part], values[part], strict=True))
+        for values in (numbers, vectors)
+        for part in (slice(split), slice(split, None))
+    ]
+    return dict(zip(keys, [*tables, [(words[a], words[b]) for a, b in graph.edges.T.tolist()]], strict=True))
 
 
 class _ReleasedFile:

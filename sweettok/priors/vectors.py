@@ -1,0 +1,211 @@
+"""Word vectors: from the captions themselves, a file, CLIP's text encoder, or a language model's input embedding."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+
+from sweettok.priors.captions import Word, open_bytes
+
+_DENSE_UP_TO = 1000  # words; a full SVD of that size takes a second, and smaller ones cannot be truncated safely
+_JITTER = 0.01
+
+
+class VectorSource(Protocol):
+    """name: says in words where the vectors come from."""
+
+    name: str
+
+    def vectors(self, words: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """A vector of one width for each of these words that the source knows."""
+
+
+def word_vectors(together: scipy.sparse.csr_matrix, captions: int, words: Sequence[Word], dim: int) -> np.ndarray:
+    """float32 (len(words), dim) of unit root mean square, the same for the same captions.
+
+    `together` (V, V) counts the captions that hold both words, out of `captions`. A word counts as sharing a caption
+    with itself, which tells rare words apart. Words that still come out equal (they only ever occur together), or as
+    zero, are moved apart by a little noise drawn from their spelling, because words with equal vectors would be one
+    word to a codebook.
+    """
+    left, sizes = _truncated_svd(_ppmi(together, captions), dim)
+    strongest = left[np.abs(left).argmax(axis=0), np.arange(dim)]
+    table = left * np.sign(strongest) * np.sqrt(sizes)  # singular vectors are defined up to their sign
+    table /= root_mean_square(table) or 1
+    _, group, members = np.unique(table.round(6), axis=0, return_inverse=True, return_counts=True)
+    alike = (members[group.reshape(-1)] > 1) | (np.abs(table).max(axis=1) < 1e-6)
+    for i in np.flatnonzero(alike):
+        table[i] += _JITTER * np.random.RandomState(zlib.crc32(" ".join(words[i]).encode())).standard_normal(dim)
+    return (table / root_mean_square(table)).astype(np.float32)
+
+
+def root_mean_square(table: np.ndarray) -> float:
+    return float(np.sqrt((table**2).mean()))
+
+
+def _ppmi(together: scipy.sparse.csr_matrix, captions: int) -> scipy.sparse.csr_matrix:
+    """Positive pointwise mutual information of words sharing a caption, (V, V)."""
+    share = together.diagonal() / captions  # of the captions, that hold the word
+    rows = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
+    information = np.log(together.data / captions / (share[rows] * share[together.indices]))
+    return scipy.sparse.csr_matrix((np.maximum(information, 0), together.indices, together.indptr), together.shape)
+
+
+def _truncated_svd(matrix: scipy.sparse.csr_matrix, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `dim` leading left singular vectors and singular values, largest first."""
+    total = matrix.shape[0]
+    if total <= _DENSE_UP_TO or 2 * dim > total:
+        left, sizes, _ = scipy.linalg.svd(matrix.toarray())
+        return left[:, :dim], sizes[:dim]
+    start = np.random.RandomState(0).standard_normal(total)  # fixed, because the default is drawn anew each time
+    left, sizes, _ = scipy.sparse.linalg.svds(matrix, k=dim, v0=start)
+    order = np.argsort(-sizes)
+    return left[:, order], sizes[order]
+
+
+@dataclass(frozen=True)
+class TableVectors:
+    """A text file with a word and its numbers on each line, as word2vec and GloVe come: `red 0.1 -0.2 ...`.
+
+    A first line of two whole numbers (words, width) is skipped. A word of several parts may stand before a tab, or
+    have its parts joined by spaces or underscores. Names ending in .gz are unpacked. Words are compared in lower case;
+    of several spellings of a word, that in lower case counts, else the first.
+
+    Raises ValueError naming the line for anything else, and for numbers of another width than the first line's.
+    """
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        return f"table {Path(self.path).name}"
+
+    def vectors(self, words: Sequence[str]) -> dict[str, np.ndarray]:
+        wanted, exact, width = set(words), set(), None
+        found: dict[str, np.ndarray] = {}
+        with open_bytes(self.path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip() or (number == 1 and re.fullmatch(rb"\d+ \d+\s*", line)):
+                    continue
+                try:
+                    spelling, values = _split_entry(line.decode("utf-8"), width)
+                    width = width or len(values)
+                    word = unicodedata.normalize("NFC", spelling.lower())
+                    word = word if word in wanted else word.replace("_", " ")
+                    if word in exact or word not in wanted or (word in found and spelling != word):
+                        continue
+                    found[word] = _vector(values, width)
+                except ValueError as error:
+                    raise ValueError(f"{self.path}, line {number}: no word with its vector: {error}") from error
+                if spelling == word:
+                    exact.add(word)
+        return found
+
+
+def _split_entry(entry: str, width: int | None) -> tuple[str, list[str]]:
+    if "\t" in entry:
+        word, _, numbers = entry.partition("\t")
+        return word.strip(), numbers.split()
+    parts = entry.split()
+    width = width or len(parts) - 1
+    if len(parts) <= width or not width:
+        raise ValueError(f"expected a word and {width or 'its'} numbers")
+    return " ".join(parts[:-width]), parts[-width:]
+
+
+def _vector(values: list[str], width: int) -> np.ndarray:
+    vector = np.array(values, dtype=np.float32)
+    if len(vector) != width or not np.isfinite(vector).all():
+        raise ValueError(f"{len(vector)} numbers, expected {width} finite ones")
+    return vector
+
+
+@dataclass(frozen=True)
+class ClipVectors:
+    """Embeddings of CLIP's text encoder, through open_clip.
+
+    model, weights: as open_clip names them; `weights` may be a file, and has no place with a model that brings its own
+    ("hf-hub:..."). prompt: holds "{}" for the word.
+    """
+
+    model: str = "ViT-L-14"
+    weights: str | None = None
+    prompt: str = "{}"
+    batch_size: int = 256
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        weights = "" if self.weights is None else f" {Path(self.weights).name}"
+        return f"open_clip {self.model}{weights}, prompt {self.prompt!r}"
+
+    @torch.no_grad()
+    def vectors(self, words: Sequence[str]) -> dict[str, np.ndarray]:
+        import open_clip
+
+        texts = _prompted(words, self.prompt)
+        if ":" not in self.model:
+            tags = open_clip.list_pretrained_tags_by_model(self.model)
+            if self.model not in open_clip.list_models():
+                raise ValueError(f"open_clip has no model {self.model!r}: see open_clip.list_models()")
+            if self.weights not in tags and not Path(self.weights or "").is_file():
+                raise ValueError(f"{self.weights!r} is neither a file nor weights of {self.model}: {', '.join(tags)}")
+        elif self.weights is not None:
+            raise ValueError(f"{self.model} brings its own weights: leave out {self.weights!r}")
+        model = open_clip.create_model(self.model, pretrained=self.weights, device=self.device).eval()
+        tokenize = open_clip.get_tokenizer(self.model)
+        batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
+        rows = [model.encode_text(tokenize(batch).to(self.device)).float().cpu().numpy() for batch in batches]
+        return dict(zip(words, np.concatenate(rows), strict=True))
+
+
+@dataclass(frozen=True)
+class CausalLMVectors:
+    """Rows of the input embedding of a causal language model of Hugging Face, averaged over the tokens of a word.
+
+    model: its folder or name. prompt: holds "{}" for the word; most vocabularies of this kind have whole words only
+    with a space before them.
+    """
+
+    model: str
+    prompt: str = " {}"
+
+    @property
+    def name(self) -> str:
+        return f"input embedding of {Path(self.model).name}, prompt {self.prompt!r}"
+
+    @torch.no_grad()
+    def vectors(self, words: Sequence[str]) -> dict[str, np.ndarray]:
+        texts = _prompted(words, self.prompt)
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise ValueError(
+                'vectors of a language model need transformers: pip install "sweettok[llm]" (in a clone: pip install '
+                '-e ".[llm]")'
+            ) from error
+        tokenizer = AutoTokenizer.from_pretrained(self.model)
+        table = AutoModelForCausalLM.from_pretrained(self.model, dtype="auto").get_input_embeddings().weight
+        found = {}
+        for word, ids in zip(words, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+            if not ids:
+                raise ValueError(f"the tokenizer of {self.model} finds no token in {word!r}")
+            found[word] = table[torch.tensor(ids, device=table.device)].float().mean(0).cpu().numpy()
+        return found
+
+
+def _prompted(words: Sequence[str], prompt: str) -> list[str]:
+    if "{}" not in prompt:
+        raise ValueError(f'a prompt must hold "{{}}" where the word goes, got {prompt!r}')
+    return [prompt.replace("{}", word) for word in words]
