@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-wanted=$(cat requirements.txt requirements-dev.txt pyproject.toml | cksum)
+wanted=$(cat requirements.txt pyproject.toml | cksum)
 if [ "$(cat .venv/requirements.cksum 2>/dev/null || true)" = "$wanted" ]; then
   echo "setup: reusing .venv"
   exit 0

@@ -15,7 +15,7 @@ from sweettok.data.lists import load_clips
 from sweettok.data.reader import read_clip
 from sweettok.data.tokens import TokenDataset, shard_name
 from sweettok.data.writer import write_video
-from sweettok.eval.reconstruction import PROTOCOL
+from sweettok.eval.presets import PRESETS
 from sweettok.generation import tokenize
 from sweettok.generation.__main__ import main
 from sweettok.models.tokenizer import SweetTok
@@ -93,7 +93,8 @@ def test_ids_are_those_of_encode(work, whole):
 def test_one_clip_of_a_video_is_that_of_evaluation(work, tmp_path):
     assert main(arguments(work, tmp_path / "out", "--classes", str(work / "classes.txt"))) == 0
     dataset, clips = TokenDataset(tmp_path / "out"), load_clips(work / "list.txt")
-    protocol = {name: PROTOCOL[name] for name in ("position", "stride", "resize", "short")}
+    names = ("position", "stride", "resize", "short")
+    protocol = {name: getattr(PRESETS["sweettok-rfvd-ucf101"], name) for name in names}
     videos = ClipDataset(clips, FRAMES, SIZE, **protocol)
     tokenizer = tiny.tokenizer()
     assert len(dataset) == 5 and dataset[0].keys() == {"ids", "label", "key"}

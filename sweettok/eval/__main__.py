@@ -115,11 +115,11 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _finish(report: dict[str, Any], out: str | None) -> int:
     """Print a report and write it, on the main process."""
-    from sweettok.eval.pipeline import process_state
+    from sweettok.data.processes import join_processes
     from sweettok.eval.report import write_json
     from sweettok.eval.summary import summary
 
-    state = process_state()
+    state = join_processes()
     if state.is_main_process:
         print(summary(report))
         if out:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from sweettok.data.lists import load_clips
+from sweettok.data.processes import join_processes
 from sweettok.data.tokens import TokenDataset
 from sweettok.eval.cache import RealCache
 from sweettok.eval.checks import PixelCheck, suspicions
 from sweettok.eval.features import FeatureExtractor, detector_frames, find_i3d, load_extractor
-from sweettok.eval.pipeline import batches, merged, overlapped, precision, process_state
+from sweettok.eval.pipeline import batches, merged, overlapped, precision
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.report import checkpoint_hashes, refusal, report, sha256
 from sweettok.eval.sets import FeatureSet, cautions, keeps_features, measure
@@ -69,7 +70,7 @@ def run(
     Without I3D weights the report says why there is no distance. Raises FileNotFoundError and ValueError (also
     ClipError) naming the file, for whatever cannot be read.
     """
-    state, wanted = process_state(), protocol
+    state, wanted = join_processes(), protocol
     if protocol.paired:
         raise ValueError(f"the protocol {protocol.name} is for pairs of original and reconstruction: use rfvd, or "
                          "--set paired=false")  # fmt: skip

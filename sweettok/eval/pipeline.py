@@ -6,29 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from sweettok.data.dataset import make_eval_loader, plain_errors
 from sweettok.eval.i3d import convolutions
 
-PATIENCE = timedelta(days=1)  # shares of the work may take very different times
 AHEAD = 2  # batches that may wait for their scores
 Part = TypeVar("Part")
-
-
-def process_state() -> PartialState:
-    """Rank, number of processes and device, as `accelerate launch` set them.
-
-    By itself PartialState takes each of several processes on CPUs for the only one.
-    """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
 
 
 def batches(

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import Dataset
 
 from sweettok.data.lists import load_clips, some
+from sweettok.data.processes import join_processes
 from sweettok.eval.cache import RealCache
 from sweettok.eval.features import find_i3d, load_extractor
-from sweettok.eval.pipeline import batches, merged, precision, process_state
+from sweettok.eval.pipeline import batches, merged, precision
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.reconstruction import MEANING, reconstructed, score
 from sweettok.eval.report import checkpoint_hashes, refusal, report, sha256
@@ -49,7 +50,7 @@ def run(
     Without `i3d` the report says why there is no rFVD; without `lpips` (the linear layers' file) there is no LPIPS.
     Both are also taken from torch's cache. Raises FileNotFoundError and ValueError (also ClipError) naming the file.
     """
-    state = process_state()
+    state = join_processes()
     files = _lpips_files(lpips, vgg)
     i3d = find_i3d(i3d)
     count = len(source.items)

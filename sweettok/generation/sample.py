@@ -30,9 +30,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sweettok.config import SamplingConfig
+from sweettok.data.processes import join_processes, main_first
 from sweettok.data.tokens import MANIFEST, ShardWriter, TokenDataset, TokenManifest, clips_hash
 from sweettok.data.writer import film_strip, mark, tile, write_aside, write_png, write_video
-from sweettok.generation.processes import join_processes, main_first
 from sweettok.generation.tokenize import PRECISIONS
 from sweettok.models.generator import Generator
 from sweettok.models.tokenizer import SweetTok

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset, make_loader, plain_errors
 from sweettok.data.lists import ClipList, load_clips
+from sweettok.data.processes import join_processes, main_first
 from sweettok.data.reader import RESIZES, SHORT
 from sweettok.data.tokens import ShardWriter, TokenManifest
-from sweettok.generation.processes import join_processes, main_first
 from sweettok.models.tokenizer import SweetTok
 
 PRECISIONS = ("no", "bf16")
