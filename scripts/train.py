@@ -1,14 +1,24 @@
 """Train one stage: python scripts/train.py configs/stage1/ucf101.yaml train.max_steps=100 ..."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
 
 from sweettok.config import RunConfig, load_config
 from sweettok.train.loop import fit
+from sweettok.train.signals import STOPPED
 from sweettok.train.task import Task
+
+STATUSES = f"""exit status:
+  0   the run is finished
+  1   it failed: a full disk, or losses that are no longer finite
+  2   a setting or the data is wrong, as the message says
+  {STOPPED}  SIGTERM or SIGINT stopped it: it saved, and goes on when started again
+"""
 
 
 def build_task(run: RunConfig) -> Task:
@@ -16,6 +26,10 @@ def build_task(run: RunConfig) -> Task:
         from sweettok.train.proxy import ProxyTask
 
         return ProxyTask(run)
+    if run.stage == "spatial":
+        from sweettok.train.spatial import SpatialTask
+
+        return SpatialTask(run)
     if run.stage == "stage1":
         from sweettok.train.stage1 import Stage1Task
 
@@ -30,21 +44,36 @@ def build_task(run: RunConfig) -> Task:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train the stage that a configuration file describes.")
+    parser = argparse.ArgumentParser(
+        description="Train the stage that a configuration file describes, or go on with its run.",
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("config", help="YAML file, as configs/stage1/ucf101.yaml")
     parser.add_argument("overrides", nargs="*", help="settings to change, as train.max_steps=100")
     options = parser.parse_args(arguments)
     try:
         run = load_config(options.config, options.overrides)
         set_seed(run.train.seed)
-        fit(build_task(run), run)
-    except (ValueError, FileNotFoundError) as error:
+        finished = fit(build_task(run), run)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    return 0
+    return 0 if finished else stopped()
+
+
+def stopped() -> int:
+    """The exit status of a run that was asked to stop.
+
+    A launcher of several processes takes anything but 0 for a failure; scripts/launch.sh reads the status from a file.
+    """
+    if file := os.environ.get("LAUNCH_STATUS"):
+        Path(file).write_text(str(STOPPED))
+        return 0
+    return STOPPED
 
 
 if __name__ == "__main__":

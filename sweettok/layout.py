@@ -7,12 +7,14 @@ order, so that no two words share an id.
 
 With `lookup: union` (paper) a query gives one word of its two lists together, and a clip is two segments, spatial and
 temporal. A word has the same global id either way.
+
+An image has no motion: its ids are the spatial ones of a clip.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -38,7 +40,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Lengths, vocabulary ranges and id arithmetic of a clip's tokens; the defaults are the release's."""
+    """Lengths, vocabulary ranges and id arithmetic of a clip's tokens; the defaults are the release's.
+
+    Without temporal queries it is the layout of an image.
+    """
 
     num_spatial: int = 256
     num_temporal: int = 1024
@@ -55,7 +60,10 @@ class TokenLayout:
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """adjective, noun, adverb, verb; or spatial, temporal where a query gives one word of the union."""
+        """adjective, noun, adverb, verb; or spatial, temporal where a query gives one word of the union.
+
+        Those of the temporal queries are left out where there are none.
+        """
         if self.lookup == "union":
             sizes = (
                 ("spatial", self.num_spatial, self.adjectives + self.nouns),
@@ -69,7 +77,7 @@ class TokenLayout:
                 ("verb", self.num_temporal, self.verbs),
             )
         segments, start, vocab_start = [], 0, 0
-        for name, length, list_size in sizes:
+        for name, length, list_size in sizes if self.num_temporal else sizes[: len(sizes) // 2]:
             segments.append(Segment(name, start, length, vocab_start, list_size))
             start, vocab_start = start + length, vocab_start + list_size
         return tuple(segments)
@@ -80,6 +88,16 @@ class TokenLayout:
             if segment.name == name:
                 return segment
         raise ValueError(f"no segment {name!r}; there are {', '.join(s.name for s in self.segments)}")
+
+    @property
+    def spatial(self) -> TokenLayout:
+        """Of an image: the spatial segments alone, at the same places, their words with the same global ids."""
+        return replace(self, num_temporal=0, adverbs=0, verbs=0)
+
+    def by_branch(self, parts: list) -> tuple[list, list]:
+        """What belongs to each segment, in their order -> that of the spatial and that of the temporal branch."""
+        half = len(parts) // 2 if self.num_temporal else len(parts)
+        return parts[:half], parts[half:]
 
     @property
     def length(self) -> int:
@@ -174,6 +192,8 @@ class SequenceLayout:
     given_clip: bool = False
 
     def __post_init__(self):
+        if not self.layout.num_temporal:
+            raise ValueError("sequences are of clips, and this layout is that of images: it has no temporal queries")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be at least 0; got {self.num_classes}")
         if self.null_class and not self.num_classes:

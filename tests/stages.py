@@ -52,6 +52,10 @@ def prepare(folder: Path) -> None:
     game = {"loss": ADVERSARIAL, "discriminator": DISCRIMINATOR}
     stages = {
         "proxy": {"proxy": PROXY, **game},
+        "spatial": {
+            "proxy": str(folder / "proxy" / "final"), "prior": str(folder / "prior"), "warm_start": True,
+            "tokenizer": TOKENIZER,
+        },
         "stage1": {
             "proxy": str(folder / "proxy" / "final"), "prior": str(folder / "prior"), "warm_start": True,
             "tokenizer": TOKENIZER, "loss": {"guide_weight": 2.0},

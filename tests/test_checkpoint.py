@@ -1,17 +1,24 @@
 """Checkpoints are whole or not there, belong to one run, and hold nothing that could run code."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_task import ToyTask, toy_run
+from toy_task import ToyTask, errors, spawn_fit, toy_run
 
 from sweettok.config import load_config
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.train import checkpoint
 from sweettok.train.checkpoint import RunState, checkpoints, clean, find_resume, latest, load, save, written_aside
 from sweettok.train.ema import EMA
+
+TESTS = Path(__file__).parent
 
 
 def state_of(run, step=0):
@@ -36,6 +43,7 @@ def state_of(run, step=0):
         ema.update(task.model)
         sampler.advance()
     state.step, task.calls, state.tracker_id = step, step, "abc"
+    state.skipped, state.skipped_in_a_row = 5 * step, step
     return state
 
 
@@ -56,6 +64,7 @@ def test_load_restores_everything(tmp_path):
     first, second = tensors(old), tensors(new)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     assert (new.step, new.tracker_id, new.sampler.global_batches, new.task.calls, new.ema.calls) == (3, "abc", 3, 3, 3)
+    assert (new.skipped, new.skipped_in_a_row) == (15, 3)
     assert new.scaler.get_scale() == 8.0
     for name, player in new.task.players.items():
         assert player.scheduler.state_dict() == old.task.players[name].scheduler.state_dict()
@@ -97,6 +106,83 @@ def test_interrupted_save_leaves_the_previous_one(tmp_path, monkeypatch, writer)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     save(state_of(toy_run(tmp_path), step=2), tmp_path)
     assert latest(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def full_disk(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("writer", ["write_config", "_write_json", "_write_tensors", "_write_pickled", "os.fsync"])
+def test_a_full_disk_is_told_and_leaves_the_previous_one(tmp_path, monkeypatch, writer):
+    run = toy_run(tmp_path, keep_checkpoints=1)
+    save(state_of(run, step=1), tmp_path)
+    files = {path: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(f"sweettok.train.checkpoint.{writer}", full_disk)
+        told = "cannot write .*checkpoint-2: .*No space left.*checkpoint-1 is whole, and the run goes on from.*GiB"
+        with pytest.raises(OSError, match=told):
+            save(state_of(run, step=2), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert files == {path: path.read_bytes() for path in files}
+    save(state_of(run, step=2), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_a_run_on_a_disk_with_a_limit(tmp_path):
+    """The system itself refuses what is larger than a limit, which the optimizers' file is."""
+    limit = max(path.stat().st_size for path in save(state_of(toy_run(tmp_path), step=1), tmp_path).iterdir()) - 1
+    code = (
+        "import resource, sys; from pathlib import Path; from test_checkpoint import *\n"
+        f"folder = Path({str(tmp_path)!r}); state = state_of(toy_run(folder), step=2)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try: save(state, folder)\n"
+        "except OSError as error: sys.exit(str(error))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "checkpoint-1 is whole" in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    load(state_of(toy_run(tmp_path)), tmp_path / "checkpoint-1")
+
+
+def cannot_write(run):
+    """On the main process alone, as where only its machine has the disk."""
+    if os.environ["RANK"] == "0":
+        checkpoint._write_pickled = full_disk
+    return ToyTask(run)
+
+
+def test_processes_learn_of_a_full_disk_together(tmp_path):
+    run = toy_run(tmp_path)
+    spawn_fit((run, cannot_write))
+    told = errors(tmp_path)
+    assert len(told) == 2 and told[0] == told[1] and "No space left" in told[0] and "no earlier checkpoint" in told[0]
+    assert not list(tmp_path.glob("*checkpoint*"))
+
+
+def test_files_are_on_the_disk_before_they_count(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+    by_handle = lambda handle: Path(os.readlink(f"/proc/self/fd/{handle}")).name  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda handle: events.append(by_handle(handle)) or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda old, new: events.append(("renamed", Path(new).name)) or replace(old, new))
+    folder = save(state_of(toy_run(tmp_path), step=1), tmp_path)
+    renamed = events.index(("renamed", "checkpoint-1"))
+    assert {path.name for path in folder.iterdir()} | {".checkpoint-1.partial"} == set(
+        event for event in events[:renamed] if isinstance(event, str)
+    )
+    assert events[renamed + 1 :] == [tmp_path.name]
+
+
+def test_what_kills_leave_behind_is_cleaned_up(tmp_path):
+    (tmp_path / ".checkpoint-3.partial").mkdir()
+    (tmp_path / ".checkpoint-1.old.partial").mkdir()
+    (tmp_path / "samples").mkdir()
+    for name in (".log.12.partial.jsonl", "samples/.00000003_0.12.partial.mp4"):
+        (tmp_path / name).touch()
+    for name in ("log.jsonl", "samples/00000003_0.mp4"):
+        (tmp_path / name).touch()
+    clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["00000003_0.mp4", "log.jsonl", "samples"]
 
 
 def test_latest_is_the_highest_whole_one(tmp_path):

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "train": BASE | {"data", "models", "losses", "weights", "train"},
     "eval": BASE | {"data", "models", "losses", "weights", "eval"},
     "generation": BASE | {"data", "models", "weights", "generation"},
+    "words": BASE | {"data", "models", "words"},
     "__init__": set(),
 }
 LATE = {"decord", "open_clip", "tensorboard", "timm", "wandb"}

@@ -98,6 +98,21 @@ def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
     assert logged == (1, {"eval/error": 2.0}) and finished == "finish"
 
 
+def test_the_run_s_identity_outlives_a_kill_before_its_first_checkpoint(tmp_path):
+    first = open_log(tmp_path)
+    assert open_log(tmp_path).tracker_id == first.tracker_id
+    assert open_log(tmp_path, tracker_id="abc").tracker_id == "abc" == open_log(tmp_path).tracker_id
+    assert open_log(tmp_path / "other", active=False).tracker_id != "abc"
+
+
+def test_has(tmp_path):
+    log = open_log(tmp_path)
+    assert not log.has(1, "eval/")
+    log.write(1, {"train/loss/generator": 1.0})
+    log.write(2, {"eval/psnr": 1.0})
+    assert (log.has(1, "eval/"), log.has(1, "train/"), log.has(2, "eval/")) == (False, True, True)
+
+
 @pytest.mark.parametrize(("tracker", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
 def test_a_missing_tracker_says_how_to_get_it(tmp_path, monkeypatch, tracker, module):
     monkeypatch.setitem(sys.modules, module, None)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recomputed
 from toy_task import ToyTask, Vectors, toy_run
 
-from sweettok.train import checkpoint, loop, sharding
+from sweettok.train import checkpoint, evaluate, loop, sharding
 from sweettok.train.loop import Clock, fit, make_accelerator, train_step
 from sweettok.train.task import Player, Task
 
@@ -84,7 +84,7 @@ class OnePlayer(Task):
         # Two groups, not in the order of the module.
         trained = [param for param in module.parameters() if param.requires_grad]
         groups = [{"params": trained[::2], "weight_decay": 0.1}, {"params": trained[1::2], "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=0.05)
+        optimizer = torch.optim.AdamW(groups, lr=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / 10)
         self.players = {"generator": Player("generator", module, optimizer, schedule, max_grad_norm=0.1)}
         self.train_dataset, self.validation_dataset = Vectors(11, seed=1), Vectors(3, seed=2)
@@ -275,7 +275,7 @@ def show(run, folder):
     session, _ = begin(task, run)
     checkpoint.load(session.state, folder)
     sharded_model = task.model
-    loop.write_samples(session, None, Path(run.train.output_dir))
+    evaluate.write_samples(session, None, Path(run.train.output_dir))
     assert task.model is sharded_model and isinstance(task.model, FSDPModule)
     if session.accelerator.is_main_process:
         plain = Model(False).double().eval()
@@ -285,7 +285,7 @@ def show(run, folder):
         torch.testing.assert_close(task.shown[0][1], expected)
     else:
         assert task.shown == []
-    with loop._shown(session, torch.device("cpu")) as main:
+    with evaluate.shown(session, torch.device("cpu")) as main:
         assert main == session.accelerator.is_main_process == (type(task.model) is Model)
 
 

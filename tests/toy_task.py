@@ -1,6 +1,8 @@
 """A two-player task small enough for exact comparisons: float64, every kind of random draw, a late start."""
 
 import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,9 +46,10 @@ class Model(nn.Module):
 class ToyTask(Task):
     name = "toy"
 
-    def __init__(self, run, fail_at: int | None = None):
+    def __init__(self, run, fail_at: int | None = None, meddle: Callable | None = None):
+        """`meddle(context, loss)` may return another loss of the generator, or do harm."""
         torch.manual_seed(run.train.seed)
-        self.fail_at, self.calls, self.fed = fail_at, 0, []
+        self.fail_at, self.meddle, self.calls, self.fed = fail_at, meddle, 0, []
         self.model = Model().double()
         opponent = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).double()
         self.players = {
@@ -57,7 +60,7 @@ class ToyTask(Task):
 
     @staticmethod
     def _player(name, module, kind, start, max_steps):
-        optimizer = kind(module.parameters(), lr=0.05)
+        optimizer = kind(module.parameters(), lr=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / max_steps)
         return Player(name, module, optimizer, schedule, max_grad_norm=0.1, start_step=start)
 
@@ -76,7 +79,7 @@ class ToyTask(Task):
             opponent.bare.requires_grad_(False)
             loss = loss - 0.1 * opponent.bare(fake).mean()
             opponent.bare.requires_grad_(True)
-        yield "generator", loss, report
+        yield "generator", self.meddle(context, loss) if self.meddle is not None else loss, report
         if context.step >= START:
             yield "discriminator", opponent.module(fake.detach()).mean() - opponent.module(clip).tanh().mean(), {}
 
@@ -109,13 +112,33 @@ def toy_run(output_dir: Path, **train) -> ProxyRun:
     return build(ProxyRun, {"data": {"train": "toy", "num_workers": workers}, "train": train})
 
 
-def fit_process(rank: int, world_size: int, port: int, run: ProxyRun) -> None:
-    """What one of several CPU processes runs."""
+def spawn_fit(*jobs: tuple[ProxyRun, Callable], world_size: int = 2) -> None:
+    """Train on several CPU processes, one job after the other, each on the task that `make(run)` returns.
+
+    What a process raises is written to `<output_dir>/error-<rank>.txt`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_fit_process, (world_size, port, jobs), nprocs=world_size)
+
+
+def _fit_process(rank: int, world_size: int, port: int, jobs: tuple[tuple[ProxyRun, Callable], ...]) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size)
     )
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
     from sweettok.train.loop import fit
 
-    fit(ToyTask(run), run)
+    for run, make in jobs:
+        try:
+            fit(make(run), run)
+        except (ValueError, OSError, FloatingPointError) as error:
+            (Path(run.train.output_dir) / f"error-{rank}.txt").write_text(str(error))
     torch.distributed.destroy_process_group()
+
+
+def errors(output_dir: Path) -> list[str]:
+    """What each process of a job raised."""
+    return [path.read_text() for path in sorted(output_dir.glob("error-*.txt"))]

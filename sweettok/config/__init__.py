@@ -26,6 +26,8 @@ from sweettok.config.runs import (
     ProxyLossConfig,
     ProxyRun,
     RunConfig,
+    SpatialLossConfig,
+    SpatialRun,
     Stage1LossConfig,
     Stage1Run,
     Stage2LossConfig,
@@ -37,7 +39,7 @@ from sweettok.config.runs import (
 __all__ = [
     "AdversarialConfig", "BlockConfig", "CodebookConfig", "DataConfig", "DiscriminatorConfig", "GeneratorConfig",
     "GeneratorLossConfig", "GeneratorRun", "OptimizerConfig", "PerceptualConfig", "ProxyConfig", "ProxyLossConfig",
-    "ProxyRun", "RUNS", "RunConfig", "SamplingConfig", "Stage1LossConfig", "Stage1Run", "Stage2LossConfig",
-    "Stage2Run", "TokenDataConfig", "TokenizerConfig", "TrainConfig", "WordsConfig", "build", "load_config",
-    "to_dict",
+    "ProxyRun", "RUNS", "RunConfig", "SamplingConfig", "SpatialLossConfig", "SpatialRun", "Stage1LossConfig",
+    "Stage1Run", "Stage2LossConfig", "Stage2Run", "TokenDataConfig", "TokenizerConfig", "TrainConfig", "WordsConfig",
+    "build", "load_config", "to_dict",
 ]  # fmt: skip

@@ -58,13 +58,17 @@ class ProxyLossConfig:
 
 
 @dataclass(frozen=True)
-class Stage1LossConfig:
+class SpatialLossConfig:
     code_weight: float = 1.0
     label_smoothing: float = 0.0
     quantizer_weight: float = 1.0
     # The release weighs the codebook's side by 0.25 and the encoder's side fully.
     encoder_side_weight: float = 1.0
     codebook_side_weight: float = 0.25
+
+
+@dataclass(frozen=True)
+class Stage1LossConfig(SpatialLossConfig):
     # Linear readout of the proxy's code vectors from each temporal query, at its own place: a short path that lets
     # encoder and word lists learn before the decoder does. Not in the release (0).
     guide_weight: float = 0.0
@@ -177,6 +181,13 @@ class TrainConfig:
     eval_every: int = 10000
     eval_clips: Optional[int] = None  # noqa: UP045
     keep_checkpoints: Optional[int] = None  # noqa: UP045
+    # Metric of validation whose best model is exported to `<output_dir>/best`, as "psnr", and which end of it is best.
+    best_metric: Optional[str] = None  # noqa: UP045
+    best_mode: str = "max"
+    # A step whose losses or gradients are not finite changes nothing; more of them in a row end the run.
+    max_skipped_steps: int = 20
+    # More clips than this that cannot be read end the run.
+    max_bad_clips: int = 100
     trackers: Tuple[str, ...] = ()  # noqa: UP006
     project: str = "sweettok"
 
@@ -186,6 +197,12 @@ class TrainConfig:
             object.__setattr__(self, "mixed_precision", "no")
         positive(self, "train", "max_steps", "global_batch_size", "micro_batch_size")
         choice("train.mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
+        choice("train.best_mode", self.best_mode, ("max", "min"))
+        if self.best_metric is not None and self.eval_every <= 0:
+            raise ValueError(f"train.best_metric={self.best_metric} needs validation: set train.eval_every above 0")
+        for name in ("max_skipped_steps", "max_bad_clips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be at least 0; got {getattr(self, name)}")
         for tracker in self.trackers:
             choice("train.trackers", tracker, ("wandb", "tensorboard"))
 
@@ -208,6 +225,24 @@ class ProxyRun:
 
 
 @dataclass(frozen=True)
+class SpatialRun:
+    """Train the spatial branch alone to predict the proxy's codes of images, for stage 1 to start from.
+
+    `data` names images, or videos, of which a frame is drawn; `stride` and `short` have no meaning for them.
+    """
+
+    stage: str = "spatial"
+    proxy: str = MISSING  # trained proxy: a folder of ours, or the published file
+    prior: str = MISSING  # folder with the word graphs
+    warm_start: bool = False  # as in stage 1, from the first images
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: SpatialLossConfig = field(default_factory=SpatialLossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
 class Stage1Run:
     """Train encoder, codebooks and decoder to predict the proxy's codes."""
 
@@ -217,6 +252,7 @@ class Stage1Run:
     init: Optional[str] = None  # noqa: UP045  (weights to start from: a folder of ours, or a published file)
     # Fit fresh weights to the proxy and to the first clips: the head starts from the geometry of the proxy's codes,
     # latents and word codes from one distribution. Learning starts at once instead of after thousands of steps.
+    # With `init`, what that does not hold.
     warm_start: bool = False
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -256,5 +292,7 @@ class GeneratorRun:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-RunConfig = Union[ProxyRun, Stage1Run, Stage2Run, GeneratorRun]  # noqa: UP007
-RUNS = {"proxy": ProxyRun, "stage1": Stage1Run, "stage2": Stage2Run, "generator": GeneratorRun}
+RunConfig = Union[ProxyRun, SpatialRun, Stage1Run, Stage2Run, GeneratorRun]  # noqa: UP007
+RUNS = {
+    "proxy": ProxyRun, "spatial": SpatialRun, "stage1": Stage1Run, "stage2": Stage2Run, "generator": GeneratorRun,
+}  # fmt: skip

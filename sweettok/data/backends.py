@@ -16,8 +16,18 @@ import numpy as np
 Scale = Callable[[int, int], tuple[int, int]]  # upright native (height, width) -> (height, width) the decoder scales to
 
 
+MAX_PIXELS = 1 << 27  # of a frame, 16K video: a damaged header that tells of more would take all memory
+
+
 class ClipError(ValueError):
-    """A clip or image cannot be read; the message names the file and the reason."""
+    """A clip or image cannot be read; the message is one line, "file: reason".
+
+    `hopeless` where no other frames of the file can be read either.
+    """
+
+    def __init__(self, message: str, hopeless: bool = False):
+        super().__init__(message)
+        self.hopeless = hopeless
 
 
 class CannotOpen(Exception):
@@ -49,7 +59,7 @@ class PyAVVideo:
         import av
 
         self.path = path
-        self._error = av.FFmpegError
+        self._error = (av.FFmpegError, IndexError)  # the second for packets of a stream that the header does not name
         self._container = None
         try:
             self._open()
@@ -57,7 +67,7 @@ class PyAVVideo:
             self._packets = [_Packet(p.pts, p.size, p.is_keyframe) for p in shown]
         except self._error as error:
             self.close()
-            raise CannotOpen(f"PyAV cannot open it ({error.strerror})") from error
+            raise CannotOpen(f"PyAV cannot open it ({_reason(error)})") from error
         self.num_frames = len(self._packets)
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
@@ -66,12 +76,16 @@ class PyAVVideo:
         import av
 
         self.close()
-        self._container = av.open(str(self.path))
+        self._container = av.open(str(self.path), metadata_errors="replace")  # titles are in whatever encoding
         self._stream = self._container.streams.best("video")
         if self._stream is None or self._stream.codec_context is None:
             self.close()
             raise CannotOpen("PyAV finds no video stream it can decode")
+        if self._stream.disposition & av.stream.Disposition.attached_pic:
+            self.close()
+            raise ClipError(f"{self.path}: holds sound and a cover picture, but no video", hopeless=True)
         self._stream.codec_context.thread_count = 1  # loader workers are the parallelism
+        self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
 
     @staticmethod
     def _is_shown(packet: Any) -> bool:
@@ -125,7 +139,7 @@ class PyAVVideo:
                 seen += 1
                 if seen == len(span):
                     return frames
-        except (_Astray, self._error):
+        except (_Astray, *self._error):
             return None
         return None
 
@@ -160,9 +174,13 @@ class PyAVVideo:
                         return frames
                 count += 1
         except self._error as error:
-            raise ClipError(f"{self.path}: damaged, decoding fails near frame {count} ({error.strerror})") from error
+            raise ClipError(f"{self.path}: damaged, decoding fails near frame {count} ({_reason(error)})") from error
         self.num_frames = count
         return None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 class _Converter:
@@ -185,7 +203,7 @@ class _Converter:
         import av.filter
 
         if frame.rotation not in self.TURNS:
-            raise ClipError(f"{self.path}: rotated by {frame.rotation} degrees; only multiples of 90 can be read")
+            raise ClipError(f"{self.path}: rotated by {frame.rotation} degrees; only multiples of 90 can be read", True)
         upright = (frame.width, frame.height) if abs(frame.rotation) == 90 else (frame.height, frame.width)
         height, width = self.scale(*upright)
         graph = av.filter.Graph()
@@ -202,7 +220,8 @@ class _Converter:
 class DecordVideo:
     """One file decoded by decord, with the interface of `PyAVVideo`; the release's decoder.
 
-    Every call opens its own reader with one thread: kept readers leak memory and hang in forked workers.
+    Every call opens its own reader with one thread: kept readers leak memory and hang in forked workers. Some damaged
+    headers make decord end the whole process (std::bad_alloc), which is one more reason to let PyAV open files first.
     """
 
     name = "decord"
@@ -242,7 +261,9 @@ class DecordVideo:
             for place in range(wanted[-1] + 1):
                 frame = reader.next()
                 if place in wanted:
-                    frames.append(frame.asnumpy())
+                    array = frame.asnumpy()
+                    height, width = array.shape[:2]  # widths such as 16 and 48 come with their padding, as channels
+                    frames.append(array.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3))
         except self._errors as error:
             raise ClipError(f"{self.path}: damaged, decord fails at frame {place}") from error
         return frames

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sweettok.data.backends import ClipError
 from sweettok.data.lists import IMAGE_SUFFIXES, ClipList
-from sweettok.data.reader import Size, read_clip, read_image
+from sweettok.data.reader import Size, read_clip, read_image, read_within
+
+SUBSTITUTES = 10  # clips that are tried in place of one that cannot be read
 
 
 class ClipDataset(Dataset):
@@ -26,6 +29,11 @@ class ClipDataset(Dataset):
 
     With `clips_per_video` (position "even") and `flips` a clip of the list gives several items, its views, which
     follow each other: part by part, each of them as it is and then, with flips, mirrored left to right.
+
+    A clip counts as one that cannot be read also when that takes longer than `timeout` seconds. With `substitute`, as
+    for training, the item is then another clip of the list, with its own label and key: the first that can be read of
+    SUBSTITUTES draws, which depend on (seed, epoch, clip) alone. Such a dataset gives each item a "problem" too: "", or
+    the message of the ClipError that was met. A file of which nothing can be read is not opened again.
     """
 
     def __init__(
@@ -41,11 +49,14 @@ class ClipDataset(Dataset):
         backend: str = "auto",
         clips_per_video: int = 1,
         flips: bool = False,
+        timeout: float = 600,
+        substitute: bool = False,
     ):
         self.clips, self.frames, self.size, self.resize, self.seed = clips, frames, size, resize, seed
         self.options = {"position": position, "stride": stride, "short": short, "backend": backend}
-        self.parts, self.flips = clips_per_video, flips
+        self.parts, self.flips, self.timeout, self.substitute = clips_per_video, flips, timeout, substitute
         self._last: tuple[tuple[int, ...], Tensor | None] = (), None
+        self._hopeless: dict[int, str] = {}  # of the list: clips that this process knows it cannot read, and why
 
     def __len__(self) -> int:
         return len(self.clips) * self.parts * (2 if self.flips else 1)
@@ -54,25 +65,53 @@ class ClipDataset(Dataset):
         epoch, index = item if isinstance(item, tuple) else (0, item)
         index, mirrored = divmod(index, 2) if self.flips else (index, 0)
         index, part = divmod(index, self.parts)
-        video = self._read(epoch, index, part)
+        video, index, problem = self._read_or_substitute(epoch, index, part)
         label = self.clips.labels[index] if self.clips.labels is not None else -1
-        return {"video": video.flip(-1) if mirrored else video, "label": label, "key": self.clips.keys[index]}
+        told = {"problem": problem} if self.substitute else {}
+        return {"video": video.flip(-1) if mirrored else video, "label": label, "key": self.clips.keys[index], **told}
+
+    def _read_or_substitute(self, epoch: int, index: int, part: int) -> tuple[Tensor, int, str]:
+        """The clip, which one of the list it is, and why it is not the one that was asked for, or ""."""
+        try:
+            return self._read(epoch, index, part), index, ""
+        except ClipError as error:
+            if not self.substitute:
+                raise
+            problem = str(error)
+        rng = random.Random(f"{self.seed} {epoch} {index} substitute")
+        for _ in range(SUBSTITUTES):
+            other = rng.randrange(len(self.clips))
+            try:
+                return self._read(epoch, other, part), other, problem
+            except ClipError as error:
+                last = error
+        raise ClipError(f"{problem}; nor can {SUBSTITUTES} clips drawn in its place be read, the last of them {last}")
 
     def _read(self, epoch: int, index: int, part: int) -> Tensor:
         if self._last[0] == (epoch, index, part):  # as for the mirrored view, which follows the plain one
             return self._last[1]
         path = self.clips.paths[index]
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            if self.frames != 1:
-                raise ClipError(f"{path}: a still image cannot give {self.frames} frames; images need frames=1")
-            video = read_image(path, self.size, self.resize)
-        else:
-            rng = random.Random(f"{self.seed} {epoch} {index}")
-            options = {"resize": self.resize, "rng": rng, "part": (part, self.parts), **self.options}
-            video = read_clip(path, self.frames, self.size, **options)
+        if index in self._hopeless:
+            raise ClipError(self._hopeless[index], hopeless=True)
+        rng = random.Random(f"{self.seed} {epoch} {index}")
+        try:
+            video = read_within(self.timeout, path, lambda: self._decode(path, rng, part))
+        except ClipError as error:
+            if error.hopeless and self.substitute:
+                self._hopeless[index] = str(error)
+            raise
         if self.flips:
             self._last = (epoch, index, part), video
         return video
+
+    def _decode(self, path: Path, rng: random.Random, part: int) -> Tensor:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            options = {"resize": self.resize, "rng": rng, "part": (part, self.parts), **self.options}
+            return read_clip(path, self.frames, self.size, **options)
+        if self.frames != 1:
+            reason = f"a still image cannot give {self.frames} frames; images need frames=1"
+            raise ClipError(f"{path}: {reason}", hopeless=True)
+        return read_image(path, self.size, self.resize)
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -1,10 +1,13 @@
 """Reading a few frames of a video file, exactly and cheaply, and still images."""
 
+import ctypes
 import random
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -126,12 +129,13 @@ def read_clip(
         arrays = None
         while arrays is None:  # again only when the file has fewer frames than its packets promise
             if video.num_frames == 0:
-                raise ClipError(f"{path}: the video has no frames")
+                raise ClipError(f"{path}: the video has no frames", hopeless=True)
             if start is not None and start >= video.num_frames:
                 raise ClipError(f"{path}: the clip starts at frame {start}, the video has {video.num_frames}")
             places = clip_places(video.num_frames, frames, position, stride, start, rng, part)
             if len(places) < frames and short == "error":
-                raise ClipError(f"{path}: {video.num_frames} frames are too few for {frames} at stride {stride}")
+                reason = f"{video.num_frames} frames are too few for {frames} at stride {stride}"
+                raise ClipError(f"{path}: {reason}", hopeless=True)
             arrays = video.frames(places, scale)
     if len({array.shape for array in arrays}) > 1:
         raise ClipError(f"{path}: the frame size changes within the clip; give a size")
@@ -144,15 +148,42 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
     from PIL import Image, ImageOps
 
     scale, target = _scaling(size, resize)
+    _check_file(path)
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ClipError(f"{path}: not a readable image ({error})") from error
+        raise ClipError(f"{path}: not a readable image ({error})", hopeless=True) from error
     height, width = scale(image.height, image.width)
     if (height, width) != (image.height, image.width):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return _crop(torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, None], target).contiguous()
+
+
+def read_within(seconds: float, path: Path, read: Callable[[], Tensor]) -> Tensor:
+    """What `read()` returns or raises, or ClipError when that takes longer than `seconds`.
+
+    It runs on a thread of its own: a signal would not get past a decoder that never returns, nor past a disk that does
+    not answer. A late thread is left behind, and ends as soon as it is back in Python.
+    """
+    outcome: list[tuple[Tensor | None, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            outcome.append((read(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = Thread(target=run, daemon=True, name=f"reading {path}")
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+        raise ClipError(f"{path}: not read within {seconds:g} seconds", hopeless=True)
+    video, error = outcome.pop()
+    if error is not None:
+        raise error
+    return video
 
 
 @contextmanager
@@ -160,10 +191,7 @@ def _open(path: str | Path, backend: str) -> Iterator[PyAVVideo | DecordVideo]:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     path = Path(path)
-    if not path.is_file():
-        raise ClipError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise ClipError(f"{path}: the file is empty")
+    _check_file(path)
     kinds = {"pyav": (PyAVVideo,), "decord": (DecordVideo,), "auto": (PyAVVideo, DecordVideo)}[backend]
     reasons = []
     for kind in kinds:
@@ -176,13 +204,25 @@ def _open(path: str | Path, backend: str) -> Iterator[PyAVVideo | DecordVideo]:
         else:
             break
     else:
-        raise ClipError(f"{path}: {'; '.join(reasons)}")
+        raise ClipError(f"{path}: {'; '.join(reasons)}", hopeless=True)
     try:
         yield video
     except CannotOpen as error:  # when a decoder opens the file once more
         raise ClipError(f"{path}: {error}") from error
     finally:
         video.close()
+
+
+def _check_file(path: str | Path) -> None:
+    try:
+        found = Path(path).stat()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ClipError(f"{path}: {reason}", hopeless=True) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ClipError(f"{path}: not a file", hopeless=True)
+    if found.st_size == 0:
+        raise ClipError(f"{path}: the file is empty", hopeless=True)
 
 
 def _scaling(size: Size, resize: str) -> tuple[Scale, tuple[int, int] | None]:

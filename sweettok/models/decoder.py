@@ -31,9 +31,12 @@ class MotionBlock(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """Latents of both branches -> logits (B, K, t, h, w), all slices at once (release)."""
+    """Latents of both branches -> logits (B, K, t, h, w), all slices at once (release).
 
-    def __init__(self, config: TokenizerConfig):
+    Images, and decoders without `motion`, go without the temporal latents and the blocks that would read them.
+    """
+
+    def __init__(self, config: TokenizerConfig, motion: bool = True):
         super().__init__()
         block, dim, latent = config.block, config.block.dim, config.latent_dim
         self.grid = config.grid[1:]
@@ -44,16 +47,19 @@ class QueryDecoder(nn.Module):
         self.spatial_positions = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))
         self.spatial_latent = SpatialTransformer(block, config.decoder_spatial, norm_out=False)
 
-        self.temporal_in = nn.Sequential(nn.Linear(latent, dim), nn.Linear(dim, dim))
-        self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
-        self.temporal_latent = PlaceTransformer(block, config.decoder_temporal, norm_out=False)
+        self.temporal_positions = None
+        if motion:
+            self.temporal_in = nn.Sequential(nn.Linear(latent, dim), nn.Linear(dim, dim))
+            self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
+            self.temporal_latent = PlaceTransformer(block, config.decoder_temporal, norm_out=False)
 
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.spatial = SpatialTransformer(
             block, config.decoder_spatial, peg=True, cross=True, num_null_kv=config.num_null_kv
         )
-        self.motion = nn.ModuleList(MotionBlock(config) for _ in config.decoder_temporal)
+        if motion:
+            self.motion = nn.ModuleList(MotionBlock(config) for _ in config.decoder_temporal)
         self.head = nn.Sequential(
             nn.LayerNorm(dim, eps=EPS),
             nn.Linear(dim, config.head_hidden),
@@ -69,11 +75,13 @@ class QueryDecoder(nn.Module):
         layer.weight.copy_(HEAD_SHARPNESS * codes @ directions)
         layer.bias.zero_()
 
-    def forward(self, spatial: Tensor, temporal: Tensor, num_slices: int) -> Tensor:
-        """Quantized (B, S, latent) and (B, M, latent) -> logits (B, K, num_slices, h, w)."""
+    def forward(self, spatial: Tensor, temporal: Tensor | None, num_slices: int) -> Tensor:
+        """Quantized (B, S, latent) and (B, M, latent), None for images -> logits (B, K, num_slices, h, w)."""
         appearance = (self.spatial_in(spatial) + self.spatial_positions)[:, None]
         appearance = [x.squeeze(1) for x in self.spatial_latent(appearance, self.query_grid)]
-        motion = self.temporal_latent(self.temporal_in(temporal) + self.temporal_positions)
+        motion = None
+        if temporal is not None:
+            motion = self.temporal_latent(self.temporal_in(temporal) + self.temporal_positions)
 
         angles = self.spatial.angles(self.grid, spatial.device)
         x = (self.mask_token + self.positions).expand(len(spatial), 1, -1, -1)
@@ -83,7 +91,7 @@ class QueryDecoder(nn.Module):
             grown = min(num_slices, x.shape[1] + 2) if layer.peg is not None else x.shape[1]
             x = torch.cat((x, x[:, -1:].expand(-1, grown - x.shape[1], -1, -1)), dim=1)
             x = self.spatial.run(layer, x, self.grid, angles, appearance[i])
-            if (i + 1) % self.motion_every == 0:
+            if motion is not None and (i + 1) % self.motion_every == 0:
                 j = i // self.motion_every
                 x = self.spatial.recomputed(self.motion[j], x, motion[j])
         x = torch.cat((x, x[:, -1:].expand(-1, num_slices - x.shape[1], -1, -1)), dim=1)

@@ -14,9 +14,12 @@ from sweettok.models.patching import PatchEmbed
 
 
 class QueryEncoder(nn.Module):
-    """Patch grid -> one vector per spatial query and one per temporal query (paper, decoupled query autoencoder)."""
+    """Patch grid -> one vector per spatial query and one per temporal query (paper, decoupled query autoencoder).
 
-    def __init__(self, config: TokenizerConfig):
+    Without `motion` there is no temporal branch, and clips are images: of one frame.
+    """
+
+    def __init__(self, config: TokenizerConfig, motion: bool = True):
         super().__init__()
         block, dim, latent = config.block, config.block.dim, config.latent_dim
         self.grid = config.grid[1:]
@@ -30,6 +33,9 @@ class QueryEncoder(nn.Module):
         self.spatial_query = SpatialTransformer(block, config.encoder_spatial, cross=True)
         self.spatial_out = latent_head(dim, latent)
 
+        if not motion:
+            self.patches.tubes = self.temporal_queries = self.temporal_positions = None
+            return
         # Temporal query n belongs to grid place n (row-major).
         self.temporal_queries = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
@@ -56,21 +62,29 @@ class QueryEncoder(nn.Module):
         return self.temporal_out(self.temporal_query.norm_out(x))
 
     @torch.no_grad()
-    def start_centred(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift fresh output layers so that the latents of `video` differ in direction; returns their deviations."""
+    def start_centred(self, video: Tensor) -> tuple[Tensor, ...]:
+        """Shift fresh output layers so that the latents of `video` differ in direction; their deviations, by branch."""
         patches, deviations = self.patches(video), []
-        for branch, head in ((self.spatial_branch, self.spatial_out), (self.temporal_branch, self.temporal_out)):
+        branches = [(self.spatial_branch, self.spatial_out)]
+        if patches.shape[1] > 1:
+            branches.append((self.temporal_branch, self.temporal_out))
+        for branch, head in branches:
             latents = branch(patches).flatten(0, 1)
             centre = latents.mean(0)
             head[-1].bias.sub_(centre)
             deviations.append(nn.functional.normalize(latents - centre, dim=-1).std(0).mean())
         return tuple(deviations)
 
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32."""
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.
+
+        An image, a clip of one frame, has no motion: None stands for its temporal vectors.
+        """
         patches = self.patches(video)
-        spatial, temporal = self.spatial_branch(patches), self.temporal_branch(patches)
-        return nn.functional.normalize(spatial.float(), dim=-1), nn.functional.normalize(temporal.float(), dim=-1)
+        spatial = nn.functional.normalize(self.spatial_branch(patches).float(), dim=-1)
+        if video.shape[2] == 1:
+            return spatial, None
+        return spatial, nn.functional.normalize(self.temporal_branch(patches).float(), dim=-1)
 
 
 def latent_head(dim: int, latent: int) -> nn.Sequential:

@@ -75,7 +75,7 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         """x (B, N, C); angles (2, N, D / 2) of rotary positions. With a cache, x continues what the cache holds."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if angles is not None:
             q, k = rotate(q, angles).to(v.dtype), rotate(k, angles).to(v.dtype)
         mask = None

@@ -3,6 +3,8 @@
     patches -> spatial queries  -> adjectives + noun  --+
             -> temporal queries -> adverbs + verb     --+-> logits over proxy codes -> pixels
 
+An image takes the upper path alone, to logits of one slice.
+
 Letters: B batch, T frames, H W pixels, t h w latent grid, S spatial queries, M temporal queries, K proxy codes,
 L ids per clip.
 """
@@ -35,7 +37,7 @@ from sweettok.priors.io import load_prior
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """Ids (B, L) int64 of a batch of clips, and what they mean."""
+    """Ids (B, L) int64 of a batch of clips or images, and what they mean."""
 
     ids: Tensor
     layout: TokenLayout
@@ -45,14 +47,14 @@ class TokenOutput:
         """What each query of one clip says: {"spatial": ["small red | square", ...], "temporal": [...]}.
 
         Modifiers, nearest first, stand before the bar and the head word after it; one word of the union stands alone.
-        `max_queries` limits each list.
+        `max_queries` limits each list. For images the second list is empty.
         """
         split = self.layout.split(self.layout.to_local(self.ids[clip][None].cpu()))
         said = [
             [" ".join(names[i] for i in query) for query in words[0, :max_queries].tolist()]
             for words, names in zip(split.values(), self.vocabulary, strict=True)
         ]
-        spatial, temporal = by_branch(said)
+        spatial, temporal = self.layout.by_branch(said)
         return {
             "spatial": [" | ".join(parts) for parts in zip(*spatial, strict=True)],
             "temporal": [" | ".join(parts) for parts in zip(*temporal, strict=True)],
@@ -64,26 +66,38 @@ class Prediction(NamedTuple):
 
     logits: Tensor  # (B, K, t, h, w)
     spatial: Quantized
-    temporal: Quantized
+    temporal: Quantized | None  # None for images
+
+    @property
+    def lookups(self) -> tuple[Quantized, ...]:
+        """Those that there are."""
+        return (self.spatial,) if self.temporal is None else (self.spatial, self.temporal)
 
 
 class SweetTok(Pretrained, nn.Module):
     """The tokenizer. `encode` and `decode` are exact inverses on the side of the ids, for any batch size.
 
+    An image, a clip of one frame, has spatial ids alone, and is decoded without the blocks that read temporal latents.
+    Spatial pretraining trains this path; stages 1 and 2 and the published weights know clips only, and what they make
+    of images is untrained: for them, repeat the image to a clip.
+
     Args:
         config: sizes and recipe.
-        prior: the word graphs; the sizes that `config.words` names must match it.
+        prior: the word graphs; the sizes that `config.words` names must match it. The spatial graph alone makes a
+            tokenizer that is the spatial branch alone and takes images only.
     """
 
     config_class = TokenizerConfig
 
-    def __init__(self, config: TokenizerConfig, prior: Prior):
+    def __init__(self, config: TokenizerConfig, prior: Prior | WordGraph):
         super().__init__()
         self.config = config = replace(config, words=check_words(config.words, prior))
-        self.encoder = QueryEncoder(config)
-        self.spatial_quantizer = quantizer(config, prior.spatial)
-        self.temporal_quantizer = quantizer(config, prior.temporal)
-        self.decoder = QueryDecoder(config)
+        spatial, temporal = (prior.spatial, prior.temporal) if isinstance(prior, Prior) else (prior, None)
+        motion = temporal is not None
+        self.encoder = QueryEncoder(config, motion)
+        self.spatial_quantizer = quantizer(config, spatial)
+        self.temporal_quantizer = quantizer(config, temporal) if motion else None
+        self.decoder = QueryDecoder(config, motion)
         self.pixel_decoder = None if config.pixel_path == "none" else PixelDecoder(config.proxy)
         self.init_weights()
 
@@ -100,7 +114,8 @@ class SweetTok(Pretrained, nn.Module):
             self.encoder.temporal_positions, self.decoder.spatial_positions, self.decoder.temporal_positions,
             self.decoder.positions, self.decoder.mask_token,
         ):
-            nn.init.normal_(tokens, std=dim**-0.5)
+            if tokens is not None:
+                nn.init.normal_(tokens, std=dim**-0.5)
 
     @classmethod
     def from_release(
@@ -140,6 +155,7 @@ class SweetTok(Pretrained, nn.Module):
         """Published names -> tensors, complete for a strict load elsewhere; the inverse of `from_release`.
 
         Word vectors and graphs are not part of published weights; a stage-1 tokenizer leaves its pixel decoder out.
+        The spatial branch alone gives the parts that a pretrained spatial branch has, to start stage 1 from.
         ValueError for another lookup than the release's.
         """
         from sweettok.models.release import released_state
@@ -160,15 +176,20 @@ class SweetTok(Pretrained, nn.Module):
         self.pixel_decoder.load_state_dict(proxy.decoder.state_dict())
 
     def warm_start(self, video: Tensor) -> None:
-        """Fit fresh weights to the proxy (see `use_proxy`) and to float clips (B, 3, T, H, W), before any training."""
+        """Fit fresh weights to the proxy (see `use_proxy`) and to float clips (B, 3, T, H, W), before any training.
+
+        Images fit the spatial branch alone.
+        """
         deviations = self.encoder.start_centred(video)
-        for quantizer, deviation in zip((self.spatial_quantizer, self.temporal_quantizer), deviations, strict=True):
+        for quantizer, deviation in zip((self.spatial_quantizer, self.temporal_quantizer), deviations, strict=False):
             quantizer.codebook.start_spread(deviation, quantizer.list_sizes)
         self.decoder.start_head(self.pixel_decoder.codebook.embeddings)
 
     def assets(self) -> dict[str, Any]:
-        spatial, temporal = self.spatial_quantizer.codebook, self.temporal_quantizer.codebook
-        return {"words": {"spatial": spatial.graph_words, "temporal": temporal.graph_words}}
+        words = {"spatial": self.spatial_quantizer.codebook.graph_words}
+        if self.temporal_quantizer is not None:
+            words["temporal"] = self.temporal_quantizer.codebook.graph_words
+        return {"words": words}
 
     @classmethod
     def build(cls, config: TokenizerConfig, assets: dict[str, Any], tensors: dict[str, Tensor]) -> SweetTok:
@@ -177,16 +198,18 @@ class SweetTok(Pretrained, nn.Module):
             prefix = f"{branch}_quantizer.codebook."
             return WordGraph(modifiers, heads, tensors[f"{prefix}vectors"], tensors[f"{prefix}edges"])
 
-        return cls(config, Prior(graph("spatial"), graph("temporal")))
+        spatial = graph("spatial")
+        return cls(config, Prior(spatial, graph("temporal")) if "temporal" in assets["words"] else spatial)
 
     @property
     def layout(self) -> TokenLayout:
-        """Order, lengths and vocabulary ranges of the ids."""
-        words, config = self.config.words, self.config
+        """Order, lengths and vocabulary ranges of the ids of a clip; `layout.spatial` is that of an image."""
+        words, config, motion = self.config.words, self.config, self.temporal_quantizer is not None
         return TokenLayout(
-            config.num_spatial_queries, config.num_temporal_queries,
-            words.adjectives, words.nouns, words.adverbs, words.verbs, config.modifiers_per_query, config.lookup,
-        )
+            config.num_spatial_queries, config.num_temporal_queries if motion else 0,
+            words.adjectives, words.nouns, words.adverbs or 0, words.verbs or 0,
+            config.modifiers_per_query, config.lookup,
+        )  # fmt: skip
 
     def ids_hash(self) -> str:
         """SHA-256 of all that ids depend on, which is all but decoder and pixels: stage 2 keeps the hash of stage 1.
@@ -203,25 +226,37 @@ class SweetTok(Pretrained, nn.Module):
         return digest.hexdigest()
 
     @property
-    def prior(self) -> Prior:
+    def prior(self) -> Prior | WordGraph:
         """The word graphs of the codebooks."""
-        return Prior(self.spatial_quantizer.codebook.graph, self.temporal_quantizer.codebook.graph)
+        spatial = self.spatial_quantizer.codebook.graph
+        return spatial if self.temporal_quantizer is None else Prior(spatial, self.temporal_quantizer.codebook.graph)
 
-    def quantize(self, video: Tensor) -> tuple[Quantized, Quantized]:
-        """Float clips (B, 3, T, H, W) -> spatial (B, S, .) and temporal (B, M, .) lookups."""
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise ValueError, naming what would fit, for a clip or image that this tokenizer cannot take."""
+        if self.temporal_quantizer is None and num_frames != 1:
+            raise ValueError(
+                f"this is the spatial branch alone, which takes images: clips of 1 frame; got {num_frames} frames. "
+                "Stage 1 makes a tokenizer of clips from it (init=)"
+            )
+        # The temporal branch alone is particular about the number of frames.
+        self.config.check_clip(self.config.num_frames if num_frames == 1 else num_frames, height, width)
+
+    def quantize(self, video: Tensor) -> tuple[Quantized, Quantized | None]:
+        """Float clips (B, 3, T, H, W) -> spatial (B, S, .) and temporal (B, M, .) lookups; no temporal one if T = 1."""
         spatial, temporal = self.encoder(video)
-        return self.spatial_quantizer(spatial), self.temporal_quantizer(temporal)
+        return self.spatial_quantizer(spatial), None if temporal is None else self.temporal_quantizer(temporal)
 
     def predict(self, video: Tensor) -> Prediction:
         """Clips (B, 3, T, H, W) -> logits over the proxy's codes, and the lookups on the way (stage 1).
 
         Takes what `encode` takes, but does not look whether float values lie in [-0.5, 0.5].
         """
-        video = pixels.check_video(video, check_range=False)
-        self.config.check_clip(*video.shape[2:])
+        video = pixels.check_video(as_clips(video), check_range=False)
+        self.check_clip(*video.shape[2:])
         spatial, temporal = self.quantize(video)
         t = self.config.proxy.grid(*video.shape[2:])[0]
-        return Prediction(self.decoder(spatial.output, temporal.output, t), spatial, temporal)
+        motion = None if temporal is None else temporal.output
+        return Prediction(self.decoder(spatial.output, motion, t), spatial, temporal)
 
     def to_pixels(self, logits: Tensor) -> Tensor:
         """Logits (B, K, t, h, w) -> float32 pixels (B, 3, T, H, W), not clamped."""
@@ -235,37 +270,55 @@ class SweetTok(Pretrained, nn.Module):
             vectors = logits.float().movedim(1, -1).softmax(-1) @ self.pixel_decoder.codebook.embeddings
         return self.pixel_decoder(vectors)
 
-    def ids(self, spatial: Quantized, temporal: Quantized) -> Tensor:
-        """Lookups -> global ids (B, L), in the order of the layout."""
+    def ids(self, spatial: Quantized, temporal: Quantized | None) -> Tensor:
+        """Lookups -> global ids (B, L), in the order of the layout, or of `layout.spatial` for images."""
+        if temporal is None:
+            return self.layout.spatial.to_global(torch.cat(spatial.ids, dim=1))
         return self.layout.to_global(torch.cat((*spatial.ids, *temporal.ids), dim=1))
 
-    def codes(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Global ids (B, L) -> quantized latents (B, S, .) and (B, M, .)."""
-        local = self.layout.to_local(ids)
-        spatial, temporal = by_branch([local[:, segment.places] for segment in self.layout.segments])
-        return self.spatial_quantizer.lookup(*spatial), self.temporal_quantizer.lookup(*temporal)
+    def layout_of(self, ids: Tensor) -> TokenLayout:
+        """The layout of an image where `ids` has as many places as one, else that of a clip; checks nothing else."""
+        image = self.layout.spatial
+        return image if isinstance(ids, Tensor) and ids.shape[1:] == (image.length,) else self.layout
+
+    def codes(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Global ids (B, L) -> quantized latents (B, S, .) and (B, M, .), None for those of images."""
+        layout = self.layout_of(ids)
+        local = layout.to_local(ids)
+        spatial, temporal = layout.by_branch([local[:, segment.places] for segment in layout.segments])
+        return self.spatial_quantizer.lookup(*spatial), self.temporal_quantizer.lookup(*temporal) if temporal else None
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> TokenOutput:
         """Clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> TokenOutput with ids (B, L) int64.
 
+        Images (B, 3, H, W), or (B, 3, 1, H, W), give spatial ids alone: those of `layout.spatial`.
         Raises ValueError for shapes, types and values that do not fit.
         """
-        video = pixels.check_video(video)
-        self.config.check_clip(*video.shape[2:])
+        video = pixels.check_video(as_clips(video))
+        self.check_clip(*video.shape[2:])
+        spatial, temporal = self.quantize(video)
+        if temporal is None:
+            return TokenOutput(self.ids(spatial, None), self.layout.spatial, self.spatial_quantizer.word_lists)
         vocabulary = (*self.spatial_quantizer.word_lists, *self.temporal_quantizer.word_lists)
-        return TokenOutput(self.ids(*self.quantize(video)), self.layout, vocabulary)
+        return TokenOutput(self.ids(spatial, temporal), self.layout, vocabulary)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, num_frames: int | None = None) -> Tensor:
         """Global ids (B, L) -> float32 clips (B, 3, T, H, W) clamped to [-0.5, 0.5].
 
-        The ids of a clip do not tell its length: `num_frames` defaults to the configured one.
+        The ids of a clip do not tell its length: `num_frames` defaults to the configured one. Those of images are as
+        many as `layout.spatial` has, and give one frame.
         Raises ValueError for ids that are not words of their segment's list.
         """
-        self.layout.check(ids)
-        num_frames = self.config.num_frames if num_frames is None else num_frames
-        self.config.check_clip(num_frames, self.config.height, self.config.width)
+        layout = self.layout_of(ids)
+        layout.check(ids)
+        if num_frames is None:
+            num_frames = self.config.num_frames if layout.num_temporal else 1
+        if layout.num_temporal:
+            self.config.check_clip(num_frames, self.config.height, self.config.width)
+        elif num_frames != 1:
+            raise ValueError(f"{layout.length} ids are those of an image, of 1 frame; got num_frames={num_frames}")
         t = self.config.proxy.grid(num_frames, self.config.height, self.config.width)[0]
         return self.to_pixels(self.decoder(*self.codes(ids.long()), t)).clamp(-0.5, 0.5)
 
@@ -274,12 +327,17 @@ class SweetTok(Pretrained, nn.Module):
         return self.to_pixels(self.predict(video).logits).clamp(-0.5, 0.5)
 
 
-def check_words(words: WordsConfig, prior: Prior) -> WordsConfig:
+def as_clips(video: Tensor) -> Tensor:
+    """Images (B, 3, H, W) as clips of one frame (B, 3, 1, H, W); anything else as it is."""
+    return video.unsqueeze(2) if isinstance(video, Tensor) and video.ndim == 4 and video.shape[1] == 3 else video
+
+
+def check_words(words: WordsConfig, prior: Prior | WordGraph) -> WordsConfig:
     """Word-list sizes of the prior; ValueError where the configuration names another size."""
-    found = {
-        "adjectives": prior.spatial.num_modifiers, "nouns": prior.spatial.num_heads,
-        "adverbs": prior.temporal.num_modifiers, "verbs": prior.temporal.num_heads,
-    }
+    spatial, temporal = (prior.spatial, prior.temporal) if isinstance(prior, Prior) else (prior, None)
+    found = {"adjectives": spatial.num_modifiers, "nouns": spatial.num_heads}
+    if temporal is not None:
+        found |= {"adverbs": temporal.num_modifiers, "verbs": temporal.num_heads}
     wrong = [
         f"{name}: {getattr(words, name)} configured, {size} in the prior"
         for name, size in found.items()
@@ -293,12 +351,6 @@ def check_words(words: WordsConfig, prior: Prior) -> WordsConfig:
 def quantizer(config: TokenizerConfig, graph: WordGraph) -> LanguageQuantizer:
     codebook = LanguageCodebook(graph, config.graph_hidden, config.codebook_dim, config.graph_dropout)
     return LanguageQuantizer(codebook, config.modifiers_per_query, config.lookup)
-
-
-def by_branch(segments: list) -> tuple[list, list]:
-    """What the layout's segments hold, in their order -> that of the spatial and that of the temporal branch."""
-    half = len(segments) // 2
-    return segments[:half], segments[half:]
 
 
 def check_published(config: TokenizerConfig) -> None:

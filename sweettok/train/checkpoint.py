@@ -3,7 +3,7 @@
 `<output_dir>/checkpoint-<step>/` holds
   config.yaml              the resolved configuration
   state.json               format version, task, step, number of processes, sampler position and seed, the moving
-                           average's count, the loss scaler of fp16, and the run's identity for trackers
+                           average's count, skipped steps, the loss scaler of fp16, the run's identity for trackers
   model.safetensors        the task's model
   ema.safetensors          its moving average, buffers included
   <player>.safetensors     what a player trains outside the model, as a discriminator
@@ -15,8 +15,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch.amp import GradScaler
 
 from sweettok.config import RunConfig, to_dict
 from sweettok.data.dataset import GlobalBatchSampler
+from sweettok.data.writer import write_aside
 from sweettok.train.ema import EMA
 from sweettok.train.sharding import gather, scatter, scatter_moments, sharded
 from sweettok.train.task import Player, Task
@@ -52,29 +53,68 @@ class RunState:
     world_size: int = 1
     step: int = 0
     tracker_id: str | None = None
+    skipped: int = 0  # steps that were not finite, and those of them since the last that was
+    skipped_in_a_row: int = 0
 
 
 def save(state: RunState, output_dir: Path, main: bool = True) -> Path:
     """Write `checkpoint-<step>`, whole or not at all, and drop the oldest beyond `keep_checkpoints`.
 
     On every process, of which the `main` one writes: there, in its memory, sharded tensors come together file by file.
+    OSError, on every process, if it cannot be written, as on a full disk.
     """
-    folder = output_dir / f"checkpoint-{state.step}"
-    with written_aside(folder) if main else nullcontext() as aside:
-        if main:
-            write_config(state.run, aside / "config.yaml")
-            (aside / "state.json").write_text(json.dumps(_describe(state), indent=2) + "\n")
-        for name, tensors in _weights(state):
-            tensors = gather(tensors, keep=main)
-            if main:
-                _write_tensors(aside / f"{name}.safetensors", tensors)
-        optimizers = gather(_optimizers(state), keep=main)
-        if main:
-            torch.save(optimizers, aside / "optimizers.pt")
-    if main and state.run.train.keep_checkpoints is not None:
-        for old in checkpoints(output_dir)[: -max(1, state.run.train.keep_checkpoints)]:
-            _remove(old)
+    folder, error = output_dir / f"checkpoint-{state.step}", None
+    try:
+        with ExitStack() as stack:
+            try:
+                aside = stack.enter_context(written_aside(folder)) if main else None
+            except OSError as failure:
+                aside, error = None, failure
+            error = _write(state, aside) or error
+            if error is not None:
+                raise error
+        if main and state.run.train.keep_checkpoints is not None:
+            for old in checkpoints(output_dir)[: -max(1, state.run.train.keep_checkpoints)]:
+                _remove(old)
+    except OSError as failure:
+        error = failure
+    _raise_on_all(f"cannot write {folder}: {error}. {_what_is_left(output_dir)}" if error is not None else None)
     return folder
+
+
+def _write(state: RunState, folder: Path | None) -> OSError | None:
+    """Write the files of a checkpoint, where there is a folder; the first error ends that, but not the gathering."""
+    failed = None
+
+    def attempt(write: Callable[[Any, Path], None], what: Any, name: str) -> None:
+        nonlocal failed
+        if folder is not None and failed is None:
+            try:
+                write(what, folder / name)
+            except OSError as error:
+                failed = error
+
+    attempt(write_config, state.run, "config.yaml")
+    attempt(_write_json, _describe(state), "state.json")
+    for name, tensors in _weights(state):
+        attempt(_write_tensors, gather(tensors, keep=folder is not None), f"{name}.safetensors")
+    attempt(_write_pickled, gather(_optimizers(state), keep=folder is not None), "optimizers.pt")
+    return failed
+
+
+def _raise_on_all(told: str | None) -> None:
+    """OSError with what the main process has to tell, if anything, on every process."""
+    box = [told]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(box, src=0)
+    if box[0] is not None:
+        raise OSError(box[0])
+
+
+def _what_is_left(output_dir: Path) -> str:
+    last, free = latest(output_dir), shutil.disk_usage(output_dir).free / 2**30
+    kept = f"{last} is whole, and the run goes on from there" if last is not None else "There is no earlier checkpoint"
+    return f"{kept}; {free:.1f} GiB are free: make room, or set train.keep_checkpoints, and start again"
 
 
 def load(state: RunState, folder: Path) -> list[str]:
@@ -105,6 +145,7 @@ def load(state: RunState, folder: Path) -> list[str]:
     if state.scaler is not None and saved["scaler"] is not None:
         state.scaler.load_state_dict(saved["scaler"])
     state.step, state.tracker_id = saved["step"], saved["tracker_id"]
+    state.skipped, state.skipped_in_a_row = saved.get("skipped", [0, 0])
     return _changed_settings(state.run, folder)
 
 
@@ -135,25 +176,45 @@ def find_resume(output_dir: Path, resume: bool) -> Path | None:
 
 def clean(output_dir: Path) -> None:
     """Delete what interrupted writers left behind. On one process."""
-    for left in output_dir.glob(f".*{_PARTIAL}/"):
-        shutil.rmtree(left)
+    for left in [*output_dir.glob(f".*{_PARTIAL}*"), *output_dir.glob(f"samples/.*{_PARTIAL}*")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_config(run: RunConfig, path: Path) -> None:
     """The resolved configuration as YAML that `load_config` reads."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(run))))
+    with write_aside(path) as aside:
+        aside.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(run))))
 
 
 @contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its name, and its place, when the block ends without an error."""
+    """An empty folder beside `folder` that takes its name, and its place, when the block ends without an error.
+
+    By then its files are on the disk, not only on their way there: a machine that loses power has the old or the new.
+    """
     aside = folder.with_name(f".{folder.name}{_PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    yield aside
+    try:
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _settle(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk, the room is needed
+        raise
     if folder.exists():
         _remove(folder)
     os.replace(aside, folder)
+    _settle(folder.parent)
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _remove(folder: Path) -> None:
@@ -177,6 +238,7 @@ def _describe(state: RunState) -> dict[str, Any]:
         "sampler": state.sampler.state_dict(),
         "ema_calls": state.ema.calls,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
+        "skipped": [state.skipped, state.skipped_in_a_row],
         "tracker_id": state.tracker_id,
     }
 
@@ -213,7 +275,18 @@ def _own_state(player: Player, task: Task) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if id(value) not in shared}
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _write_pickled(values: dict[str, Any], path: Path) -> None:
+    try:
+        torch.save(values, path)
+    except RuntimeError as error:  # what its writer makes of a full disk
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     # safetensors' own save_file would make files that only their owner can read
     path.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
@@ -241,7 +314,9 @@ def _restore_optimizer(player: Player, optimizer: dict[str, Any], scheduler: dic
     groups, base_lrs = player.optimizer.param_groups, player.scheduler.base_lrs
     settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     moments = scatter_moments(optimizer["state"], player.parameters)
-    player.optimizer.load_state_dict({**optimizer, "state": moments})
+    # With the present settings, by which the optimizer decides where its counts of steps are kept.
+    present = [group | own for group, own in zip(optimizer["param_groups"], settings, strict=True)]
+    player.optimizer.load_state_dict({"state": moments, "param_groups": present})
     player.scheduler.load_state_dict({**scheduler, "base_lrs": base_lrs})
     count, factors = player.scheduler.last_epoch, player.scheduler.lr_lambdas
     for group, own, base, factor in zip(player.optimizer.param_groups, settings, base_lrs, factors, strict=True):

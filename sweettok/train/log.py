@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sweettok.data.writer import write_aside
+
 Writer = Callable[[int, Mapping[str, float]], None]
 
 
@@ -18,7 +19,8 @@ class Log:
     """Writes scalars of a run to `<output_dir>/log.jsonl`, to the console and to trackers.
 
     step: the steps that are done; lines of later steps, from before an interruption, are dropped.
-    trackers: any of "wandb" and "tensorboard", with `tracker_id` the run's identity from its checkpoint, if it has one.
+    trackers: any of "wandb" and "tensorboard", with `tracker_id` the run's identity from its checkpoint, if it has one;
+        a run that was broken off before its first has it from `<output_dir>/tracker_id`.
     active: false on all processes but one, where every method does nothing.
     """
 
@@ -36,12 +38,14 @@ class Log:
     ):
         self.path = output_dir / "log.jsonl"
         self.active = active
-        self.tracker_id = tracker_id or secrets.token_hex(4)
+        self.tracker_id = tracker_id or _kept_id(output_dir)
         self._closers: list[Callable[[], None]] = []
         self._trackers: list[Writer] = []
         self._bar = tqdm(total=max_steps, initial=step, unit="step", disable=None if active else True)
         self._closers.append(self._bar.close)
         if active:
+            with write_aside(output_dir / "tracker_id") as aside:
+                aside.write_text(self.tracker_id + "\n")
             makers = {"wandb": self._wandb, "tensorboard": self._tensorboard}
             self._trackers = [makers[name](output_dir, step, project, config or {}) for name in trackers]
             drop_after(self.path, step)
@@ -58,6 +62,12 @@ class Log:
             tracker(step, values)
         shown = ((key, value) for key, value in values.items() if key.startswith(_SHOWN))
         self.note(f"step {step}: " + "  ".join(f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown))
+
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether a value of that step whose name begins so was written, in this run or before an interruption."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        entries = (json.loads(line) for line in reversed(lines))
+        return any(entry["step"] == step and any(key.startswith(prefix) for key in entry) for entry in entries)
 
     def note(self, text: str) -> None:
         """Show a line on the console."""
@@ -115,6 +125,10 @@ def drop_after(path: Path, step: int) -> None:
             continue
         if entry["step"] <= step and line.endswith("\n"):
             kept.append(line)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text("".join(kept))
-    os.replace(aside, path)
+    with write_aside(path) as aside:
+        aside.write_text("".join(kept))
+
+
+def _kept_id(output_dir: Path) -> str:
+    path = output_dir / "tracker_id"
+    return path.read_text().strip() if path.is_file() else secrets.token_hex(4)

@@ -53,7 +53,7 @@ def make_optimizer(
 ) -> AdamW:
     """AdamW over the trainable parameters of `module`."""
     groups = param_groups(module, config.weight_decay, config.decay_rule, released_name)
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def lr_factor(step: int, warmup: int, total: int, base: float, end: float) -> float:

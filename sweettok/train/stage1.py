@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from sweettok import convert, pixels
-from sweettok.config import Stage1Run
+from sweettok.config import SpatialRun, Stage1Run
 from sweettok.losses import proxy_cross_entropy, quantizer_loss, reconstruction_loss
 from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.proxy import ProxyTokenizer
 from sweettok.models.tokenizer import SweetTok, check_published
 from sweettok.priors import load_prior
+from sweettok.priors.graph import Prior, WordGraph
 from sweettok.train.task import StepContext
+from sweettok.train.usage import UsageWatch, UsageWindow
 from sweettok.train.video import TokenizerTask, clip_datasets, clip_psnr, player, weighted_sum
 
 logger = logging.getLogger(__name__)
@@ -27,29 +30,34 @@ WARM_START_CLIPS = 16
 
 
 class CodePredictor(nn.Module):
-    """Clips -> logits over the proxy's codes, both sides of the quantizer loss summed over all lookups, and, if
-    guided, the proxy's code vectors (B, M, t * c) as read from each temporal query at its place."""
+    """Clips or images -> logits over the proxy's codes, both sides of the quantizer loss summed over all lookups, and,
+    if guided, the proxy's code vectors (B, M, t * c) as read from each temporal query at its place.
+
+    In training mode the words that were chosen are counted in `usage`.
+    """
 
     def __init__(self, tokenizer: SweetTok, guided: bool = False):
         super().__init__()
         self.tokenizer = tokenizer
+        self.usage = UsageWindow(tokenizer.layout)
         config = tokenizer.config
         self.guide = nn.Linear(config.latent_dim, config.grid[0] * config.proxy.code_dim) if guided else None
 
     def forward(self, video: Tensor) -> tuple[Tensor, ...]:
         prediction = self.tokenizer.predict(video)
-        halves = (*prediction.spatial.halves, *prediction.temporal.halves)
-        sides = [quantizer_loss(z, code) for z, code in halves]
+        if self.training:
+            self.usage(*(ids for lookup in prediction.lookups for ids in lookup.ids))
+        sides = [quantizer_loss(z, code) for lookup in prediction.lookups for z, code in lookup.halves]
         outputs = prediction.logits, sum(s.encoder_side for s in sides), sum(s.codebook_side for s in sides)
         return outputs if self.guide is None else (*outputs, self.guide(prediction.temporal.output))
 
 
-class Stage1Task(TokenizerTask):
-    """The teacher is frozen; its pixel decoder rides along, so that the result can be looked at."""
+class CodeTask(TokenizerTask):
+    """Learns the proxy's codes. The teacher is frozen; its pixel decoder rides along, so that the result can be looked
+    at. Usage of the word lists is logged of whole windows: the steps between two lines of the log.
+    """
 
-    name = "stage1"
-
-    def __init__(self, run: Stage1Run):
+    def __init__(self, run: Stage1Run | SpatialRun, words: Prior | WordGraph):
         self.run = run
         self.teacher = load_proxy(run.proxy).requires_grad_(False)
         if self.teacher.config != run.tokenizer.proxy:
@@ -58,26 +66,28 @@ class Stage1Task(TokenizerTask):
                 f"against {run.tokenizer.proxy}"
             )
         config = replace(run.tokenizer, pixel_path="argmax")
-        self.model = SweetTok(config, load_prior(run.prior))
+        self.model = SweetTok(config, words)
         self.model.use_proxy(self.teacher)
         self.model.pixel_decoder.requires_grad_(False)
-        self.train_dataset, self.validation_dataset = clip_datasets(run.data, config.proxy, run.train.seed)
-        if run.init and run.warm_start:
-            raise ValueError("warm_start fits fresh weights, and init replaces them: leave one of them out")
-        if run.init:
-            start_from(self.model, run.init)
-        if run.warm_start:
-            count = min(WARM_START_CLIPS, len(self.train_dataset))
-            clips = torch.stack([self.train_dataset[index]["video"] for index in range(count)])
-            self.model.warm_start(pixels.to_float(clips))
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
-        predictor = CodePredictor(self.model, guided=run.loss.guide_weight > 0)
-        names = {"released_name": released_parameter}
-        self.players = {"generator": player("generator", predictor, run.optimizer, run.train, **names)}
+        self.watch = UsageWatch(self.model.layout, run.train.log_every * run.train.global_batch_size)
+        self.counted_steps = 0
+
+    def warm_start(self) -> None:
+        """Fit the fresh model to the first clips."""
+        count = min(WARM_START_CLIPS, len(self.train_dataset))
+        clips = torch.stack([self.train_dataset[index]["video"] for index in range(count)])
+        self.model.warm_start(pixels.to_float(clips))
+
+    def play(self, guided: bool = False) -> None:
+        """Make the one player."""
+        predictor, names = CodePredictor(self.model, guided), {"released_name": released_parameter}
+        optimizer, train = self.run.optimizer, self.run.train
+        self.players = {"generator": player("generator", predictor, optimizer, train, **names)}
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
-        codes = self.teacher.encode(video)
+        codes = self.teacher.encode(batch["video"])  # bytes: the range of floats would be looked at, and waited for
         context.seed_default_generators()  # the graph's dropout draws the same codebook on every process
         logits, encoder_side, codebook_side, *readout = self.players["generator"].module(video)
         weights = self.run.loss
@@ -103,6 +113,42 @@ class Stage1Task(TokenizerTask):
         psnr = clip_psnr(self.model.to_pixels(logits), video)
         return {"code_loss": entropy, "code_accuracy": accuracy, "psnr": psnr}
 
+    def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
+        self.counted_steps += 1
+        every = self.run.train.log_every
+        if not every or (context.step + 1) % every:
+            return {}
+        report = self.players["generator"].bare.usage.read()
+        whole, self.counted_steps = self.counted_steps == every, 0
+        return report if whole else {}
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        self.watch.see(means)
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"most_used": self.watch.most}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.watch.most = dict(state.get("most_used", {}))
+
+
+class Stage1Task(CodeTask):
+    name = "stage1"
+
+    def __init__(self, run: Stage1Run):
+        super().__init__(run, load_prior(run.prior))
+        proxy = self.model.config.proxy
+        self.train_dataset, self.validation_dataset = clip_datasets(run.data, proxy, run.train.seed)
+        found = start_from(self.model, run.init) if run.init else {}
+        trained = {name for name, param in self.model.named_parameters() if param.requires_grad}
+        if run.warm_start and trained <= found.keys():
+            raise ValueError("warm_start fits fresh weights, and init replaces all of them: leave one of them out")
+        if run.warm_start:
+            self.warm_start()
+        self.model.load_state_dict({**self.model.state_dict(), **found})
+        self.play(guided=run.loss.guide_weight > 0)
+
 
 def released_parameter(name: str) -> str:
     """Published name of a parameter of a module that holds the tokenizer; its own name if it has none."""
@@ -121,15 +167,31 @@ def load_proxy(path: str) -> ProxyTokenizer:
     return ProxyTokenizer.from_pretrained(path) if Path(path).is_dir() else ProxyTokenizer.from_release(path)
 
 
-def start_from(model: SweetTok, path: str) -> None:
-    """Load a tokenizer of ours (a folder), or whatever parts a published file holds, into `model`."""
+def start_from(model: SweetTok, path: str) -> dict[str, Tensor]:
+    """What a folder of ours, a tokenizer or the spatial branch of one, or a published file holds of `model`'s entries.
+
+    Pixel decoders stay out. ValueError for other sizes or words.
+    """
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("pixel_decoder.")}
     if Path(path).is_dir():
-        found = {name: value for name, value in SweetTok.from_pretrained(path).state_dict().items() if name in state}
+        other = SweetTok.from_pretrained(path)
+        ours, theirs = model.assets()["words"], other.assets()["words"]
+        changed = [branch for branch in theirs if theirs[branch] != ours[branch]]
+        if changed:
+            raise ValueError(f"{path} was trained with other {' and '.join(changed)} words: give the same prior")
+        found = {name: value for name, value in other.state_dict().items() if name in state}
+        wrong = sorted(name for name, value in found.items() if value.shape != state[name].shape)
+        if wrong:
+            raise ValueError(f"{path} is of other sizes than tokenizer: {len(wrong)} entries differ, as {wrong[0]}")
+    elif not Path(path).exists():
+        raise FileNotFoundError(
+            f"no weights at {path} to start from: run_train_spatial.sh makes such weights (checkpoints/README.md names "
+            "the published ones), or set init=null"
+        )
     else:
         check_published(model.config)
         released = convert.read_weights(path)
         released = {name: value for name, value in released.items() if not name.startswith("pixel_")}
         found = convert.import_weights(state, released, convert.TOKENIZER, partial=True)
-    model.load_state_dict({**model.state_dict(), **found})
-    logger.info("started from %s: %d of %d entries", path, len(found), len(state))
+    logger.info("starting from %s: %d of %d entries", path, len(found), len(state))
+    return found

@@ -23,7 +23,8 @@ class Player:
 
     module: trained through its forward, which the loop wraps: it runs in the configured precision, returns float32 and
         averages gradients over the processes. All its trainable parameters must take part in every loss of this player.
-    scheduler: stepped by the loop once after each update of this player.
+    optimizer: a fused one, which can read on the device that a step is to be skipped.
+    scheduler: stepped by the loop once in each step from `start_step` on, skipped ones included.
     max_grad_norm: bound of the global norm of its gradients.
     start_step: zero-based step of its first update.
     """

@@ -30,19 +30,26 @@ from sweettok.weights import load_perceptual
 
 
 def clip_datasets(data: DataConfig, proxy: ProxyConfig, seed: int) -> tuple[ClipDataset, ClipDataset | None]:
-    """Training clips with random starts, and validation clips from the middle, at the size of the proxy's grid."""
-    size, common = (proxy.height, proxy.width), {"stride": data.stride, "resize": data.resize, "short": data.short}
+    """Training clips with random starts, and validation clips from the middle, at the size of the proxy's grid.
 
-    def dataset(source: str, position: str) -> ClipDataset:
-        return ClipDataset(load_clips(source, data.root), proxy.num_frames, size, position, seed=seed, **common)
+    Clips that cannot be read are replaced in training, and an error in validation, whose numbers would change.
+    """
 
-    return dataset(data.train, "random"), dataset(data.validation, "center") if data.validation else None
+    def dataset(source: str, position: str, substitute: bool) -> ClipDataset:
+        return ClipDataset(
+            load_clips(source, data.root), proxy.num_frames, (proxy.height, proxy.width), position, data.stride,
+            data.resize, data.short, seed, timeout=data.read_timeout, substitute=substitute,
+        )  # fmt: skip
+
+    return dataset(data.train, "random", True), dataset(data.validation, "center", False) if data.validation else None
 
 
 def image_dataset(source: str, data: DataConfig, proxy: ProxyConfig, seed: int) -> ClipDataset:
-    """Still images, or one random frame of each video, from a list or folder."""
-    clips = load_clips(source, data.root)
-    return ClipDataset(clips, 1, (proxy.height, proxy.width), "random", resize=data.resize, seed=seed)
+    """Still images, or one random frame of each video, from a list or folder; for training."""
+    return ClipDataset(
+        load_clips(source, data.root), 1, (proxy.height, proxy.width), "random", resize=data.resize, seed=seed,
+        timeout=data.read_timeout, substitute=True,
+    )  # fmt: skip
 
 
 def player(
@@ -197,5 +204,6 @@ class WithImages(Dataset):
         epoch, index = item
         # The clip's running number, so that successive epochs walk on through a longer list of images.
         number = epoch * len(self.clips) + index
-        image = self.images[number // len(self.images), number % len(self.images)]
-        return {**self.clips[item], "image": image["video"]}
+        image, clip = self.images[number // len(self.images), number % len(self.images)], self.clips[item]
+        problem = "; ".join(filter(None, (clip["problem"], image["problem"])))
+        return {**clip, "image": image["video"], "problem": problem}

@@ -1,0 +1,100 @@
+"""What the release's codebook dropout does: stage 1 of the tiny configuration without and with it, seed for seed.
+
+    python scripts/bench/codebook_dropout.py [--steps 400] [--dropouts 0.0 0.5] [--out scripts/bench/results/codebook_dropout.json]
+
+Needs what the quickstart leaves in outputs/tiny (clips, prior, proxy). With dropout the codes are drawn anew at every
+step, so the words chosen in training are not those that the finished tokenizer chooses: the latter are counted on the
+held-out clips, whose codes are never dropped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from sweettok.config import load_config
+from sweettok.eval.tokenizers import round_trip
+from sweettok.eval.usage import UsageCounter
+from sweettok.models.tokenizer import SweetTok
+from sweettok.train.video import clip_datasets
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "tiny" / "stage1.yaml"
+POINTS = 10  # of each curve
+KINDS = ("usage", "perplexity")
+
+
+def train(dropout: float, steps: int, folder: Path) -> list[dict]:
+    """Train stage 1 into `folder`; returns the lines of its log."""
+    settings = {
+        "tokenizer.graph_dropout": dropout, "train.output_dir": folder, "train.max_steps": steps,
+        "train.log_every": steps // POINTS, "train.eval_every": steps, "train.save_every": steps,
+    }  # fmt: skip
+    words = [f"{key}={value}" for key, value in settings.items()]
+    subprocess.run([sys.executable, ROOT / "scripts" / "train.py", CONFIG, *words], check=True)
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def curve(lines: list[dict]) -> list[dict]:
+    """Code loss and health of the word lists at each point."""
+    points = []
+    for line in lines:
+        if "train/code_loss" in line:
+            health = {
+                kind: {name.rpartition("/")[2]: round(value, 4) for name, value in line.items()
+                       if name.startswith(f"train/{kind}/")}
+                for kind in KINDS
+            }  # fmt: skip
+            points.append({"step": line["step"], "code_loss": round(line["train/code_loss"], 4), **health})
+    return points
+
+
+@torch.no_grad()
+def held_out(folder: Path, lines: list[dict]) -> dict:
+    """Losses and words of the averaged weights on the validation clips."""
+    tokenizer, counter = SweetTok.from_pretrained(folder / "final"), None
+    run = load_config(CONFIG)
+    _, clips = clip_datasets(run.data, tokenizer.config.proxy, run.train.seed)
+    for index in range(len(clips)):
+        trip = round_trip(tokenizer, clips[index]["video"][None])
+        counter = counter or UsageCounter(trip.sizes)
+        counter.update(trip.lists)
+    words = {
+        name: {"used": about["used"], "words": about["words"], "perplexity": round(about["perplexity"], 2)}
+        for name, about in counter.summary().items()
+    }
+    last = next(line for line in reversed(lines) if "eval/code_loss" in line)
+    return {"code_loss": round(last["eval/code_loss"], 4), "psnr": round(last["eval/psnr"], 3), "words": words}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Stage 1 without and with codebook dropout, at tiny size.")
+    parser.add_argument("--steps", type=int, default=400, help=f"a multiple of {POINTS} (default: 400)")
+    parser.add_argument("--dropouts", type=float, nargs="+", default=[0.0, 0.5])
+    parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "bench" / "results" / "codebook_dropout.json")
+    args = parser.parse_args()
+    results = {}
+    for dropout in args.dropouts:
+        with tempfile.TemporaryDirectory() as folder:
+            lines = train(dropout, args.steps, Path(folder) / "run")
+            results[str(dropout)] = {"held_out": held_out(Path(folder) / "run", lines), "curve": curve(lines)}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f'"{dropout}": {{"held_out": {json.dumps(about["held_out"])},\n"curve": [\n'
+        + ",\n".join(json.dumps(point) for point in about["curve"]) + "\n]}"
+        for dropout, about in results.items()
+    ]  # fmt: skip
+    args.out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    print(f"{args.out}\nheld-out clips:")
+    for dropout, about in results.items():
+        found = about["held_out"]
+        used = ", ".join(f"{name} {words['used']}/{words['words']}" for name, words in found["words"].items())
+        print(f"  dropout {dropout}: code loss {found['code_loss']}, PSNR {found['psnr']} dB; words used: {used}")
+
+
+if __name__ == "__main__":
+    main()

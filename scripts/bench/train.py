@@ -1,0 +1,198 @@
+"""Cost of a training step by part, for each stage, on clips that are made up and read from files as in a training.
+
+    python scripts/bench/train.py [--stages proxy spatial stage1 stage2 generator] [--config-size tiny|full]
+                                  [--steps 10] [--workers 1] [--threads 1] [key=value ...]
+
+Seconds a step: waiting for data; the frozen teacher; the rest of the losses; backward; optimizers and moving average;
+and what is left, as clipping and moving the batch. The device is waited for between the parts. Sizes and batches are
+those of configs/tiny, or of the UCF-101 configurations with one clip a step. Weights are random, perceptual networks
+untrained, discriminators play from the start. The first steps, in which caches fill, are not counted. Settings that
+follow change each stage's, as train.gradient_checkpointing=true. ACCELERATE_USE_CPU=true leaves a GPU out.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+
+from sweettok import ProxyTokenizer, SweetTok
+from sweettok.config import RunConfig, load_config
+from sweettok.data.dataset import make_loader
+from sweettok.data.synthetic import write_synthetic
+from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
+from sweettok.priors import Prior, save_prior
+from sweettok.train import loop
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from scripts.bench.tokenizer import SIZES, random_graph, synchronize  # noqa: E402
+from scripts.train import build_task  # noqa: E402
+
+FILES = {"tiny": "configs/tiny/{}.yaml", "full": "configs/{}/ucf101.yaml"}
+WORDS = {"tiny": {"spatial": (33, 32), "temporal": (28, 21)}, "full": SIZES}
+PARTS = ("data", "teacher", "forward", "backward", "update", "rest")
+CLIPS, WARM_UP = 16, 2
+
+
+def prepare(folder: Path, run: RunConfig, size: str) -> None:
+    """Clips, word graphs, a proxy, a tokenizer and token shards, for the sizes of a stage-1 configuration."""
+    config = run.tokenizer
+    write_synthetic(folder / "clips", CLIPS, 1, config.num_frames + 4, (config.height, config.width))
+    prior = Prior(**{side: random_graph(*lists) for side, lists in WORDS[size].items()})
+    save_prior(prior, folder / "prior")
+    proxy = ProxyTokenizer(config.proxy)
+    proxy.save_pretrained(folder / "proxy")
+    tokenizer = SweetTok(replace(config, pixel_path="argmax"), prior)
+    tokenizer.use_proxy(proxy)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    keys, labels = [f"clip{i}" for i in range(CLIPS)], [0] * CLIPS
+    manifest = TokenManifest(
+        "tokenized", tokenizer.ids_hash(), tokenizer.layout, CLIPS, clips_hash(keys, labels), config.num_frames,
+        num_classes=101,
+    )  # fmt: skip
+    writer = ShardWriter(folder / "tokens", manifest, keys, labels)
+    for rows in writer.pending():
+        ids = [torch.randint(s.vocab_start, s.vocab_start + s.list_size, (len(rows), s.length))
+               for s in tokenizer.layout.segments]  # fmt: skip
+        writer.write(rows, torch.cat(ids, dim=1))
+
+
+def settings(stage: str, size: str, folder: Path, workers: int) -> list[str]:
+    """Overrides that put made inputs in the place of real ones."""
+    clips = folder / ("tokens" if stage == "generator" else "clips/train.txt")
+    inputs = {
+        "proxy": [],
+        "spatial": [f"proxy={folder}/proxy", f"prior={folder}/prior", "warm_start=false"],
+        "stage1": [f"proxy={folder}/proxy", f"prior={folder}/prior", "warm_start=false", "init=null"],
+        "stage2": [f"tokenizer={folder}/tokenizer"],
+        "generator": ["tokenizer=null", "train.sample_every=0"],
+    }
+    chosen = [f"data.train={clips}", "data.validation=null", f"data.num_workers={workers}", *inputs[stage]]
+    if stage != "generator":
+        chosen.append("data.root=null")
+    if stage in ("proxy", "stage2"):
+        chosen += ["loss.adversarial.start_step=0", "loss.perceptual.untrained=true"]
+    if size == "full":
+        chosen.append("train.global_batch_size=1")
+        if torch.accelerator.current_accelerator(check_available=True) is None:
+            chosen.append("train.mixed_precision=no")
+    return chosen
+
+
+class Parts:
+    """Seconds of each part, without those of the parts inside it."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.open, self.last = device, [], 0.0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def _tick(self) -> None:
+        synchronize(self.device)
+        now = time.perf_counter()
+        if self.open:
+            self.seconds[self.open[-1]] += now - self.last
+        self.last = now
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._tick()
+        self.open.append(name)
+        yield
+        self._tick()
+        self.open.pop()
+
+    def watch(self, owner: object, method: str, name: str) -> None:
+        """Count the calls of a method of this object as a part."""
+        function = getattr(owner, method)
+
+        @wraps(function)
+        def watched(*args, **kwargs):
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        setattr(owner, method, watched)
+
+    def each(self, iterator: Iterator, name: str) -> Iterator:
+        """The same items; what it takes to get each is counted as a part."""
+        while True:
+            with self.part(name):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+
+def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> tuple[loop.Session, Iterator]:
+    """What the loop needs for its steps, with every part under watch."""
+    set_seed(run.train.seed)
+    task = build_task(run)
+    session = loop._start(task, run, accelerator)
+    batches = iter(make_loader(task.train_dataset, session.state.sampler, run.data.num_workers))
+    losses: Callable[..., Iterator] = task.losses
+    task.losses = lambda batch, context: parts.each(losses(batch, context), "forward")
+    parts.watch(accelerator, "backward", "backward")
+    parts.watch(session.state.ema, "update", "update")
+    for player in task.players.values():
+        parts.watch(player.optimizer, "step", "update")
+    if hasattr(task, "teacher"):
+        parts.watch(task.teacher, "encode", "teacher")
+    return session, parts.each(batches, "data")
+
+
+def bench(run: RunConfig, steps: int) -> None:
+    """Train a few steps and print their mean."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = loop.make_accelerator(run.train)
+    parts, clock = Parts(accelerator.device), loop.Clock()
+    session, batches = watched_session(run, accelerator, parts)
+    for number in range(WARM_UP + steps):
+        if number == WARM_UP:
+            parts.seconds.clear()
+        with parts.part("rest"):
+            loop.train_step(session, batches, clock)
+    total = sum(parts.seconds.values())
+    times = " ".join(f"{parts.seconds[name] / steps:8.3f}" for name in PARTS)
+    batch = run.train.global_batch_size
+    print(f"{run.stage:10} {batch:5} {total / steps:8.3f} {times} {parts.seconds['data'] / total:6.1%} "
+          f"{batch * steps / total:8.2f}", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stages = ("proxy", "spatial", "stage1", "stage2", "generator")
+    parser.add_argument("--stages", nargs="+", choices=stages, default=list(stages))
+    parser.add_argument("--config-size", choices=FILES, default="tiny")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=1, help="processes that read clips")
+    parser.add_argument("--threads", type=int, default=1)
+    args, overrides = parser.parse_known_args()
+    if wrong := [word for word in overrides if "=" not in word or word.startswith("-")]:
+        parser.error(f"neither an option nor key=value: {wrong[0]}")
+    torch.set_num_threads(args.threads)
+    size, files = args.config_size, ROOT / FILES[args.config_size]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = load_config(str(files).format("stage1"), settings("stage1", size, folder, 0))
+        prepare(folder, run, size)
+        print(f"{size}, {args.threads} threads, {args.workers} workers, torch {torch.__version__}; seconds a step")
+        names = " ".join(f"{name:>8}" for name in ("step", *PARTS))
+        print(f"{'':10} clips {names} waited  clips/s")
+        for stage in args.stages:
+            given = settings(stage, size, folder, args.workers)
+            given.append(f"train.output_dir={folder}/{stage}")
+            bench(load_config(str(files).format(stage), [*given, *overrides]), args.steps)
+
+
+if __name__ == "__main__":
+    main()

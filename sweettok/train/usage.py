@@ -1,0 +1,88 @@
+"""Health of the word lists while they are trained: how many of their words are chosen in a window of steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sweettok.layout import Segment, TokenLayout
+from sweettok.models.proxy import distributed
+
+logger = logging.getLogger(__name__)
+
+LEAST = 0.05  # usage of a list below which a line warns
+FALLEN = 0.5  # share of the most that a list was used, below which a line warns
+
+
+class UsageWindow(nn.Module):
+    """Counts how often each word is chosen. The counts stay on the device and are no part of any weights."""
+
+    def __init__(self, layout: TokenLayout):
+        super().__init__()
+        self.segments = layout.segments
+        self.register_buffer("counts", torch.zeros(layout.vocab_size, dtype=torch.int64), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, *ids: Tensor) -> None:
+        """Add ids local to their word list, in a tensor for each segment of the layout."""
+        for segment, chosen in zip(self.segments, ids, strict=True):
+            flat = chosen.flatten()
+            # Unlike bincount, this does not wait for the device.
+            self._counts(segment).index_add_(0, flat, torch.ones_like(flat))
+
+    def _counts(self, segment: Segment) -> Tensor:
+        return self.counts[segment.vocab_start :][: segment.list_size]
+
+    @torch.no_grad()
+    def read(self) -> dict[str, Tensor]:
+        """Of each word list, over all processes and since the last reading, as scalars; then starts afresh.
+
+        usage/<list>: share of its words that were chosen. perplexity/<list>: the number of words, were all chosen
+        equally, that would say as much. dead/<list>: words that were never chosen.
+        """
+        if distributed():
+            dist.all_reduce(self.counts)
+        report = {}
+        for segment in self.segments:
+            counts = self._counts(segment)
+            share = counts / counts.sum().clamp_min(1)
+            report[f"usage/{segment.name}"] = (counts > 0).float().mean()
+            report[f"perplexity/{segment.name}"] = torch.special.entr(share).sum().exp()
+            report[f"dead/{segment.name}"] = (counts == 0).sum()
+        self.counts.zero_()
+        return report
+
+
+class UsageWatch:
+    """Warns when a word list's usage collapses, once until it has recovered.
+
+    That is below LEAST of the list, or of the ids of a window where those are fewer than its words; or below FALLEN of
+    the most that was ever used.
+    """
+
+    def __init__(self, layout: TokenLayout, clips: int):
+        """clips: in a window."""
+        self.least = {s.name: LEAST * min(1, clips * s.length / s.list_size) for s in layout.segments}
+        self.most: dict[str, float] = {}
+        self.low: set[str] = set()
+
+    def see(self, means: Mapping[str, float]) -> None:
+        """Look at what was logged; the scalars of `UsageWindow.read` may be among it."""
+        for name, least in self.least.items():
+            usage = means.get(f"usage/{name}")
+            if usage is None:
+                continue
+            most = self.most[name] = max(usage, self.most.get(name, 0.0))
+            if usage >= max(least, FALLEN * most):
+                self.low.discard(name)
+            elif name not in self.low:
+                self.low.add(name)
+                if not distributed() or dist.get_rank() == 0:
+                    logger.warning(
+                        "the %s list collapses: %.1f%% of its words were chosen in the last window, %.1f%% in its best",
+                        name, 100 * usage, 100 * most,
+                    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""Usage, perplexity and dead words of each list while a tokenizer trains, and the warning when usage collapses."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+from stages import ROOT, begin, config_of, log_lines, make_task, script
+
+from sweettok.eval.usage import UsageCounter
+from sweettok.layout import TokenLayout
+from sweettok.train import checkpoint
+from sweettok.train.loop import Clock, evaluate, train_step
+from sweettok.train.stage1 import CodePredictor, Stage1Task
+from sweettok.train.task import StepContext
+from sweettok.train.usage import FALLEN, LEAST, UsageWatch, UsageWindow
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+LISTS = ("adjective", "noun", "adverb", "verb")
+
+
+def local_ids(layout: TokenLayout, seed: int, clips: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(max(1, segment.list_size // 2), (clips, segment.length), generator=generator)
+        for segment in layout.segments
+    ]
+
+
+@pytest.mark.parametrize("layout", [tiny.tokenizer().layout, tiny.tokenizer(tiny.union_config()).layout])
+def test_window_counts_as_the_evaluation_does(layout):
+    window, counter = UsageWindow(layout), UsageCounter({s.name: s.list_size for s in layout.segments})
+    for seed in range(3):
+        ids = local_ids(layout, seed)
+        window(*ids)
+        counter.update({segment.name: part for segment, part in zip(layout.segments, ids, strict=True)})
+    report = window.read()
+    assert len(report) == 3 * len(layout.segments)
+    for name, expected in counter.summary().items():
+        assert 0 < expected["used"] < expected["words"]
+        assert report[f"usage/{name}"].item() == pytest.approx(expected["used_fraction"])
+        assert report[f"dead/{name}"].item() == expected["dead"]
+        assert report[f"perplexity/{name}"].item() == pytest.approx(expected["perplexity"], rel=1e-5)
+    empty = window.read()
+    assert all(empty[f"usage/{segment.name}"] == 0 for segment in layout.segments)
+
+
+def test_predictor_counts_what_it_chooses_in_training_only():
+    model, video = tiny.tokenizer(tiny.tokenizer_config(graph_dropout=0.0)), tiny.clips(0, 1)
+    predictor = CodePredictor(model)
+    predictor.train()(video)
+    predictor.eval()(video)
+    expected = torch.zeros(model.layout.vocab_size, dtype=torch.int64)
+    for word in model.encode(video).ids.flatten().tolist():
+        expected[word] += 1
+    assert torch.equal(predictor.usage.counts, expected)
+    assert not [name for name in predictor.state_dict() if "usage" in name]
+
+
+def test_names_in_the_log(runs):
+    """With log_every 1 each line tells of one step."""
+    for line in log_lines(runs / "stage1"):
+        for name in LISTS:
+            usage, dead = line[f"train/usage/{name}"], line[f"train/dead/{name}"]
+            size = dead / (1 - usage) if usage < 1 else None
+            assert 0 < usage <= 1 and dead >= 0 and line[f"train/perplexity/{name}"] > 0.999
+            assert size is None or size == pytest.approx(round(size), rel=1e-4)
+    assert not [name for line in log_lines(runs / "stage1", "eval/") for name in line if "usage" in name]
+
+
+def test_windows_are_whole(runs):
+    """Logged at every third step, over three steps; what a resumed run has seen of a window is not told as one."""
+    run = config_of(runs, "stage1", "train.log_every=3", "train.max_steps=9", "train.micro_batch_size=2")
+    task = make_task(Stage1Task, run)
+    session, batches = begin(task, run)
+    reports = [train_step(session, batches, Clock()).scalars for _ in range(4)]
+    assert ["usage/verb" in report for report in reports] == [False, False, True, False]
+    counts = task.players["generator"].bare.usage.counts
+    assert counts.sum() == 4 * task.model.layout.length  # of step 4: two micro-batches of two clips
+    task.counted_steps = 0  # as after a resume at step 4
+    reports = [train_step(session, batches, Clock()).scalars for _ in range(5)]
+    assert ["usage/verb" in report for report in reports] == [False, False, False, False, True]
+
+
+def test_processes_count_together(runs, tmp_path):
+    environment = {
+        **os.environ, "NUM_PROCESSES": "2", "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    settings = ["train.log_every=2", "train.max_steps=2", "train.sample_every=0", "train.eval_every=0"]
+    command = ["scripts/launch.sh", "scripts/train.py", str(runs / "stage1.yaml"), *settings]
+    done = subprocess.run(
+        ["bash", *command, f"train.output_dir={tmp_path / 'two'}"], env=environment, cwd=ROOT, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert script.main([str(runs / "stage1.yaml"), *settings, f"train.output_dir={tmp_path / 'one'}"]) == 0
+    one, two = (next(line for line in log_lines(tmp_path / name) if line["step"] == 2) for name in ("one", "two"))
+    for kind in ("usage", "perplexity", "dead"):
+        for name in LISTS:
+            assert two[f"train/{kind}/{name}"] == pytest.approx(one[f"train/{kind}/{name}"], rel=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------- warning
+
+
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_collapse_is_told_once(caplog):
+    watch = UsageWatch(TokenLayout(), clips=6400)
+    for usage in (0.8, 0.5, 0.8 * FALLEN + 0.001):
+        watch.see({"usage/noun": usage, "code_loss": 1.0})
+    assert not warnings(caplog)
+    watch.see({"usage/noun": 0.39})
+    watch.see({"usage/noun": 0.2})
+    watch.see({"code_loss": 1.0})  # no window
+    (told,) = warnings(caplog)
+    assert told == "the noun list collapses: 39.0% of its words were chosen in the last window, 80.0% in its best"
+    watch.see({"usage/noun": 0.6})  # recovered
+    watch.see({"usage/noun": 0.1, "usage/verb": LEAST + 0.001})
+    assert len(warnings(caplog)) == 2
+    watch.see({"usage/verb": LEAST - 0.03})
+    assert "the verb list collapses: 2.0%" in warnings(caplog)[2]
+
+
+def test_small_windows_cannot_use_more_words_than_they_have_ids(caplog):
+    watch = UsageWatch(TokenLayout(), clips=1)  # 256 nouns of 5403
+    watch.see({"usage/noun": 0.01})
+    assert not warnings(caplog)
+    watch.see({"usage/noun": 0.002})
+    assert "the noun list" in warnings(caplog)[0]
+
+
+def test_a_collapsed_model_warns_and_a_resumed_run_remembers(runs, tmp_path, caplog):
+    run = config_of(runs, "stage1", f"train.output_dir={tmp_path}")
+    task = make_task(Stage1Task, run)
+    session, _ = begin(task, run)
+    task.derive({"usage/adverb": 1.0})
+    assert not warnings(caplog)
+    checkpoint.save(session.state, tmp_path)
+    later = make_task(Stage1Task, run)
+    again, batches = begin(later, run)
+    checkpoint.load(again.state, tmp_path / "checkpoint-0")
+    assert later.watch.most == {"adverb": 1.0}
+    with torch.no_grad():  # every latent in one direction
+        later.model.encoder.temporal_out[-1].weight.zero_()
+        later.model.encoder.temporal_out[-1].bias.fill_(1.0)
+    next(later.losses({"video": next(batches)["video"]}, StepContext(0, 42, 0, 4, 4)))
+    later.derive({name: value.item() for name, value in later.after_step(StepContext(0, 42, 0, 4, 4)).items()})
+    assert any("the adverb list collapses" in told for told in warnings(caplog))
+
+
+def test_validation_neither_counts_nor_warns(runs, caplog):
+    run = config_of(runs, "stage1")
+    task = make_task(Stage1Task, run)
+    session, _ = begin(task, run)
+    assert "eval/code_loss" in evaluate(session)
+    assert not task.players["generator"].bare.usage.counts.any() and not task.watch.most and not warnings(caplog)
+
+
+# ----------------------------------------------------------------------------------------------------------- dropout
+
+
+def test_dropout_redraws_the_codes_in_training_alone():
+    """The release's codebook dropout: what is near changes from step to step, and never in evaluation."""
+    video = tiny.clips(0, 1)
+
+    def chosen(model) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([ids for lookup in model.predict(video).lookups for ids in lookup.ids], dim=1)
+
+    for dropout in (0.0, 0.5):
+        model = tiny.tokenizer(tiny.tokenizer_config(graph_dropout=dropout)).train()
+        torch.manual_seed(0)
+        assert torch.equal(chosen(model), chosen(model)) == (dropout == 0)
+        assert torch.equal(chosen(model.eval()), chosen(model))

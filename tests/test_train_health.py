@@ -1,0 +1,330 @@
+"""Steps that are not finite change nothing, clips that cannot be read are counted, and neither makes the host wait."""
+
+import json
+import math
+import re
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from stages import begin as begin_stage
+from stages import config_of, first_batch, script, snapshot
+from test_train_loop import assert_same_weights, begin, log_lines, results
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy_task import START, ToyTask, Vectors, errors, spawn_fit, toy_run
+
+from sweettok.train.checkpoint import checkpoints
+from sweettok.train.health import Health
+from sweettok.train.loop import Clock, fit, train_step
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def train(run, **settings):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    task = ToyTask(run, **settings)
+    fit(task, run)
+    return task
+
+
+class Harm:
+    """Spoils the generator's loss at some steps, on some processes: its value, its gradients, or both."""
+
+    def __init__(self, steps, kind="both", clips=None):
+        self.steps, self.kind, self.clips = steps, kind, clips
+
+    def __call__(self, context, loss):
+        if context.step not in self.steps or self.clips not in (None, context.batch_start):
+            return loss
+        if self.kind == "value":
+            return loss + torch.tensor(math.inf)
+        if self.kind == "gradient":
+            loss.register_hook(lambda gradient: gradient * math.nan)
+            return loss
+        return loss * math.nan
+
+
+class Damaged(Vectors):
+    """Every clip whose number is in `bad` has a problem, in every epoch."""
+
+    def __init__(self, count, seed, bad):
+        super().__init__(count, seed)
+        self.bad = bad
+
+    def __getitem__(self, item):
+        index = item[1] if isinstance(item, tuple) else item
+        problem = f"clip{index}.mp4: no frames" if index in self.bad else ""
+        return {**super().__getitem__(item), "problem": problem}
+
+
+class Meets:
+    """Makes a task whose clips are damaged."""
+
+    def __init__(self, *bad):
+        self.bad = bad
+
+    def __call__(self, run):
+        task = ToyTask(run)
+        task.train_dataset = Damaged(11, 1, self.bad)
+        return task
+
+
+SKIPPING = {"max_steps": 5, "save_every": 1, "micro_batch_size": 1}
+MEETING = {"max_steps": 8, "log_every": 3, "micro_batch_size": 2, "save_every": 4, "eval_every": 0}
+STOPPING = {"max_steps": 50, "log_every": 50, "save_every": 50, "eval_every": 0, "max_bad_clips": 2}
+
+
+def harmed(run):
+    return ToyTask(run, meddle=Harm([2], clips=3))
+
+
+def always_harmed(run):
+    return ToyTask(run, meddle=Harm(range(9), clips=2))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Runs of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    spawn_fit(
+        (toy_run(folder / "skips", **SKIPPING), harmed),
+        (toy_run(folder / "ends", max_skipped_steps=1, log_every=50), always_harmed),
+        (toy_run(folder / "meets", **MEETING), Meets(3, 7)),
+        (toy_run(folder / "meets", **(MEETING | {"max_steps": 16})), Meets(3, 7, 9)),
+        (toy_run(folder / "stops", **STOPPING), Meets(1, 4, 5, 8)),
+    )
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------ skipped steps
+
+
+@pytest.mark.parametrize("kind", ["value", "gradient", "both"])
+def test_a_skipped_step_changes_no_weight_moment_or_buffer(tmp_path, kind):
+    run = toy_run(tmp_path)
+    task = ToyTask(run, meddle=Harm([START + 1], kind))
+    session, batches = begin(task, run)
+    for _ in range(START + 1):
+        train_step(session, batches, Clock())
+    modules = [player.module for player in task.players.values()]
+    before = [snapshot(module) for module in modules]
+    moments = [{key: value.clone() for key, value in entry.items() if value is not None}
+               for player in task.players.values() for entry in player.optimizer.state.values()]  # fmt: skip
+    train_step(session, batches, Clock())
+    for module, old in zip(modules, before, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in module.state_dict().items())
+    after = [entry for player in task.players.values() for entry in player.optimizer.state.values()]
+    for old, new in zip(moments, after, strict=True):
+        assert all(torch.equal(value, new[key]) for key, value in old.items())
+    # Averages and schedules follow the steps, so that they can be told from the step alone.
+    assert session.state.ema.calls == task.players["generator"].scheduler.last_epoch == START + 2
+    assert task.players["discriminator"].scheduler.last_epoch == 2
+    assert session.health.look(wait=True) is False and session.state.skipped == session.state.skipped_in_a_row == 1
+
+    train_step(session, batches, Clock())
+    session.health.look(wait=True)
+    assert (session.state.skipped, session.state.skipped_in_a_row) == (1, 0)
+    assert not any(torch.equal(task.model.state_dict()[name], before[0][name]) for name in before[0])
+
+
+@pytest.mark.parametrize("stage", ["proxy", "stage2"])
+def test_statistics_survive_a_skipped_step(runs, stage):
+    """The code table and the discriminator's norms, which change before a step is known to count."""
+    task = script.build_task(config_of(runs, stage))
+    session, batches = begin_stage(task, task.run)
+    train_step(session, batches, Clock())
+    modules = [task.model, task.players["discriminator"].bare]
+    before = [snapshot(module) for module in modules]
+    decoder = task.model.decoder if stage == "proxy" else task.model.pixel_decoder
+    poisons = [decoder.register_forward_hook(lambda module, inputs, output: output * math.nan)]
+    if stage == "proxy":  # features as well, which its code table averages
+        poisons.append(
+            task.model.register_forward_hook(lambda *args: args[2]._replace(features=args[2].features * math.nan))
+        )
+    train_step(session, batches, Clock())
+    for poison in poisons:
+        poison.remove()
+    session.health.look(wait=True)
+    assert session.state.skipped == 1
+    for module, old in zip(modules, before, strict=True):
+        assert all(torch.equal(value, old[name]) for name, value in module.state_dict().items())
+    train_step(session, batches, Clock())
+    for module in modules:
+        assert all(value.isfinite().all() for value in module.state_dict().values())
+    moved = {name for name, value in modules[1].state_dict().items() if not torch.equal(value, before[1][name])}
+    assert any("running_mean" in name for name in moved)
+
+
+def test_processes_skip_together(two, tmp_path):
+    """One of two processes has a number that is not finite; so has the one process of another run."""
+    run = toy_run(tmp_path, **SKIPPING)
+    fit(harmed(run), run)
+    for step in range(1, 6):
+        assert_same_weights(tmp_path / f"checkpoint-{step}", two / "skips" / f"checkpoint-{step}", 1e-13)
+    weights = [load_file(two / "skips" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 3, 4)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
+    mine, others = log_lines(tmp_path), log_lines(two / "skips")
+    assert [line["skipped_steps"] for line in others] == [0, 0, 1, 1, 1]
+    assert others[2].pop("train/loss/generator") is None is mine[2].pop("train/loss/generator")
+    for one, other in zip(mine, others, strict=True):
+        known = {key for key, value in results(one).items() if value is not None}
+        assert known == {key for key, value in results(other).items() if value is not None}
+        assert [other[key] for key in sorted(known)] == pytest.approx([one[key] for key in sorted(known)], rel=1e-6)
+
+
+def test_too_many_in_a_row_end_the_run(tmp_path):
+    settings = {"max_steps": 9, "save_every": 2, "max_skipped_steps": 2, "eval_every": 0}
+    train(toy_run(tmp_path / "enough", **settings), meddle=Harm([1, 2, 4, 5]))
+    assert [line["skipped_steps"] for line in log_lines(tmp_path / "enough")] == [0, 1, 2, 2, 3, 4, 4, 4, 4]
+    with pytest.raises(FloatingPointError, match=r"step 5 is not finite, nor were the 2 before.*loss/generator"):
+        train(toy_run(tmp_path / "many", **settings), meddle=Harm([2, 3, 4]))
+    told = json.loads((tmp_path / "many" / "nonfinite-5.json").read_text(), parse_constant=pytest.fail)
+    assert (told["step"], told["skipped_in_a_row"]) == (5, 3)
+    assert {"grad_norm/generator", "loss/generator"} <= set(told["not_finite"])
+    (process,) = told["processes"]
+    assert process["values"]["loss/generator"] == ["nan"] and process["values"]["error"][0] > 0
+    assert len(process["clips"]) == 4 and all("/" in clip for clip in process["clips"])
+    weights = load_file(checkpoints(tmp_path / "many")[-1] / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+    # What was skipped before a checkpoint counts after it.
+    with pytest.raises(FloatingPointError, match="step 5 is not finite"):
+        train(toy_run(tmp_path / "many", **settings), meddle=Harm([4]))
+
+
+def test_processes_end_together(two):
+    """Neither waits for the other when too many steps are skipped."""
+    told = errors(two / "ends")
+    assert len(told) == 2 and told[0] == told[1] and "step 2 is not finite" in told[0]
+    report = json.loads((two / "ends" / "nonfinite-2.json").read_text())
+    assert [process["values"]["loss/generator"][0] == "nan" for process in report["processes"]] == [False, True]
+
+
+def test_votes_are_read_late_on_a_device(tmp_path, monkeypatch):
+    """As where the host queues steps ahead: the same steps are skipped, and the run ends a step later."""
+    original = Health.__init__
+
+    def late(self, *args):
+        original(self, *args)
+        self.lag = 1
+
+    monkeypatch.setattr(Health, "__init__", late)
+    settings = {"max_steps": 9, "save_every": 20, "log_every": 20, "eval_every": 0, "max_skipped_steps": 1}
+    harm = Harm([3, 4, 5])
+    with pytest.raises(FloatingPointError, match="step 5 is not finite"):
+        task = ToyTask(toy_run(tmp_path, **settings), meddle=harm)
+        fit(task, toy_run(tmp_path, **settings))
+    assert task.calls == 6
+    assert (tmp_path / "nonfinite-5.json").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------- no waiting
+
+
+class Waits(TorchDispatchMode):
+    """Counts operators that, on a device, would wait for it: those whose result is a number or depends on values."""
+
+    NAMES = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.NAMES:
+            self.found[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def waits_of(monkeypatch, work) -> Counter:
+    """What waits while `work()` runs: operators, and values that leave a tensor, but for the votes of health.py."""
+    with monkeypatch.context() as patch, Waits() as waits:
+        for name in ("tolist", "cpu", "numpy", "item", "__bool__", "__float__", "__int__"):
+            original = getattr(Tensor, name)
+
+            def counted(self, *args, _name=name, _original=original, **kwargs):
+                caller = sys._getframe(1).f_code.co_filename
+                votes = _name == "tolist" and caller.endswith("health.py")
+                waits.found[_name] += not votes and "data" not in caller and "collate" not in caller
+                return _original(self, *args, **kwargs)
+
+            patch.setattr(Tensor, name, counted)
+        work()
+    return +waits.found
+
+
+def test_quiet_steps_do_not_wait(tmp_path, monkeypatch):
+    run = toy_run(tmp_path)
+    session, batches = begin(ToyTask(run), run)
+
+    def steps():
+        for _ in range(4):
+            train_step(session, batches, Clock())
+            session.health.look(wait=False)
+
+    assert waits_of(monkeypatch, steps) == Counter()
+    scalar = torch.ones(())
+    assert waits_of(monkeypatch, lambda: [scalar.item(), bool(scalar), scalar.tolist()]).total() >= 3
+
+
+@pytest.mark.parametrize("stage", ["proxy", "stage1", "stage2"])
+def test_quiet_steps_of_the_stages_do_not_wait(runs, monkeypatch, stage):
+    task = script.build_task(config_of(runs, stage))
+    session, _ = begin_stage(task, task.run)
+    batch = first_batch(task)
+
+    def steps():
+        for _ in range(2):
+            train_step(session, iter([batch]), Clock())
+            session.health.look(wait=False)
+
+    steps()  # what is looked up once
+    assert waits_of(monkeypatch, steps) == Counter()
+
+
+# -------------------------------------------------------------------------------------------------------- bad clips
+
+
+def fit_alone(run, make):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    fit(make(run), run)
+
+
+def listed(folder):
+    return sorted((folder / "bad_clips.txt").read_text().splitlines())
+
+
+def test_bad_clips_are_listed_once(two, tmp_path):
+    """Over three epochs, by one process and by two, and after a resume."""
+    fit_alone(toy_run(tmp_path, **MEETING), Meets(3, 7))
+    assert listed(tmp_path) == ["clip3.mp4: no frames", "clip7.mp4: no frames"]
+    assert log_lines(tmp_path)[-1]["bad_clips"] == 2
+    fit_alone(toy_run(tmp_path, **(MEETING | {"max_steps": 16})), Meets(3, 7, 9))
+    for folder in (tmp_path, two / "meets"):
+        assert listed(folder) == [f"clip{index}.mp4: no frames" for index in (3, 7, 9)]
+        assert log_lines(folder)[-1]["bad_clips"] == 3
+    assert errors(two / "meets") == []
+
+
+def test_too_many_bad_clips_end_the_run(two, tmp_path):
+    """Before anything is due to be logged; and again at once until they are repaired."""
+    told = r"(?s)clips could not be read, more than train.max_bad_clips=2.*bad_clips.txt.*\n  clip\d.mp4: no frames"
+    for make in (Meets(1, 4, 5, 8), Meets()):
+        with pytest.raises(ValueError, match=told):
+            fit_alone(toy_run(tmp_path, **STOPPING), make)
+    of_two = errors(two / "stops")
+    assert len(of_two) == 2 and of_two[0] == of_two[1] and re.search(told, of_two[0])
+    for folder in (tmp_path, two / "stops"):
+        assert 3 <= len(listed(folder)) <= 4 and not (folder / "log.jsonl").exists()
+
+
+def test_tasks_without_problems_have_none(tmp_path):
+    train(toy_run(tmp_path))
+    assert not (tmp_path / "bad_clips.txt").exists()
+    assert {line["bad_clips"] for line in log_lines(tmp_path)} == {0}

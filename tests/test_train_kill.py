@@ -1,0 +1,236 @@
+"""A run that is killed, at any moment, or asked to stop, goes on as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from stages import ROOT, log_lines, script
+from test_train_loop import assert_equal, assert_same_weights, results
+from toy_task import ToyTask, spawn_fit, toy_run
+
+from sweettok.data.dataset import GlobalBatchSampler
+from sweettok.train import checkpoint
+from sweettok.train.checkpoint import RunState, checkpoints, latest
+from sweettok.train.ema import EMA
+from sweettok.train.loop import fit
+from sweettok.train.signals import STOPPED
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+KILLS, SAVE_EVERY = 30, 4
+
+
+class Signal:
+    """Sends a signal at a step to this process, and with `children` to its data workers as well."""
+
+    def __init__(self, step, number=signal.SIGTERM, rank=None, children=False):
+        self.step, self.number, self.rank, self.children = step, number, rank, children
+
+    def __call__(self, context, loss):
+        if context.step == self.step and self.rank in (None, int(os.environ.get("RANK", 0))):
+            for child in multiprocessing.active_children() if self.children else ():
+                os.kill(child.pid, self.number)
+            os.kill(os.getpid(), self.number)
+        return loss
+
+
+def assert_same_checkpoint(one, other):
+    assert_same_weights(one, other, 0)
+    states = [torch.load(folder / "optimizers.pt", weights_only=True) for folder in (one, other)]
+    assert_equal(*states)
+    texts = [json.loads((folder / "state.json").read_text()) | {"tracker_id": None} for folder in (one, other)]
+    assert texts[0] == texts[1]
+
+
+# ------------------------------------------------------------------------------------------------------ killed
+
+
+def test_thirty_kills(tmp_path):
+    """In a process of its own, which does not wait for imports when it starts a run anew."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kills, torn, last = map(int, done.stdout.split())
+    assert kills == KILLS and torn > 0  # some of them while it was saving
+
+    folder, unbroken = tmp_path / "killed", tmp_path / "unbroken"
+    assert_same_checkpoint(folder / f"checkpoint-{last}", unbroken / f"checkpoint-{last}")
+    lines = log_lines(folder)
+    assert [line["step"] for line in lines] == list(range(1, last + 1))
+    expected = {line["step"]: line for line in log_lines(unbroken)}
+    assert [results(line) for line in lines] == [results(expected[line["step"]]) for line in lines]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    assert len(checkpoints(folder)) == 2
+
+
+def drive(folder: Path) -> None:
+    """Kill a run again and again, look at what it left each time; then end it after a known step, and one unbroken."""
+    torch.set_num_threads(1)
+    rng, killed, torn = random.Random(0), folder / "killed", 0
+    for _ in range(KILLS):
+        before = latest_step(killed)
+        kill(rng, start_run(killed))
+        after = latest_step(killed)
+        assert after >= before, "a checkpoint is gone"
+        for path in checkpoints(killed):
+            checkpoint.load(toy_state(killed), path)
+        torn += any(killed.glob(".*.partial*"))
+        logged = [step for step in map(step_of, log_text(killed)) if step is not None]
+        assert max(logged, default=0) <= after + SAVE_EVERY, "steps before the last checkpoint are lost"
+    last = latest_step(killed) + 3
+    for path in (killed, folder / "unbroken"):
+        pid, reader = start_run(path, Signal(last - 1))
+        os.close(reader)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == STOPPED
+    print(KILLS, torn, last)
+
+
+def start_run(folder: Path, meddle=None) -> tuple[int, int]:
+    """A process that trains, and a pipe that says when its first step begins."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+
+    def tell(context, loss):
+        if writer_open:
+            os.close(writer_open.pop())
+        return meddle(context, loss) if meddle is not None else loss
+
+    writer_open, status = [writer], 1
+    try:
+        os.dup2(os.open(folder.parent / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        run = killed_run(folder)
+        status = 0 if fit(ToyTask(run, meddle=tell), run) else STOPPED
+    finally:
+        os._exit(status)
+
+
+def kill(rng: random.Random, run: tuple[int, int]) -> None:
+    """After a random time, counted from its first step or, sometimes, from its start."""
+    pid, reader = run
+    if rng.random() < 0.8:
+        os.read(reader, 1)  # its end
+    time.sleep(rng.uniform(0, 0.2))
+    os.kill(pid, signal.SIGKILL)
+    os.close(reader)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, "the run ended by itself"
+
+
+def killed_run(folder: Path):
+    return toy_run(folder, max_steps=10**6, save_every=SAVE_EVERY, eval_every=0, keep_checkpoints=2)
+
+
+def toy_state(folder: Path) -> RunState:
+    run = killed_run(folder)
+    task = ToyTask(run)
+    sampler = GlobalBatchSampler(len(task.train_dataset), 4, rank=0, world_size=1, micro_batch=4, seed=run.train.seed)
+    return RunState(run, task, EMA(task.model), sampler)
+
+
+def latest_step(folder: Path) -> int:
+    found = latest(folder)
+    return int(found.name.partition("-")[2]) if found is not None else 0
+
+
+def log_text(folder: Path) -> list[str]:
+    path = folder / "log.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return None
+
+
+# -------------------------------------------------------------------------------------------------- asked to stop
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGTERM, 1)])
+def test_a_signal_saves_and_stops(tmp_path, number, workers):
+    """Data workers, which a cluster signals too, live on until the run has stopped."""
+    unbroken, stopped = toy_run(tmp_path / "unbroken"), toy_run(tmp_path / "stopped", num_workers=workers)
+    assert fit(ToyTask(unbroken), unbroken) is True
+    before = signal.getsignal(number)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert fit(ToyTask(stopped, meddle=Signal(3, number, children=True)), stopped) is False
+    assert signal.getsignal(number) is before
+    assert latest_step(tmp_path / "stopped") == 4 and not (tmp_path / "stopped" / "final").exists()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert fit(ToyTask(stopped), stopped) is True
+    assert_same_checkpoint(tmp_path / "unbroken" / "checkpoint-6", tmp_path / "stopped" / "checkpoint-6")
+    assert [line["step"] for line in log_lines(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
+    run = toy_run(tmp_path)
+    assert fit(ToyTask(run, meddle=Signal(5)), run) is True
+    assert (tmp_path / "final").is_dir()
+
+
+def second_is_signalled(run):
+    return ToyTask(run, meddle=Signal(2, rank=1))
+
+
+def test_processes_stop_together(tmp_path):
+    """All save after the same step when one is signalled."""
+    one, two = toy_run(tmp_path / "one", max_steps=5), toy_run(tmp_path / "two", max_steps=5)
+    fit(ToyTask(one), one)
+    spawn_fit((two, second_is_signalled))
+    assert [path.name for path in checkpoints(tmp_path / "two")] == ["checkpoint-3"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert fit(ToyTask(two), two) is True
+    assert_same_weights(tmp_path / "one" / "checkpoint-5", tmp_path / "two" / "checkpoint-5", 1e-13)
+
+
+def test_the_script_s_exit_status(runs, tmp_path, monkeypatch):
+    config = [str(runs / "proxy.yaml"), f"train.output_dir={tmp_path / 'out'}", "train.sample_every=0"]
+    for file in (None, tmp_path / "status"):
+        monkeypatch.setattr(script, "fit", lambda *_: False)
+        if file is not None:
+            monkeypatch.setenv("LAUNCH_STATUS", str(file))
+        assert script.main(config) == (STOPPED if file is None else 0)
+    assert file.read_text() == str(STOPPED)
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(script, "fit", fail)
+    assert script.main(config) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_launcher_passes_signals_and_statuses_on(runs, tmp_path, processes):
+    environment = {
+        **os.environ, "NUM_PROCESSES": str(processes), "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    settings = [f"train.output_dir={tmp_path}", "train.max_steps=100000", "train.sample_every=0", "train.eval_every=0",
+                "train.save_every=100000"]  # fmt: skip
+    command = ["bash", str(ROOT / "scripts" / "launch.sh"), "scripts/train.py", str(runs / "proxy.yaml"), *settings]
+    with (tmp_path / "out.txt").open("w") as out:
+        launched = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+        while not log_text(tmp_path) and launched.poll() is None:
+            time.sleep(0.1)
+        launched.send_signal(signal.SIGTERM)
+        status = launched.wait(timeout=120)
+    told = (tmp_path / "out.txt").read_text()
+    assert status == STOPPED, told[-2000:]
+    assert latest_step(tmp_path) > 0 and "asked to stop: saved after step" in told
+
+
+if __name__ == "__main__":
+    drive(Path(sys.argv[1]))
