@@ -32,7 +32,7 @@ for stage in proxy stage1 stage2; do
   CHECKPOINT=$out/$stage/final DATA=$out/clips/val.txt OUT=$out/$stage.json bash run_eval.sh > "$out/$stage.txt"
 done
 cat "$out/stage2.txt"
-"$python" scripts/quickstart_table.py "$out"
+"$python" scripts/quickstart_table.py tokenizer "$out"
 
 step "reconstructions"
 if [ ${#videos[@]} -eq 0 ]; then
@@ -48,6 +48,7 @@ done
 
 step "generator"
 CONFIG=configs/tiny/generator.yaml bash run_train_generator.sh
+"$python" scripts/quickstart_table.py generator "$out"
 
 step "generated clips of every class"
 GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.txt OUT=$out/generated PER_CLASS=4 \

@@ -1,6 +1,7 @@
-"""Print the PSNR of every stage beside two baselines, from quickstart's reports; fail if a stage learned too little.
+"""Print what quickstart's stages have learned, beside baselines, from their reports and logs; fail if it is too little.
 
-    python scripts/quickstart_table.py outputs/tiny
+    python scripts/quickstart_table.py tokenizer outputs/tiny     PSNR of every stage on held-out clips
+    python scripts/quickstart_table.py generator outputs/tiny     perplexity of held-out words
 """
 
 import json
@@ -8,9 +9,10 @@ import sys
 from pathlib import Path
 
 MARGIN = 2.0  # dB by which the tokenizer must beat both baselines
+FACTOR = 4.0  # by which the generator's perplexity must be below that of guessing
 
 
-def main(folder: str) -> int:
+def tokenizer(folder: str) -> int:
     scores = {
         stage: json.loads((Path(folder) / f"{stage}.json").read_text())["results"]["scores"]
         for stage in ("proxy", "stage1", "stage2")
@@ -34,5 +36,20 @@ def main(folder: str) -> int:
     return 0
 
 
+def generator(folder: str) -> int:
+    lines = (Path(folder) / "generator" / "log.jsonl").read_text().splitlines()
+    found = [line for line in map(json.loads, lines) if "eval/perplexity" in line][-1]
+    perplexity, uniform = found["eval/perplexity"], found["eval/perplexity_uniform"]
+    print(f"\nperplexity of held-out words: {perplexity:.2f}, by guessing within the lists {uniform:.2f}")
+    for name, value in found.items():
+        if name.startswith("eval/perplexity/"):
+            right = found[name.replace("perplexity", "accuracy")]
+            print(f"  {name.removeprefix('eval/perplexity/'):12} {value:6.2f}, likeliest word right {right:.1%}")
+    if perplexity * FACTOR > uniform:
+        print(f"error: expected a perplexity {FACTOR:.0f} times below that of guessing", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit({"tokenizer": tokenizer, "generator": generator}[sys.argv[1]](sys.argv[2]))

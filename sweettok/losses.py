@@ -81,7 +81,7 @@ def pick_frames(video: Tensor, indices: Tensor) -> Tensor:
             f"video must be (B, C, T, H, W) and indices (B,); got {tuple(video.shape)} and {tuple(indices.shape)}"
         )
     clips = torch.arange(len(indices), device=video.device)
-    return video[clips, :, indices.to(video.device)]
+    return video[clips, :, indices.to(video.device, non_blocking=True)]
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "words": BASE | {"data", "models", "words"},
     "__init__": set(),
 }
-LATE = {"decord", "open_clip", "tensorboard", "timm", "wandb"}
+LATE = {"decord", "open_clip", "spacy", "tensorboard", "timm", "transformers", "wandb"}
 
 
 def part_of(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sweettok.priors.graph import WordGraph
+from sweettok.priors.graph import WordGraph, normalised_adjacency
 
 
 class GraphConv(nn.Module):
@@ -96,15 +96,3 @@ class LanguageCodebook(nn.Module):
     def refresh(self) -> None:
         """Forget what was kept."""
         self._kept.clear()
-
-
-def normalised_adjacency(edges: Tensor, num_words: int) -> Tensor:
-    """Undirected pairs (2, E) -> sparse (V, V), one self loop a word, rows and columns scaled by degree^-1/2."""
-    a, b = edges
-    loops = torch.arange(num_words, device=edges.device)
-    rows, columns = torch.cat((a, b, loops)), torch.cat((b, a, loops))
-    weights = torch.cat(((a != b).float().repeat(2), torch.ones(num_words, device=edges.device)))
-    scale = torch.zeros(num_words, device=edges.device).index_add_(0, rows, weights).rsqrt()
-    values = scale[rows] * weights * scale[columns]
-    places, size = torch.stack((rows, columns)), (num_words, num_words)
-    return torch.sparse_coo_tensor(places, values, size, check_invariants=True).coalesce()

@@ -53,7 +53,8 @@ class CodeTable(nn.Module):
         feature of this step, with a mean count (`generator` must draw alike on every process). Returns how many moved.
         """
         features, K = [rows.float() for rows in features], len(self.embeddings)
-        counts = torch.bincount(codes, minlength=K).float()
+        # bincount would wait for the device.
+        counts = torch.zeros(K, device=codes.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
         sums = torch.zeros_like(self.sums).index_add_(0, codes, torch.cat(features))
         if distributed():
             dist.all_reduce(counts)
