@@ -39,7 +39,6 @@ WRONG_VIDEOS = {
     "nothing": (None, "must be a torch tensor, got NoneType"),
     "8 frames": (frames(1, 3, 8, 16, 16), r"8 frames do not fit: 1 \+ a multiple of 4 .* \(5 or 9\)"),
     "10 frames": (frames(1, 3, 10, 16, 16), r"10 frames do not fit: .* \(9 or 13\)"),
-    "one frame": (frames(1, 3, 1, 16, 16), "one frame has no motion to tokenize: at least 5 frames are needed"),
     "other size": (frames(1, 3, 9, 32, 16), "frames are 32x16, but this tokenizer's .* are for 16x16"),
 }
 

@@ -1,10 +1,10 @@
 """What the release's codebook dropout does: stage 1 of the tiny configuration without and with it, seed for seed.
 
-    python scripts/bench/codebook_dropout.py [--steps 400] [--dropouts 0.0 0.5] [--out scripts/bench/results/codebook_dropout.json]
+    python scripts/bench/codebook_dropout.py [--steps 400] [--dropouts 0.0 0.5] [--out FILE]
 
 Needs what the quickstart leaves in outputs/tiny (clips, prior, proxy). With dropout the codes are drawn anew at every
 step, so the words chosen in training are not those that the finished tokenizer chooses: the latter are counted on the
-held-out clips, whose codes are never dropped.
+held-out clips, whose codes are never dropped. Both curves are in scripts/bench/results/codebook_dropout.json.
 """
 
 import argparse

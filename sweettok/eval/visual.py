@@ -1,4 +1,4 @@
-"""The reconstruct command: for each video, files to look at and files to compute with."""
+"""The reconstruct command: for each video or image, files to look at and files to compute with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from accelerate import PartialState
 from safetensors.torch import save
 from torch import Tensor
 
-from sweettok.data.reader import probe, read_clip
+from sweettok.data.lists import IMAGE_SUFFIXES
+from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.writer import compare, film_strip, write_aside, write_png, write_video
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
@@ -30,7 +31,7 @@ LABELS = ("original", "reconstruction", "difference")
 def reconstruct(
     videos: Sequence[str | Path], checkpoint: str | Path, out: str | Path, position: str = "center"
 ) -> Iterator[dict[str, Any]]:
-    """Send one clip of each video through a tokenizer and write what came of it; yields a summary per video.
+    """Send one clip of each video, or an image, through a tokenizer and write what came of it; yields their summaries.
 
     Into `out`, by the video's name: NAME.mp4 (original | reconstruction | difference), NAME.png (frames of it),
     NAME.safetensors (`ids`, ready for `decode`) and NAME.json (PSNR of every frame, layout of the ids, first words).
@@ -40,15 +41,19 @@ def reconstruct(
     tokenizer = load_tokenizer(checkpoint).to(device)
     config = tokenizer.config
     for path, name in zip(videos, unique_names(videos), strict=True):
-        info = probe(path)
-        clip = read_clip(path, config.num_frames, (config.height, config.width), position=position)
+        info, size = probe(path), (config.height, config.width)
+        if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+            clip, black = read_image(path, size), 0
+        else:
+            clip = read_clip(path, config.num_frames, size, position=position)
+            black = max(0, config.num_frames - info.num_frames)
         trip = round_trip(tokenizer, clip[None].to(device))
         shown = to_uint8(trip.video).cpu()
         facts = {
             "video": str(path),
             "source": asdict(info),
-            "clip": {"position": position, "frames": config.num_frames, "height": config.height, "width": config.width},
-            "black_frames": max(0, config.num_frames - info.num_frames),
+            "clip": {"position": position, "frames": clip.shape[1], "height": config.height, "width": config.width},
+            "black_frames": black,
             "psnr": psnr(clip[None], shown).item(),
             "psnr_per_frame": frame_psnr(clip[None], shown)[0].tolist(),
             "ids_per_clip": trip.ids[0].numel(),

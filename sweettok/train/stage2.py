@@ -86,6 +86,8 @@ def load_stage1(run: Stage2Run) -> SweetTok:
             raise ValueError(f"{run.tokenizer} is a published file, which holds no word graphs: set prior=FOLDER")
         proxy = load_proxy(run.proxy) if run.proxy else None
         model = SweetTok.from_release(run.tokenizer, run.prior, proxy=proxy)
+    if model.temporal_quantizer is None:
+        raise ValueError(f"{run.tokenizer} is the spatial branch alone: set tokenizer to the output of stage 1")
     if model.pixel_decoder is None:
         raise ValueError(f"{run.tokenizer} holds no pixel decoder: set proxy to the proxy that stage 1 was trained on")
     model.config = replace(model.config, pixel_path="expected")
