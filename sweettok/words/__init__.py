@@ -1,0 +1,1 @@
+"""What clips say, and what it is good for: summaries, pictures, few-shot recognition: `python -m sweettok.words`."""

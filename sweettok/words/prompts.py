@@ -1,0 +1,82 @@
+"""From an episode to the text that a language model reads.
+
+    Name each clip from the words that describe it. Answer with exactly one of: fall, rise.
+
+    Input: <adjectives: small, red; nouns: square; adverbs: slowly; verbs: drops, sinks>
+    Output: fall
+
+    Input: <...>
+    Output: rise
+
+    Input: <...>
+    Output:
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sweettok.words.episodes import Episode
+from sweettok.words.summary import KINDS, check_kinds
+
+ORDERS = ("interleaved", "grouped", "shuffled")
+Words = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What a prompt holds.
+
+    words: most frequent words of each kind that a clip is told in. kinds: of words. instruction: whether a first line
+    names the classes, in alphabetical order. repeats: how many more times all examples are shown. order: of the
+    examples: one of each class in turn, class after class, or drawn at random (by `seed` and the episode's number).
+    """
+
+    words: int = 5
+    kinds: tuple[str, ...] = KINDS
+    instruction: bool = True
+    repeats: int = 0
+    order: str = "interleaved"
+    seed: int = 0
+
+    def __post_init__(self):
+        check_kinds(self.kinds)
+        if self.words < 1 or self.repeats < 0:
+            raise ValueError(f"words must be at least 1 and repeats at least 0; got {self.words} and {self.repeats}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {self.order!r}")
+
+
+def described(words: Words) -> str:
+    """"adjectives: small, red; nouns: square"; kinds without words are left out."""
+    return "; ".join(f"{kind}s: {', '.join(said)}" for kind, said in words.items() if said)
+
+
+def candidates(episode: Episode) -> list[str]:
+    """The names a model may answer with, in alphabetical order."""
+    return sorted(episode.classes)
+
+
+def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[str, str]]:
+    """(key, class name) of all examples in the order of the prompt, once; `number` is the episode's."""
+    grouped = [(key, name) for keys, name in zip(episode.support, episode.classes, strict=True) for key in keys]
+    if config.order == "interleaved":
+        shots = len(episode.support[0])
+        return [grouped[place * shots + shot] for shot in range(shots) for place in range(len(episode.classes))]
+    if config.order == "shuffled":
+        random.Random(f"{config.seed} {number} order").shuffle(grouped)
+    return grouped
+
+
+def build(
+    episode: Episode, query: str, words_of: Callable[[str], Words], config: PromptConfig, number: int = 0
+) -> str:
+    """The prompt that asks for the class of the clip `query`; it ends in "Output:"."""
+    shown = [f"Input: <{described(words_of(key))}>\nOutput: {name}" for key, name in examples(episode, config, number)]
+    parts = shown * (config.repeats + 1)
+    if config.instruction:
+        names = ", ".join(candidates(episode))
+        parts.insert(0, f"Name each clip from the words that describe it. Answer with exactly one of: {names}.")
+    return "\n\n".join([*parts, f"Input: <{described(words_of(query))}>\nOutput:"])
