@@ -226,8 +226,8 @@ class Generator(Pretrained, nn.Module):
     ) -> Tensor:
         """Draw clips: global ids (B, L) int64, for a tokenizer's `decode`.
 
-        A sample depends on (seed, its index), its condition and the settings, not on the batch it is drawn in (but for
-        rounding in matrix products of other sizes, which changes a word in about one of a million).
+        A sample depends on (seed, its index), its condition and the settings, not on the batch it is drawn in, but for
+        rounding in matrix products of other sizes, which very rarely moves a draw.
 
         Args:
             labels: class numbers or names, of generators with classes.

@@ -50,8 +50,7 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
 def draw(logits: Tensor, chances: Tensor) -> Tensor:
     """(B, V) logits and (B,) chances in (0, 1], float64 -> (B,) words, by inverting the distribution function.
 
-    The words keep their order, so that a rounding error in the logits moves the borders between words by as little,
-    and in all but one of about a million draws changes nothing.
+    The words keep their order, so that a rounding error in the logits moves the borders between words by as little.
     """
     reached = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(reached, chances[:, None] * reached[:, -1:]).squeeze(1)
