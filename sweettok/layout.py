@@ -159,11 +159,12 @@ class TokenLayout:
 # and closes (n) the spatial (s) and temporal (t) half, and, between a half's two segments, its middle (m).
 _SPECIALS = {"union": ("sos", "ss", "sn", "ts", "tn")}
 _SPECIALS["modifiers_and_head"] = (*_SPECIALS["union"], "sms", "smn", "tms", "tmn")
-# What stands before each segment, and after the last.
+# What stands before each segment; after the last stands the temporal half's end.
 _SEPARATORS = {
-    "union": (("ss",), ("sn", "ts"), ("tn",)),
-    "modifiers_and_head": (("ss",), ("smn", "sms"), ("sn", "ts"), ("tms", "tmn"), ("tn",)),
+    "union": (("ss",), ("sn", "ts")),
+    "modifiers_and_head": (("ss",), ("smn", "sms"), ("sn", "ts"), ("tms", "tmn")),
 }
+_END = "tn"
 
 
 @dataclass(frozen=True)
@@ -227,21 +228,21 @@ class SequenceLayout:
 
     @cached_property
     def separators(self) -> tuple[tuple[int, ...], ...]:
-        """Ids that stand before each segment, in order, and after the last."""
+        """Ids that stand before each segment, in order."""
         return tuple(tuple(self.special_ids[name] for name in run) for run in _SEPARATORS[self.layout.lookup])
 
     @cached_property
     def segment_starts(self) -> tuple[int, ...]:
         """Place in the target of each segment's first word."""
         starts, place = [], 0
-        for run, segment in zip(self.separators, self.layout.segments, strict=False):
+        for run, segment in zip(self.separators, self.layout.segments, strict=True):
             starts.append(place + len(run))
             place = starts[-1] + segment.length
         return tuple(starts)
 
     @property
     def target_length(self) -> int:
-        return self.segment_starts[-1] + self.layout.segments[-1].length + len(self.separators[-1])
+        return self.segment_starts[-1] + self.layout.segments[-1].length + 1
 
     @property
     def prompt_length(self) -> int:
@@ -257,14 +258,9 @@ class SequenceLayout:
     def target(self, ids: Tensor) -> Tensor:
         """Global ids (B, L) -> (B, R), words shifted and separators set; `ids` stays as it is."""
         words, parts = ids + self.word_start, []
-        for run, segment in zip(self.separators, self.layout.segments, strict=False):
+        for run, segment in zip(self.separators, self.layout.segments, strict=True):
             parts += [self._constant(run, words), words[:, segment.places]]
-        return torch.cat([*parts, self._constant(self.separators[-1], words)], dim=1)
-
-    def ids(self, target: Tensor) -> Tensor:
-        """(B, R) -> global ids (B, L): the inverse of `target`."""
-        pairs = zip(self.segment_starts, self.layout.segments, strict=True)
-        return torch.cat([target[:, start : start + segment.length] for start, segment in pairs], 1) - self.word_start
+        return torch.cat([*parts, self._constant((self.special_ids[_END],), words)], dim=1)
 
     def prompt(self, condition: Tensor | None = None, batch: int = 1, device: torch.device | None = None) -> Tensor:
         """(B, P) from classes (B,), where -1 is the null class, or from the ids (B, L) of the given clip.

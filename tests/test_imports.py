@@ -15,7 +15,7 @@ PACKAGE = Path(sweettok.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
-BASE = {"config", "convert", "layout", "pixels", "pretrained", "priors"}
+BASE = {"commands", "config", "convert", "layout", "pixels", "pretrained", "priors"}
 MAY_IMPORT = {
     **{part: BASE for part in BASE},
     "data": BASE | {"data"},

@@ -139,6 +139,10 @@ def main() -> None:
         plain, guided = (bench(model, batch, guided, device) for guided in (False, True))
         ratios = ", ".join(f"{past}: {b / a:.2f}x" for past, a, b in zip(PLACES, plain, guided, strict=True))
         print(f"batch {batch:2} guidance costs, at past {ratios}", flush=True)
+        if device.type == "cpu" and 2 < batch <= 16:
+            with patch.object(module.Linear, "BLOCK", 1 << 30):
+                undivided = step_seconds(model, batch, False, PLACES[0], device)
+            print(f"batch {batch:2} with layers' weights undivided, {undivided / plain[0]:.2f}x at past {PLACES[0]}")
         few = [past for past in PLACES if past <= 512]
         again = [recomputed_seconds(model, batch, past, device) for past in few]
         gains = ", ".join(f"{n}: {integral(few, again, n) / integral(PLACES, plain, n):.1f}x" for n in (128, 512))

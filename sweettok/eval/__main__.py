@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from sweettok.commands import report_errors
 from sweettok.eval.features import I3D_FILE
 from sweettok.eval.presets import DEFAULT, PRESETS, find_protocol
 from sweettok.eval.protocol import Protocol
@@ -66,11 +67,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; problems of the input become one line on stderr and exit code 1."""
     args = _parser().parse_args(argv)
-    try:
-        return COMMANDS[args.command](args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return report_errors(lambda: COMMANDS[args.command](args))
 
 
 def _rfvd(args: argparse.Namespace) -> int:

@@ -62,18 +62,18 @@ class QueryEncoder(nn.Module):
         return self.temporal_out(self.temporal_query.norm_out(x))
 
     @torch.no_grad()
-    def start_centred(self, video: Tensor) -> tuple[Tensor, ...]:
+    def start_centred(self, video: Tensor) -> dict[str, Tensor]:
         """Shift fresh output layers so that the latents of `video` differ in direction; their deviations, by branch."""
-        patches, deviations = self.patches(video), []
-        branches = [(self.spatial_branch, self.spatial_out)]
+        patches, deviations = self.patches(video), {}
+        branches = {"spatial": (self.spatial_branch, self.spatial_out)}
         if patches.shape[1] > 1:
-            branches.append((self.temporal_branch, self.temporal_out))
-        for branch, head in branches:
+            branches["temporal"] = (self.temporal_branch, self.temporal_out)
+        for name, (branch, head) in branches.items():
             latents = branch(patches).flatten(0, 1)
             centre = latents.mean(0)
             head[-1].bias.sub_(centre)
-            deviations.append(nn.functional.normalize(latents - centre, dim=-1).std(0).mean())
-        return tuple(deviations)
+            deviations[name] = nn.functional.normalize(latents - centre, dim=-1).std(0).mean()
+        return deviations
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.

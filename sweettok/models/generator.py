@@ -281,7 +281,7 @@ class Generator(Pretrained, nn.Module):
         sequence, transformer, batch = self.sequence, self.transformer, len(chances)
         cache = Cache(self.config.num_layers, sequence.block_size)
         words, unread = [], [prompt]
-        for run, segment in zip(sequence.separators, sequence.layout.segments, strict=False):
+        for run, segment in zip(sequence.separators, sequence.layout.segments, strict=True):
             unread.append(torch.tensor(run, device=prompt.device).expand(len(prompt), -1))
             first = sequence.word_start + segment.vocab_start
             for _ in range(segment.length):

@@ -180,8 +180,9 @@ class SweetTok(Pretrained, nn.Module):
 
         Images fit the spatial branch alone.
         """
-        deviations = self.encoder.start_centred(video)
-        for quantizer, deviation in zip((self.spatial_quantizer, self.temporal_quantizer), deviations, strict=False):
+        quantizers = {"spatial": self.spatial_quantizer, "temporal": self.temporal_quantizer}
+        for branch, deviation in self.encoder.start_centred(video).items():
+            quantizer = quantizers[branch]
             quantizer.codebook.start_spread(deviation, quantizer.list_sizes)
         self.decoder.start_head(self.pixel_decoder.codebook.embeddings)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from sweettok.commands import report_errors
 from sweettok.priors.build import Rules, build
 from sweettok.priors.captions import PARTS_OF_SPEECH, kind_of
 from sweettok.priors.io import load_prior, save_prior
@@ -171,12 +172,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    try:
-        {"build": _build, "show": _show, "convert": _convert}[args.command](args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    commands = {"build": _build, "show": _show, "convert": _convert}
+    return report_errors(lambda: commands[args.command](args))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from sweettok.commands import report_errors
 from sweettok.config import load_config
 
 
@@ -27,11 +28,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; problems of the input become one line on stderr and exit code 1."""
     args = _parser().parse_args(argv)
-    try:
-        return COMMANDS[args.command](args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return report_errors(lambda: COMMANDS[args.command](args))
 
 
 def _plan(args: argparse.Namespace) -> int:
