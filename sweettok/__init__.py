@@ -4,6 +4,17 @@ Importing this package is light: the public names are loaded when first used.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweettok.config import load_config as load_config
+    from sweettok.data.reader import read_clip as read_clip
+    from sweettok.layout import TokenLayout as TokenLayout
+    from sweettok.models.generator import Generator as Generator
+    from sweettok.models.output import TokenOutput as TokenOutput
+    from sweettok.models.proxy import ProxyTokenizer as ProxyTokenizer
+    from sweettok.models.tokenizer import SweetTok as SweetTok
+    from sweettok.video.long import LongTokens as LongTokens
 
 __version__ = "0.1.0"
 
@@ -12,17 +23,21 @@ _PUBLIC = {
     "Generator": "sweettok.models.generator",
     "ProxyTokenizer": "sweettok.models.proxy",
     "TokenLayout": "sweettok.layout",
+    "TokenOutput": "sweettok.models.output",
+    "LongTokens": "sweettok.video.long",
     "load_config": "sweettok.config",
     "read_clip": "sweettok.data.reader",
 }
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'sweettok' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+if not TYPE_CHECKING:  # to a type checker, a function of this name makes every name right
+
+    def __getattr__(name: str):
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'sweettok' has no attribute {name!r}")
+        return getattr(import_module(_PUBLIC[name]), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)

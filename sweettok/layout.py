@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 LOOKUPS = ("modifiers_and_head", "union")
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class TokenLayout:
     modifiers_per_query: int = 2
     lookup: str = "modifiers_and_head"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.lookup not in LOOKUPS:
             raise ValueError(f"lookup must be one of {', '.join(LOOKUPS)}; got {self.lookup!r}")
 
@@ -65,7 +67,7 @@ class TokenLayout:
         Those of the temporal queries are left out where there are none.
         """
         if self.lookup == "union":
-            sizes = (
+            sizes: tuple[tuple[str, int, int], ...] = (
                 ("spatial", self.num_spatial, self.adjectives + self.nouns),
                 ("temporal", self.num_temporal, self.adverbs + self.verbs),
             )
@@ -76,7 +78,8 @@ class TokenLayout:
                 ("adverb", self.num_temporal * self.modifiers_per_query, self.adverbs),
                 ("verb", self.num_temporal, self.verbs),
             )
-        segments, start, vocab_start = [], 0, 0
+        segments: list[Segment] = []
+        start = vocab_start = 0
         for name, length, list_size in sizes if self.num_temporal else sizes[: len(sizes) // 2]:
             segments.append(Segment(name, start, length, vocab_start, list_size))
             start, vocab_start = start + length, vocab_start + list_size
@@ -94,7 +97,7 @@ class TokenLayout:
         """Of an image: the spatial segments alone, at the same places, their words with the same global ids."""
         return replace(self, num_temporal=0, adverbs=0, verbs=0)
 
-    def by_branch(self, parts: list) -> tuple[list, list]:
+    def by_branch(self, parts: list[Part]) -> tuple[list[Part], list[Part]]:
         """What belongs to each segment, in their order -> that of the spatial and that of the temporal branch."""
         half = len(parts) // 2 if self.num_temporal else len(parts)
         return parts[:half], parts[half:]
@@ -114,7 +117,7 @@ class TokenLayout:
         """Bits per clip if every word of a list were equally likely: the sum over ids of log2(list size)."""
         return sum(s.length * math.log2(s.list_size) for s in self.segments)
 
-    def _per_place(self, attribute: str, device) -> Tensor:
+    def _per_place(self, attribute: str, device: torch.device) -> Tensor:
         values = torch.tensor([getattr(s, attribute) for s in self.segments], device=device)
         lengths = torch.tensor([s.length for s in self.segments], device=device)
         return values.repeat_interleave(lengths, output_size=self.length)
@@ -157,7 +160,7 @@ class TokenLayout:
 
 # Separators of the release by their names there, in the order of their ids: the start token first, then what opens (s)
 # and closes (n) the spatial (s) and temporal (t) half, and, between a half's two segments, its middle (m).
-_SPECIALS = {"union": ("sos", "ss", "sn", "ts", "tn")}
+_SPECIALS: dict[str, tuple[str, ...]] = {"union": ("sos", "ss", "sn", "ts", "tn")}
 _SPECIALS["modifiers_and_head"] = (*_SPECIALS["union"], "sms", "smn", "tms", "tmn")
 # What stands before each segment; after the last stands the temporal half's end.
 _SEPARATORS = {
@@ -192,7 +195,7 @@ class SequenceLayout:
     null_class: bool = False
     given_clip: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.layout.num_temporal:
             raise ValueError("sequences are of clips, and this layout is that of images: it has no temporal queries")
         if self.num_classes < 0:

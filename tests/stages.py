@@ -8,6 +8,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from omegaconf import OmegaConf
+from torch.utils.data import default_collate
 
 from sweettok.config import load_config
 from sweettok.data.synthetic import write_synthetic
@@ -18,7 +19,7 @@ from sweettok.train import loop
 from sweettok.train.loop import make_accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("proxy", "stage1", "stage2", "generator")
+STAGES = ("proxy", "spatial", "stage1", "stage2", "generator")
 STEPS = 3
 BLOCK = {"dim": 16, "num_heads": 2, "head_dim": 8, "window_size": 2, "temporal_peg": "grid"}
 PROXY = {
@@ -104,8 +105,8 @@ def begin(task, run):
     return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
 
 
-def first_batch(task) -> dict:
-    return {"video": torch.stack([task.train_dataset[index]["video"] for index in range(4)])}
+def first_batch(task, count: int = 4) -> dict:
+    return default_collate([task.train_dataset[index] for index in range(count)])
 
 
 def log_lines(folder: Path, kind: str = "train/") -> list[dict]:

@@ -1,10 +1,15 @@
 """Scanning lists finds every planted problem, and nothing in a sound list."""
 
+import errno
 import json
+import os
+import signal
+import time
 
 import pytest
 import torch
 
+from sweettok.data import scan as scanning
 from sweettok.data.__main__ import main
 from sweettok.data.lists import load_clips, read_entries
 from sweettok.data.scan import scan
@@ -71,6 +76,33 @@ def test_lines_that_repeat(folder):
     assert kinds == ["repeated", "missing", "missing", "repeated"]
 
 
+def fail():
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+HARMS = {
+    "slow": lambda: time.sleep(1000), "fatal": lambda: os.kill(os.getpid(), signal.SIGKILL), "unreadable": fail,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HARMS)
+def test_files_that_stop_their_reader(folder, monkeypatch, kind):
+    """Two of the list and one of the other; all others are read."""
+    harmful = {"v_A_g03_c01", "v_B_g04_c01", "v_B_g08_c01"}
+
+    def harming(read):
+        return lambda path: HARMS[kind]() if path.stem in harmful else read(path)
+
+    for name in ("count_frames", "digest"):
+        monkeypatch.setattr(scanning, name, harming(getattr(scanning, name)))
+    train, val = (read_entries(folder / name)[0] for name in ("train.txt", "val.txt"))
+    problems = scan(train, val, frames=5, stride=2, workers=2, timeout=2 if kind == "slow" else 60)
+    found = {(problem.entry.path.stem, problem.kind) for problem in problems}
+    sound = {entry.path.stem for entry in train} - harmful
+    assert found == {(stem, kind) for stem in harmful} | {(stem, "short") for stem in sound}
+    assert [problem.entry.path.stem for problem in problems][-1] == "v_B_g08_c01"
+
+
 def test_images(tmp_path):
     write_png(tmp_path / "one.png", moving(0)[:, 0])
     (tmp_path / "two.png").write_bytes(b"no image")
@@ -103,3 +135,13 @@ def test_command_refuses_wrong_input(folder, tmp_path_factory, capsys):
     assert main(["scan", str(folder / "train.txt"), "--write-clean", elsewhere]) == 2
     assert main(["scan", str(folder / "none.txt")]) == 2
     assert "no list file or folder of clips" in capsys.readouterr().err
+    for option, told in (
+        ("--timeout=0", "--timeout must be a number of seconds above 0, got 0"),
+        ("--timeout=nan", "got nan"),
+        ("--timeout=1e12", "got 1e+12"),
+        ("--frames=0", "--frames must be at least 1, got 0"),
+        ("--workers=-1", "--workers must be at least 0, got -1"),
+    ):
+        assert main(["scan", str(folder / "train.txt"), option]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and told in error and error.count("\n") == 1

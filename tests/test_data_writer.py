@@ -11,11 +11,11 @@ from sweettok.data.writer import (
     mark,
     side_by_side,
     tile,
-    write_aside,
     write_lines,
     write_png,
     write_video,
 )
+from sweettok.files import write_aside
 
 
 def waves(frames: int, height: int, width: int) -> torch.Tensor:

@@ -18,10 +18,11 @@ from sweettok.eval.features import EXTRACTORS, I3DFeatures
 from sweettok.eval.metrics import motion_psnr, psnr, ssim
 from sweettok.eval.presets import PRESETS
 from sweettok.eval.reconstruction import baselines, reconstructed, score
-from sweettok.eval.report import refusal, sha256
+from sweettok.eval.report import refusal
 from sweettok.eval.sets import cautions, measure
 from sweettok.eval.tokenizers import load_tokenizer, round_trip
 from sweettok.eval.visual import unique_names
+from sweettok.files import sha256
 from sweettok.layout import TokenLayout
 from sweettok.pixels import to_float, to_uint8
 

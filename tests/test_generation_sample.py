@@ -315,7 +315,7 @@ def test_a_tokenizer_with_another_decoder_makes_no_videos_beside_the_first_s(fol
     ("more", "options", "message"),
     [
         (("--num", 2), {"tokenizer": "other"}, "give the tokenizer that made its training shards"),
-        (("--num", 2), {"model": "tok"}, "'SweetTok' in format 1, expected 'Generator'"),
+        (("--num", 2), {"model": "tok"}, "'SweetTok', expected 'Generator'"),
         (("--num", 2, "--classes", "fly"), {}, "no class 'fly'; this generator's classes are fall, rise / turn, 7"),
         (("--num", 2, "--classes", "3"), {}, "numbered 0..2 (fall, rise / turn, 7); got 3"),
         (("--num", 2, "--classes", "3"), {"model": "unguided"}, "numbered 0..2; got 3"),

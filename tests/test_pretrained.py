@@ -1,4 +1,5 @@
-"""Folders of weights: what is written comes back, and what does not fit is refused by name."""
+"""Folders of weights: what is written comes back, and what does not fit is refused by name. tests/test_hub.py: those of
+the hub; tests/test_card.py: their cards."""
 
 import json
 
@@ -6,7 +7,12 @@ import pytest
 import tiny
 import torch
 
+import sweettok
 from sweettok import ProxyTokenizer, SweetTok
+from sweettok.files import sha256
+from sweettok.pretrained import FORMAT, MIGRATIONS
+
+FILES = ["README.md", "config.json", "model.safetensors"]
 
 
 @pytest.fixture
@@ -25,7 +31,7 @@ def rewrite(folder, **changes):
 def test_tokenizer_round_trip(path, tmp_path):
     model = tiny.tokenizer(tiny.tokenizer_config(tiny.proxy_config(width=24), pixel_path=path))
     model.save_pretrained(tmp_path / "deep" / "er")
-    assert sorted(p.name for p in (tmp_path / "deep" / "er").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "deep" / "er").iterdir()) == FILES
     again = SweetTok.from_pretrained(str(tmp_path / "deep" / "er"))
     assert again.config == model.config and not again.training
     assert again.state_dict().keys() == model.state_dict().keys()
@@ -55,12 +61,14 @@ def test_saving_again_replaces(folder):
     other.save_pretrained(folder)
     again = SweetTok.from_pretrained(folder)
     assert again.config.head_hidden == 12 and torch.equal(again(tiny.clip()), other(tiny.clip()))
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == FILES
 
 
 def test_saved_configuration_is_plain_json(folder):
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert about["model"] == "SweetTok" and about["format"] == 1
+    assert about["model"] == "SweetTok" and about["format"] == FORMAT == 2 and about["training"] is None
+    assert about["sweettok"] == sweettok.__version__
+    assert about["weights_sha256"] == sha256(folder / "model.safetensors")
     assert about["config"]["proxy"]["num_codes"] == 32 and about["config"]["spatial_query_grid"] == [2, 2]
     assert about["config"]["words"] == {"adjectives": 11, "nouns": 13, "adverbs": 7, "verbs": 17}
     assert [len(words) for words in about["assets"]["words"]["temporal"]] == [7, 17]
@@ -74,19 +82,114 @@ def test_missing_files(folder, name):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere holds no config.json"):
-        SweetTok.from_pretrained(tmp_path / "nowhere")
+    for name in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "nowhere"):
+        with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere: give one written by"):
+            SweetTok.from_pretrained(name)
+
+
+def test_a_file_is_no_folder(folder):
+    with pytest.raises(FileNotFoundError, match="model.safetensors holds no config.json: give a folder written by"):
+        SweetTok.from_pretrained(folder / "model.safetensors")
 
 
 def test_another_model(folder):
-    with pytest.raises(ValueError, match="holds 'SweetTok' in format 1, expected 'ProxyTokenizer' in format 1"):
+    with pytest.raises(ValueError, match="tok holds 'SweetTok', expected 'ProxyTokenizer': give a folder that its"):
         ProxyTokenizer.from_pretrained(folder)
 
 
-def test_another_format(folder):
-    rewrite(folder, format=2)
-    with pytest.raises(ValueError, match="holds 'SweetTok' in format 2, expected 'SweetTok' in format 1"):
+# ----------------------------------------------------------------------------------------------------------- formats
+
+
+@torch.no_grad()
+def test_format_1_loads(tmp_path):
+    """A folder as format 1 had it, its tensors written byte by byte."""
+    model = tiny.proxy()
+    tensors, header, content = model.state_dict(), {}, b""
+    for name, tensor in tensors.items():
+        data = tensor.numpy().tobytes()
+        header[name] = {
+            "dtype": {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype], "shape": list(tensor.shape),
+            "data_offsets": [len(content), len(content) + len(data)],
+        }  # fmt: skip
+        content += data
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)
+    (tmp_path / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + content)
+    block = {
+        "dim": 20, "num_heads": 2, "head_dim": 8, "ff_mult": 2.0, "window_size": 2, "temporal_peg": "scrambled",
+    }  # fmt: skip
+    config = {
+        "num_frames": 9, "height": 16, "width": 16, "patch_size": 4, "temporal_patch_size": 4, "block": block,
+        "encoder_spatial": "tw", "encoder_temporal": "tt", "decoder_temporal": "tt", "decoder_spatial": "tt",
+        "num_codes": 32, "code_dim": 4,
+    }  # fmt: skip
+    about = {"model": "ProxyTokenizer", "format": 1, "config": config, "assets": {}}
+    (tmp_path / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    again = ProxyTokenizer.from_pretrained(tmp_path)
+    codes = model.encode(tiny.clip())
+    assert again.config == model.config
+    assert torch.equal(again.encode(tiny.clip()), codes) and torch.equal(again.decode(codes), model.decode(codes))
+    again.save_pretrained(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert about["format"] == FORMAT and about["weights_sha256"] == sha256(tmp_path / "model.safetensors")
+    assert torch.equal(ProxyTokenizer.from_pretrained(tmp_path).decode(codes), model.decode(codes))
+
+
+def test_every_older_format_has_a_way_up():
+    assert sorted(MIGRATIONS) == list(range(1, FORMAT))
+
+
+def test_newer_formats(folder):
+    rewrite(folder, format=FORMAT + 1, sweettok="9.8.7")
+    told = f"tok is in format 3, of sweettok 9.8.7; this is {sweettok.__version__}, which reads up to format 2: update"
+    with pytest.raises(ValueError, match=told):
         SweetTok.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("version", [None, "2", 0, True, -1, 1.0])
+def test_formats_that_never_were(folder, version):
+    rewrite(folder, format=version)
+    with pytest.raises(ValueError, match=r"tok is in format .*, expected one of 1 to 2$"):
+        SweetTok.from_pretrained(folder)
+
+
+def test_files_of_two_saves(folder, tmp_path):
+    """As after a save over a folder that was killed between its files, or a transfer that changed a bit."""
+    tiny.tokenizer(seed=1).save_pretrained(tmp_path / "other")
+    told = "tok: config.json and model.safetensors do not fit together: they are of different saves, or one of them is"
+    for content in ((tmp_path / "other" / "model.safetensors").read_bytes(), flipped(folder / "model.safetensors")):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=told):
+            SweetTok.from_pretrained(folder)
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    return bytes(content)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def test_facts_of_the_training_stay_with_the_weights(tmp_path):
+    facts = {"stage": "stage2", "steps": 3000, "rate": 1e-4}
+    tiny.proxy().save_pretrained(tmp_path / "a", training=facts)
+    model = ProxyTokenizer.from_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "b")
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in FILES)
+    with torch.no_grad():
+        model.to_code.bias += 1
+    model.save_pretrained(tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "config.json").read_text())["training"] is None
+    assert ["3000" in (tmp_path / name / "README.md").read_text() for name in "abc"] == [True, True, False]
+
+
+def test_facts_that_are_no_plain_data(tmp_path):
+    with pytest.raises(ValueError, match="training must be plain text, numbers and lists"):
+        tiny.proxy().save_pretrained(tmp_path / "a", training={"run": object()})
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", ""])

@@ -6,12 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tiny
+from quickstart import write_outputs
 
-from sweettok import Generator
-from sweettok.config import GeneratorConfig
-from sweettok.data.synthetic import synthetic_clip
-from sweettok.data.writer import write_video
+from sweettok.data.reader import count_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,23 +32,26 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
-    """One after the other, in a folder that looks as the quickstart leaves it, with untrained models."""
-    count = int(re.search(r"--num-train (\d+)", (ROOT / "scripts" / "quickstart.sh").read_text())[1])
-    for number in range(8):
-        clip = synthetic_clip(count + number, 24, 32)
-        write_video(tmp_path / f"outputs/tiny/clips/videos/{clip.class_name}/val_{number:05d}.mp4", clip.video, 12)
-    tokenizer = tiny.tokenizer()
-    tokenizer.save_pretrained(tmp_path / "outputs/tiny/stage2/final")
-    config = GeneratorConfig(dim=16, num_layers=1, num_heads=2, layout=tokenizer.layout, num_classes=2)
-    Generator(config, ("rise", "fall")).save_pretrained(tmp_path / "outputs/tiny/generator/final")
+    """One after the other, in a folder that looks as the quickstart leaves it; what comments say of shapes is so."""
+    write_outputs(tmp_path)
     monkeypatch.chdir(tmp_path)
     blocks = code("python")
     assert blocks
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    assert names["video"].shape == (2, *names["clip"].shape)
-    assert names["out"].words(max_queries=3).keys() == {"spatial", "temporal"}
+    tok, out, clip = names["tok"], names["out"], names["clip"]
+    assert names["video"].shape == (1, *clip.shape) and names["new"].shape == (2, *clip.shape)
+    assert out.ids.shape == (1, tok.num_tokens()) == names["vectors"].shape[:2]
+    assert out.words(max_queries=3).keys() == names["told"].keys() == {"spatial", "temporal"}
+    assert names["whole"].shape == (3, 24, 32, 32) and count_frames(names["file"]) == 24  # as the files are
+    assert names["middle"].shape == clip.shape and tok.encode(clip[None]).ids.equal(tok.encode(names["path"]).ids)
+    assert names["table"].vectors.shape == (tok.vocab_size, names["vectors"].shape[2])
+    assert names["table"].from_table(names["rows"]).equal(out.ids)
+    assert (names["larger"].config.height, names["larger"].config.width) == (96, 96)
+    assert {path.name for path in Path("outputs/tiny/copy").iterdir()} == {
+        "config.json", "model.safetensors", "README.md"
+    }  # fmt: skip
 
 
 def test_files_exist():

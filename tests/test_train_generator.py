@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from stages import begin, config_of, make_task, tokenize
+from stages import begin, config_of, first_batch, make_task, tokenize
 
 from sweettok.data.tokens import TokenDataset
 from sweettok.models.generator import Generator
@@ -17,13 +17,6 @@ from sweettok.train.task import StepContext
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-def token_batch(dataset, count=4):
-    rows = [dataset[index] for index in range(count)]
-    return {
-        name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0].keys() - {"key"}
-    }
-
-
 def generator_task(runs, *overrides):
     return make_task(GeneratorTask, config_of(runs, "generator", *overrides))
 
@@ -32,7 +25,7 @@ def test_generator_s_metrics_are_those_of_the_words(runs):
     """Against the logits themselves: separators do not count, each segment does by its length."""
     task = generator_task(runs)
     task.model.eval()
-    batch = token_batch(task.train_dataset)
+    batch = first_batch(task)
     sequence, metrics = task.model.sequence, task.validate(batch)
     target = sequence.target(batch["ids"])
     with torch.no_grad():
@@ -55,7 +48,7 @@ def test_generator_s_metrics_are_those_of_the_words(runs):
 
 def test_generator_s_loss_is_the_mean_over_all_places(runs):
     task = generator_task(runs, "loss.label_smoothing=0.2", "generator.class_dropout=0")
-    batch = token_batch(task.train_dataset)
+    batch = first_batch(task)
     sequence = task.model.sequence
     target = sequence.target(batch["ids"])
     logits = task.model(sequence.prompt(batch["label"]), target)
@@ -70,7 +63,7 @@ def test_classes_are_dropped_clip_by_clip(runs):
     task = generator_task(runs)
     sequence, prompts = task.model.sequence, []
     hooked = task.model.register_forward_pre_hook(lambda _, inputs: prompts.append(inputs[0]))
-    batch = token_batch(task.train_dataset)
+    batch = first_batch(task)
 
     def second_ids(start, size, step):
         share = {name: value[start : start + size] for name, value in batch.items()}
@@ -110,7 +103,7 @@ def test_generator_learns_a_clip_by_heart(runs, tmp_path):
     run = config_of(runs, "generator", "generator.dim=64", "optimizer.lr=3e-3", "loss.label_smoothing=0",
                     "generator.class_dropout=0", f"train.output_dir={tmp_path}")  # fmt: skip
     task = make_task(GeneratorTask, run)
-    batch = {name: value[:1] for name, value in token_batch(task.train_dataset).items()}
+    batch = first_batch(task, 1)
     optimizer = task.players["generator"].optimizer
     for step in range(80):
         _, loss, report = next(task.losses(batch, StepContext(step, 0, 0, 1, 1)))
@@ -120,6 +113,9 @@ def test_generator_learns_a_clip_by_heart(runs, tmp_path):
     assert report["accuracy"] > 0.99
     task.model.eval()
     assert task.model.sample(batch["label"], temperature=0.0).equal(batch["ids"])
+    for dtype in (torch.bfloat16, torch.float16):  # what stands out stands out in half precision
+        with torch.autocast("cpu", dtype):
+            assert task.model.sample(batch["label"], temperature=0.0).equal(batch["ids"])
 
 
 def test_frame_prediction_is_trained(runs, tmp_path):
@@ -130,7 +126,7 @@ def test_frame_prediction_is_trained(runs, tmp_path):
     task = make_task(GeneratorTask, run)
     assert task.model.sequence.given_clip
     assert task.model.config.num_classes == 0
-    batch = token_batch(task.train_dataset, 2)
+    batch = first_batch(task, 2)
     losses = task.players["generator"].module(task.prompt(batch), task.model.sequence.target(batch["ids"]))
     assert losses.plain.shape == (2, task.model.sequence.target_length)
     assert task.sample(batch).shape == (2, 3, 5, 32, 32)
@@ -138,7 +134,7 @@ def test_frame_prediction_is_trained(runs, tmp_path):
 
 def test_unconditional_generator(runs):
     task = generator_task(runs, "generator.num_classes=0")
-    batch = token_batch(task.train_dataset)
+    batch = first_batch(task)
     assert next(task.losses(batch, StepContext(0, 0, 0, 4, 4)))[1].isfinite()
     assert task.sample(batch).shape == (4, 3, 5, 32, 32)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from stages import STAGES, config_of, first_batch, script, snapshot
 from stages import begin as begin_stage
-from stages import config_of, first_batch, script, snapshot
 from test_train_loop import assert_same_weights, begin, log_lines, results
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -273,7 +273,7 @@ def test_quiet_steps_do_not_wait(tmp_path, monkeypatch):
     assert waits_of(monkeypatch, lambda: [scalar.item(), bool(scalar), scalar.tolist()]).total() >= 3
 
 
-@pytest.mark.parametrize("stage", ["proxy", "stage1", "stage2"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_quiet_steps_of_the_stages_do_not_wait(runs, monkeypatch, stage):
     task = script.build_task(config_of(runs, stage))
     session, _ = begin_stage(task, task.run)

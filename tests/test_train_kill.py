@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from stages import ROOT, log_lines, script
 from test_train_loop import assert_equal, assert_same_weights, results
 from toy_task import ToyTask, spawn_fit, toy_run
 
-from sweettok.data.dataset import GlobalBatchSampler
+from sweettok.data.dataset import GlobalBatchSampler, LoaderError
 from sweettok.train import checkpoint
 from sweettok.train.checkpoint import RunState, checkpoints, latest
 from sweettok.train.ema import EMA
@@ -205,11 +206,10 @@ def test_the_script_s_exit_status(runs, tmp_path, monkeypatch):
         assert script.main(config) == (STOPPED if file is None else 0)
     assert file.read_text() == str(STOPPED)
 
-    def fail(*_):
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(script, "fit", fail)
-    assert script.main(config) == 1
+    failed = OSError("the disk is full"), FloatingPointError("step 3 is not finite"), LoaderError("a process died")
+    for error, status in (*((error, 1) for error in failed), (ValueError("no such clip"), 2)):
+        monkeypatch.setattr(script, "fit", Mock(side_effect=error))
+        assert script.main(config) == status
 
 
 @pytest.mark.parametrize("processes", [1, 2])

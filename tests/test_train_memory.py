@@ -3,7 +3,6 @@
 import pytest
 import torch
 from stages import STAGES, config_of, first_batch, script
-from test_train_generator import token_batch
 from torch.autograd.graph import saved_tensors_hooks
 
 from sweettok import pixels
@@ -47,7 +46,7 @@ class Kept:
 def make(runs, stage, *overrides):
     torch.manual_seed(0)
     task = script.build_task(config_of(runs, stage, *overrides))
-    return task, token_batch(task.train_dataset) if stage == "generator" else first_batch(task)
+    return task, first_batch(task)
 
 
 def step(task, batch) -> Kept:

@@ -162,7 +162,7 @@ def test_histograms_compare_shares_of_each_kind():
 
 def test_mean_vectors_are_those_of_the_words():
     model = tiny.tokenizer()
-    layout, codes = model.layout, baselines.word_codes(model)
+    layout, codes = model.layout, model.embedding_matrix().vectors
     ids = word_shards.random_ids(layout, 2)
     features = baselines.mean_vectors(summary.word_counts(ids, layout), layout, ("noun", "verb"), codes)
     means = [codes[ids[:, layout.segment(name).places]].mean(1) for name in ("noun", "verb")]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sweettok.data.reader import probe
 from sweettok.data.writer import write_video
-from sweettok.models.tokenizer import TokenOutput
+from sweettok.models.output import TokenOutput, WordCount, kind_ranges
 from sweettok.words import summary
 from sweettok.words.__main__ import main
 from sweettok.words.overlay import LINE, overlay
@@ -20,12 +20,11 @@ from sweettok.words.overlay import LINE, overlay
 
 @pytest.fixture(scope="module", params=["modifiers_and_head", "union", "image"])
 def told(request):
-    """A batch of two clips (or images) and the grids of their queries."""
+    """A batch of two clips, or images."""
     config = tiny.union_config() if request.param == "union" else tiny.tokenizer_config()
     model = tiny.tokenizer(config)
     clips = tiny.clips(0, 1)
-    output = model.encode(clips[:, :, :1] if request.param == "image" else clips)
-    return output, summary.query_grids(config)
+    return model.encode(clips[:, :, :1] if request.param == "image" else clips)
 
 
 def said_by_queries(output: TokenOutput, clip: int) -> dict[tuple[str, int], list[str]]:
@@ -39,13 +38,13 @@ def said_by_queries(output: TokenOutput, clip: int) -> dict[tuple[str, int], lis
 
 @pytest.mark.parametrize("clip", [0, 1])
 def test_every_word_is_counted_at_its_place(told, clip):
-    output, grids = told
+    columns = {"spatial": 2, "temporal": 4}
     expected = sorted(
-        (word, divmod(number, grids[branch][1]))
-        for (branch, number), said in said_by_queries(output, clip).items()
+        (word, divmod(number, columns[branch]))
+        for (branch, number), said in said_by_queries(told, clip).items()
         for word in said
     )
-    counted = summary.count_words(output, grids, clip)
+    counted = told.summary(clip)
     found = sorted((w.word, place) for kind in counted.values() for w in kind for place in w.places)
     assert found == expected
     # the tiny prior's words tell their kind by their first letters
@@ -55,33 +54,26 @@ def test_every_word_is_counted_at_its_place(told, clip):
         assert [w.count for w in entries] == sorted((w.count for w in entries), reverse=True)
         assert all(w.count == len(w.places) for w in entries)
         assert not entries or sum(w.share for w in entries) == pytest.approx(1)
+    assert told.summary(clip, top=2) == {kind: entries[:2] for kind, entries in counted.items()}
 
 
 def test_counts_agree_with_the_summary(told):
-    output, grids = told
-    counts = summary.word_counts(output.ids, output.layout)
-    names = summary.word_names(output.vocabulary)
+    counts, names = summary.word_counts(told.ids, told.layout), told.names
     assert counts.shape == (2, len(names))
-    counted = summary.count_words(output, grids, 1)
+    counted = told.summary(1)
     assert {names[i]: int(counts[1, i]) for i in counts[1].nonzero().flatten()} == {
         w.word: w.count for kind in counted.values() for w in kind
     }
-    frequent = summary.frequent_words(counts[1], output.layout, names, 2)
+    frequent = summary.frequent_words(counts[1], told.layout, names, 2)
     assert frequent == {kind: [w.word for w in entries[:2]] for kind, entries in counted.items()}
-    kept = summary.frequent_only(counts, output.layout, 2)[1]
+    kept = summary.frequent_only(counts, told.layout, 2)[1]
     assert {names[i] for i in kept.nonzero().flatten()} == {word for listed in frequent.values() for word in listed}
     assert torch.equal(kept[kept > 0], counts[1][kept > 0])
 
 
 def test_places_and_centre():
-    word = summary.WordCount("falls", 2, 0.5, ((0, 3), (1, 0)))
+    word = WordCount("falls", 2, 0.5, ((0, 3), (1, 0)))
     assert word.centre == (0.5, 1.5)
-
-
-def test_grids_of_other_queries_are_refused(told):
-    output, grids = told
-    with pytest.raises(ValueError, match="a grid of 3x2 does not hold the 4 spatial queries"):
-        summary.count_words(output, {**grids, "spatial": (3, 2)})
 
 
 @pytest.mark.parametrize("kinds", [[], ["noun", "noun"], ["pronoun"]])
@@ -104,9 +96,9 @@ def cells(drawn, grid, panel, size):
 def test_overlay_draws_each_query_in_its_cell():
     """Cells of one head word have one colour, those of different words different ones, panel by panel."""
     model = tiny.tokenizer()
-    output, grids = model.encode(tiny.clips(0, 1)), summary.query_grids(model.config)
+    output, grids = model.encode(tiny.clips(0, 1)), model.config.query_grids
     video = torch.zeros(3, 4, 16, 16, dtype=torch.uint8)
-    drawn = overlay(video, output, grids, clip=1, cell=20)
+    drawn = overlay(video, output, clip=1, cell=20)
     side = 20 * 4  # 16 pixels enlarged five times: cells of 20 pixels on a grid of 4x4
     assert drawn.shape == (3, 4, side + 2 * LINE + 4, 2 * side) and drawn.dtype == torch.uint8
     for panel, branch in enumerate(("temporal", "spatial")):
@@ -118,9 +110,9 @@ def test_overlay_draws_each_query_in_its_cell():
 
 def test_overlay_leaves_the_frames_to_be_seen():
     model = tiny.tokenizer()
-    output, grids = model.encode(tiny.clip()), summary.query_grids(model.config)
+    output = model.encode(tiny.clip())
     black, white = (torch.full((3, 2, 16, 16), value, dtype=torch.uint8) for value in (0, 255))
-    dark, bright = (overlay(video, output, grids, cell=20).int() for video in (black, white))
+    dark, bright = (overlay(video, output, cell=20).int() for video in (black, white))
     inside = np.s_[:, :, 17, 17]  # of the first cell: below its text, off its frame
     assert (bright[inside] - dark[inside] > 100).all()
     panel = dark.shape[3] // 2
@@ -131,17 +123,17 @@ def test_overlay_leaves_the_frames_to_be_seen():
 def test_an_image_has_one_panel():
     model = tiny.tokenizer()
     output = model.encode(tiny.clip()[:, :, :1])
-    drawn = overlay(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), output, summary.query_grids(model.config), cell=20)
+    drawn = overlay(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), output, cell=20)
     assert drawn.shape == (3, 1, 80 + 2 * LINE + 4, 80)
 
 
 def test_overlay_checks_its_input():
     model = tiny.tokenizer()
-    output, grids = model.encode(tiny.clip()), summary.query_grids(model.config)
+    output = model.encode(tiny.clip())
     with pytest.raises(ValueError, match="at least 12 pixels wide, got 5"):
-        overlay(torch.zeros(3, 2, 16, 16, dtype=torch.uint8), output, grids, cell=5)
+        overlay(torch.zeros(3, 2, 16, 16, dtype=torch.uint8), output, cell=5)
     with pytest.raises(ValueError, match=r"expected uint8 pixels \(3, T, H, W\), got torch.float32"):
-        overlay(tiny.clip()[0], output, grids)
+        overlay(tiny.clip()[0], output)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +155,7 @@ def test_show_tells_what_the_tokenizer_says(work, tmp_path, capsys):
     printed, written = capsys.readouterr().out, json.loads(out.read_text())
     pixels = ((tiny.clip() + 0.5) * 255).to(torch.uint8)
     model = tiny.tokenizer()
-    counted = summary.count_words(model.encode(pixels), summary.query_grids(model.config))
+    counted = model.encode(pixels).summary()
     assert written["grids"] == {"spatial": [2, 2], "temporal": [4, 4]}
     assert written["clips"]["waves"] == json.loads(json.dumps(summary.as_json(counted)))
     assert written["clips"]["still"]["noun"] and not written["clips"]["still"]["verb"]
@@ -206,13 +198,8 @@ def test_shards_of_another_tokenizer_are_refused(work, tmp_path, capsys):
     assert "give that tokenizer" in capsys.readouterr().err
 
 
-def test_vocabulary_is_that_of_encode():
-    from sweettok.words.sources import vocabulary
-
-    model = tiny.tokenizer()
+def test_a_word_of_a_union_has_the_same_name_under_its_global_id():
+    model, union = tiny.tokenizer(), tiny.tokenizer(tiny.union_config())
     output = model.encode(tiny.clip())
-    assert vocabulary(model) == output.vocabulary
-    # a word of a union has the same name under its global id
-    union = tiny.tokenizer(tiny.union_config())
-    assert summary.word_names(vocabulary(union)) == summary.word_names(output.vocabulary)
-    assert summary.kind_ranges(union.layout) == summary.kind_ranges(replace(output.layout, lookup="union"))
+    assert union.encode(tiny.clip()).names == output.names
+    assert kind_ranges(union.layout) == kind_ranges(replace(output.layout, lookup="union"))

@@ -108,8 +108,8 @@ def toy_run(output_dir: Path, **train) -> ProxyRun:
     """A run configuration; the sections of the models stay at their defaults, since the toy reads none of them."""
     defaults = {"max_steps": 6, "global_batch_size": 4, "log_every": 1, "save_every": 3, "eval_every": 3}
     train = {**defaults, "sample_every": 0, "output_dir": str(output_dir), **train}
-    workers = train.pop("num_workers", 0)
-    return build(ProxyRun, {"data": {"train": "toy", "num_workers": workers}, "train": train})
+    data = {name: train.pop(name) for name in ("num_workers", "read_timeout") if name in train}
+    return build(ProxyRun, {"data": {"train": "toy", "num_workers": 0, **data}, "train": train})
 
 
 def spawn_fit(*jobs: tuple[ProxyRun, Callable], world_size: int = 2) -> None:

@@ -168,14 +168,17 @@ class TokenizerConfig:
             grids["tokenizer.spatial_query_grid"] = self.spatial_query_grid
         for name, (rows, columns) in grids.items():
             if rows % size or columns % size:
-                raise ValueError(f"{name} {rows}x{columns} does not divide into windows of {size}x{size}")
+                hint = ""
+                if name == "latent grid":
+                    hint = f": height and width must be multiples of {self.proxy.patch_size * size}"
+                raise ValueError(f"{name} {rows}x{columns} does not divide into windows of {size}x{size}{hint}")
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise ValueError, naming what would fit, for a clip that the tokenizer cannot take."""
         if (height, width) != (self.height, self.width):
             raise ValueError(
                 f"frames are {height}x{width}, but this tokenizer's tables are for {self.height}x{self.width}: "
-                "resize the clip (read_clip does) or build the tokenizer for that size"
+                f"resize the clip (read_clip does) or take at_size({height}, {width})"
             )
         self.proxy.check_clip(num_frames, height, width)
         if num_frames == 1:
@@ -199,6 +202,11 @@ class TokenizerConfig:
     def grid(self) -> tuple[int, int, int]:
         """Latent grid (t, h, w) of a clip of the configured length."""
         return self.proxy.grid(self.num_frames, self.height, self.width)
+
+    @property
+    def query_grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns in which the queries of each branch stand; both grids cover the whole frame."""
+        return {"spatial": self.spatial_query_grid, "temporal": self.grid[1:]}
 
     @property
     def latent_dim(self) -> int:

@@ -4,9 +4,11 @@ import argparse
 import json
 import os
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
+from sweettok.config import DataConfig
 from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import read_entries, write_list
 from sweettok.data.scan import KINDS, Problem, scan
@@ -38,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--frames", type=int, default=17, help="frames of the clips to be cut (default: 17)")
     command.add_argument("--stride", type=int, default=1, help="distance of these frames in the video (default: 1)")
     command.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that read")
+    command.add_argument("--timeout", type=float, default=DataConfig.read_timeout, metavar="SECONDS",
+                         help="that reading a file may take (default: %(default)g, as data.read_timeout)")  # fmt: skip
     command.add_argument("--report", type=Path, help="write the problems there as JSON")
     command.add_argument("--write-clean", type=Path, help="write a list of the clips without problems there")
 
@@ -74,9 +78,14 @@ def _scan(args: argparse.Namespace) -> int:
     base = args.root or (args.list if args.list.is_dir() else args.list.parent)
     if args.write_clean and args.root is None and args.write_clean.parent.resolve() != base.resolve():
         raise ValueError(f"the clean list must be written into {base}, where its paths start from, or --root be given")
+    for name, least in (("frames", 1), ("stride", 1), ("workers", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if not 0 < args.timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"--timeout must be a number of seconds above 0, got {args.timeout:g}")
     entries, _ = read_entries(args.list, args.root)
     against = read_entries(args.against, args.against_root)[0] if args.against else []
-    problems = scan(entries, against, args.frames, args.stride, args.workers, progress=True)
+    problems = scan(entries, against, args.frames, args.stride, args.workers, True, args.timeout)
     for problem in problems:
         print(problem)
     counts = Counter(problem.kind for problem in problems)
@@ -99,6 +108,7 @@ def _report(args: argparse.Namespace, num_clips: int, problems: list[Problem]) -
         "against": str(args.against) if args.against else None,
         "frames": args.frames,
         "stride": args.stride,
+        "timeout": args.timeout,
         "clips": num_clips,
         "problems": rows,
     }

@@ -1,9 +1,14 @@
 """Clips for training and evaluation: which frames, in which order, on which process, by seeds and counts alone."""
 
 import random
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -216,14 +221,71 @@ def make_eval_loader(
     return DataLoader(dataset, batch_size=batch_size, sampler=indices, **_loading(workers))
 
 
-def plain_errors(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader, whose workers put their own traceback before the message of a ClipError, without it."""
-    try:
-        yield from loader
-    except ClipError as error:
-        told = str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)
-        raise ClipError(told) from error.with_traceback(None)  # its frames would keep the workers running
-
-
 def _loading(workers: int) -> dict[str, Any]:
     return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+
+
+# ------------------------------------------------------------------------------------------- when workers do not do
+
+
+class LoaderError(OSError):
+    """Processes that read clips died or hang; the message is one line."""
+
+
+def patience(batch: int, read_timeout: float) -> float:
+    """Seconds after which a batch of so many clips will not come: each may take `read_timeout`, and one of them that
+    for each of its substitutes, which ends the run anyway."""
+    return (batch + SUBSTITUTES) * read_timeout
+
+
+def plain_errors(loader: Iterable[Any], patience: float | None = None) -> Iterator[Any]:
+    """The batches of a loader; what goes wrong in its workers is told in one line.
+
+    ClipError without the traceback that workers put before its message. LoaderError when a worker died, as for want of
+    memory, or a batch took more than `patience` seconds: the workers are then killed, since a process that is stuck in
+    a decoder answers to nothing else. DataLoader's own timeout does not see a worker that has offered a batch, and then
+    does not hand it over.
+    """
+    batches = iter(loader)
+    workers = getattr(batches, "_workers", [])
+    _quiet_children()
+    while True:
+        asked, alarm = time.monotonic(), Timer(patience or 0, _kill, [workers])
+        alarm.daemon = True
+        if patience is not None and workers:
+            alarm.start()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except ClipError as error:
+            told = str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)
+            raise ClipError(told) from error.with_traceback(None)  # its frames would keep the workers running
+        except (RuntimeError, OSError, EOFError) as error:
+            raised_by_worker = "in DataLoader worker process" in str(error)
+            if raised_by_worker or not (workers or str(error).startswith("DataLoader ")):
+                raise
+            _kill(workers)
+            if patience is not None and time.monotonic() - asked >= patience:
+                told = f"a process that reads clips hangs: no batch came in {patience:g} seconds (data.read_timeout)"
+            else:
+                reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
+                told = f"a process that reads clips died; if memory ran out, use fewer data.num_workers ({reason})"
+            raise LoaderError(told) from error.with_traceback(None)
+        finally:
+            alarm.cancel()
+        yield batch
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.join(5)
+
+
+def _quiet_children() -> None:
+    """Keep torch from raising that a worker died wherever the program happens to be: loaders find out by themselves."""
+    if threading.current_thread() is threading.main_thread():  # which alone may handle signals
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "").startswith("torch."):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)

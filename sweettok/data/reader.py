@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ RESIZES = ("stretch", "short_side_crop")
 SHORT = ("black", "repeat", "error")
 BACKENDS = ("auto", "pyav", "decord")
 Size = int | tuple[int, int] | None
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,13 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
     return _crop(torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, None], target).contiguous()
 
 
-def read_within(seconds: float, path: Path, read: Callable[[], Tensor]) -> Tensor:
+def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
     """What `read()` returns or raises, or ClipError when that takes longer than `seconds`.
 
     It runs on a thread of its own: a signal would not get past a decoder that never returns, nor past a disk that does
     not answer. A late thread is left behind, and ends as soon as it is back in Python.
     """
-    outcome: list[tuple[Tensor | None, BaseException | None]] = []
+    outcome: list[tuple[Read | None, BaseException | None]] = []
 
     def run() -> None:
         try:
@@ -180,10 +182,10 @@ def read_within(seconds: float, path: Path, read: Callable[[], Tensor]) -> Tenso
     if thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
         raise ClipError(f"{path}: not read within {seconds:g} seconds", hopeless=True)
-    video, error = outcome.pop()
+    result, error = outcome.pop()
     if error is not None:
         raise error
-    return video
+    return result
 
 
 @contextmanager

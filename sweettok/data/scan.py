@@ -1,27 +1,32 @@
-"""Checking lists before a run: files that do not decode, clips too short, listed twice, or shared by two lists."""
+"""Checking lists before a run: files that cannot be read, clips too short, listed twice, or shared by two lists."""
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from sweettok.config import DataConfig
 from sweettok.data.backends import ClipError
 from sweettok.data.lists import IMAGE_SUFFIXES, Entry
-from sweettok.data.reader import count_frames, read_image
+from sweettok.data.reader import count_frames, read_image, read_within
 
 KINDS = {
     "missing": "there is no such file",
     "unreadable": "does not decode to its end",
+    "slow": "is not read in time",
+    "fatal": "ends the process that reads it",
     "short": "has fewer frames than a clip",
     "repeated": "is in the list already",
     "shared": "is in the other list too",
     "group": "was cut from the same recording as a clip of the other list",
 }
+AT_ONCE = 1024  # files that the same processes read
 UCF_GROUP = re.compile(r"v_(\w+_g\d+)_c\d+")  # clips of one UCF-101 group show the same people in the same place
 
 
@@ -39,11 +44,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Facts:
-    """What reading one file told: SHA-256 of its bytes, and its frames or why they cannot be had."""
+    """What reading one file told: SHA-256 of its bytes and its frames, or the kind of problem and its detail."""
 
-    digest: str | None
+    digest: str | None = None
     num_frames: int = 0
-    error: str | None = None
+    kind: str | None = None
+    detail: str = ""
 
 
 def scan(
@@ -53,18 +59,20 @@ def scan(
     stride: int = 1,
     workers: int = 0,
     progress: bool = False,
+    timeout: float = DataConfig.read_timeout,
 ) -> list[Problem]:
-    """Problems of the clips in a list, in its order; every file is decoded to its end.
+    """Problems of the clips in a list, in its order, then of the other list's; every file is decoded to its end.
 
     Args:
         entries, against: from `lists.read_entries`. `against` is another list, as of validation clips, that should
             share nothing with the first: no file content, no key, no group of UCF-101. Its files are not decoded.
         frames, stride: the clips to be cut; a video shorter than their span is reported.
-        workers: processes that read files; 0 reads in this one.
+        workers: processes that read files; 0 reads in this one, which a file may then end.
+        timeout: seconds that reading a file may take.
     """
-    facts = dict(_map(inspect, {e.path for e in entries}, workers, progress, "decoding"))
-    digests = dict(_map(digest, {e.path for e in against}, workers, progress, "comparing"))
-    others = {digests[e.path]: e for e in against if digests[e.path]}
+    facts = dict(_map(partial(inspect, timeout=timeout), entries, workers, progress, "decoding"))
+    compared = dict(_map(partial(inspect, timeout=timeout, decode=False), against, workers, progress, "comparing"))
+    others = {compared[e.path].digest: e for e in against if compared[e.path].digest}
     other_keys = {e.key: e for e in against}
     groups = {_group(e): e for e in against if _group(e)}
     span = (frames - 1) * stride + 1
@@ -72,10 +80,8 @@ def scan(
     problems = []
     for entry in entries:
         fact = facts[entry.path]
-        if fact.digest is None:
-            problems.append(Problem("missing", entry, "check the list and its root"))
-        elif fact.error is not None:
-            problems.append(Problem("unreadable", entry, fact.error))
+        if fact.kind is not None:
+            problems.append(Problem(fact.kind, entry, fact.detail))
         elif fact.num_frames < span:
             problems.append(Problem("short", entry, f"{fact.num_frames} of {span}"))
         names = [name for name in (fact.digest, f"key {entry.key}") if name is not None]
@@ -88,21 +94,30 @@ def scan(
             problems.append(Problem("shared", entry, f"{twin.where}: {twin.path}"))
         elif _group(entry) in groups:
             problems.append(Problem("group", entry, f"{groups[_group(entry)].path}"))
-    return problems
+    unknown = [(e, compared[e.path]) for e in against if compared[e.path].kind not in (None, "missing")]
+    return problems + [Problem(fact.kind, entry, fact.detail) for entry, fact in unknown]
 
 
-def inspect(path: Path) -> Facts:
-    """Decode a whole file."""
-    content = digest(path)
-    if content is None:
-        return Facts(None)
+def inspect(path: Path, timeout: float, decode: bool = True) -> Facts:
+    """Read a whole file, and decode it."""
     try:
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            read_image(path, None)
-            return Facts(content, num_frames=1)
-        return Facts(content, num_frames=count_frames(path))
+        return read_within(timeout, path, partial(_inspect, path, decode))
     except ClipError as error:
-        return Facts(content, error=str(error))
+        return Facts(kind="slow", detail=str(error))
+
+
+def _inspect(path: Path, decode: bool) -> Facts:
+    content, num_frames = None, 0
+    try:
+        content = digest(path)
+        if content is None:
+            return Facts(kind="missing", detail="check the list and its root")
+        if decode:
+            still = path.suffix.lower() in IMAGE_SUFFIXES
+            num_frames = read_image(path, None).shape[1] if still else count_frames(path)
+    except (ClipError, OSError) as error:
+        return Facts(content, kind="unreadable", detail=str(error))
+    return Facts(content, num_frames)
 
 
 def digest(path: Path) -> str | None:
@@ -121,12 +136,30 @@ def _group(entry: Entry) -> str | None:
     return match[1] if match else None
 
 
-def _map(function, paths: Iterable[Path], workers: int, progress: bool, title: str) -> Iterator[tuple[Path, object]]:
-    """(path, function(path)) for every path, on `workers` processes."""
-    paths = sorted(paths)
-    show = partial(tqdm, total=len(paths), desc=title, disable=not progress or not paths)
-    if workers == 0:
-        yield from zip(paths, show(map(function, paths)), strict=True)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from zip(paths, show(pool.map(function, paths, chunksize=4)), strict=True)
+def _map(
+    inspect: Callable[[Path], Facts], entries: Sequence[Entry], workers: int, progress: bool, title: str
+) -> Iterator[tuple[Path, Facts]]:
+    """Every path once and what `inspect` says of it, on `workers` processes.
+
+    When a process dies, the files are read one by one until the one that does it is found.
+    """
+    paths, done, alone = sorted({entry.path for entry in entries}), 0, False
+    with tqdm(total=len(paths), desc=title, disable=not progress or not paths) as bar:
+
+        def told(facts: Facts) -> tuple[Path, Facts]:
+            nonlocal done
+            bar.update()
+            done += 1
+            return paths[done - 1], facts
+
+        if workers == 0:
+            yield from map(told, map(inspect, paths))
+        while done < len(paths):
+            with ProcessPoolExecutor(1 if alone else workers) as pool:
+                try:
+                    yield from map(told, pool.map(inspect, paths[done : done + AT_ONCE]))
+                    alone = False
+                except BrokenProcessPool:
+                    if alone:
+                        yield told(Facts(kind="fatal", detail="it crashes the decoder, or takes all memory"))
+                    alone = not alone

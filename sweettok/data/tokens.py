@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sweettok.data.lists import some
-from sweettok.data.writer import write_aside
+from sweettok.files import write_aside
 from sweettok.layout import TokenLayout
 
 FORMAT = 1

@@ -1,15 +1,15 @@
 """Writing videos and pictures, aside and renamed so that no file is ever half there; laying clips out for the eye."""
 
 import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sweettok.files import write_aside
 
 CRF = "18"
 
@@ -64,18 +64,6 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     """Lines of text -> a UTF-8 file."""
     with write_aside(Path(path)) as aside:
         aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-@contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
-    """A name beside `path`, with its suffix, that becomes `path` when the block ends well and vanishes when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def side_by_side(*clips: Tensor, labels: Sequence[str] = ()) -> Tensor:

@@ -20,11 +20,12 @@ from sweettok.eval.checks import PixelCheck, suspicions
 from sweettok.eval.features import FeatureExtractor, detector_frames, find_i3d, load_extractor
 from sweettok.eval.pipeline import batches, merged, overlapped, precision
 from sweettok.eval.protocol import Protocol
-from sweettok.eval.report import checkpoint_hashes, refusal, report, sha256
+from sweettok.eval.report import checkpoint_hashes, refusal, report
 from sweettok.eval.sets import FeatureSet, cautions, keeps_features, measure
 from sweettok.eval.sources import Chosen, VideoClips, chosen, decoded, is_tokens, shape_of_files, tokens_hash
 from sweettok.eval.tokenizers import load_tokenizer
 from sweettok.eval.usage import UsageCounter
+from sweettok.files import sha256
 from sweettok.models.tokenizer import SweetTok
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from importlib.metadata import version
@@ -12,22 +11,13 @@ from typing import Any
 from accelerate import PartialState
 
 import sweettok
-from sweettok.data.writer import write_aside
 from sweettok.eval.features import I3D_FILE, FeatureExtractor
 from sweettok.eval.protocol import Protocol
+from sweettok.files import sha256, write_aside
+from sweettok.pretrained import CONFIG, WEIGHTS
 
 FORMAT = 2
 PACKAGES = ("torch", "numpy", "scipy", "av")
-_BLOCK = 1 << 20
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -41,7 +31,7 @@ def versions() -> dict[str, str]:
 
 def checkpoint_hashes(folder: str | Path) -> dict[str, str]:
     """SHA-256 of the files of a model."""
-    return {name: sha256(Path(folder) / name) for name in ("config.json", "model.safetensors")}
+    return {name: sha256(Path(folder) / name) for name in (CONFIG, WEIGHTS)}
 
 
 def refusal(num_clips: int, num_frames: int, extractor: FeatureExtractor | None) -> str | None:

@@ -16,10 +16,11 @@ from sweettok.eval.features import find_i3d, load_extractor
 from sweettok.eval.pipeline import batches, merged, precision
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.reconstruction import MEANING, reconstructed, score
-from sweettok.eval.report import checkpoint_hashes, refusal, report, sha256
+from sweettok.eval.report import checkpoint_hashes, refusal, report
 from sweettok.eval.sets import cautions, keeps_features, measure
 from sweettok.eval.sources import VideoClips, chosen, shape_of_files
 from sweettok.eval.tokenizers import load_tokenizer
+from sweettok.files import sha256
 from sweettok.weights import LPIPS_LINEAR, VGG16, find_weights, load_lpips
 
 

@@ -5,7 +5,6 @@ Letters: T frames, H W pixels, L ids per clip.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from sweettok.data.lists import ClipList
 from sweettok.data.reader import clip_places, probe
 from sweettok.data.tokens import MANIFEST, TokenDataset
 from sweettok.eval.protocol import Protocol
+from sweettok.files import sha256
 from sweettok.pixels import to_uint8
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -123,10 +123,7 @@ def is_tokens(folder: str | Path) -> bool:
 
 def tokens_hash(tokens: TokenDataset) -> str:
     """SHA-256 over the shards' bytes, in order: says which generated ids were scored."""
-    digest = hashlib.sha256()
-    for path in sorted(tokens.folder.glob("shard-*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sha256(*sorted(tokens.folder.glob("shard-*.safetensors")))
 
 
 def decoded(batches: Iterator[dict[str, Any]], tokenizer: Any, protocol: Protocol) -> Iterator[dict[str, Any]]:

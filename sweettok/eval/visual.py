@@ -5,63 +5,113 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors.torch import save
 from torch import Tensor
 
 from sweettok.data.lists import IMAGE_SUFFIXES
-from sweettok.data.reader import probe, read_clip, read_image
-from sweettok.data.writer import compare, film_strip, write_aside, write_png, write_video
+from sweettok.data.processes import join_processes
+from sweettok.data.reader import VideoInfo, probe, read_clip, read_image
+from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
-from sweettok.eval.tokenizers import RoundTrip, load_tokenizer, round_trip
+from sweettok.eval.tokenizers import load_tokenizer, round_trip
+from sweettok.files import write_aside
+from sweettok.models.output import TokenOutput
+from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
+from sweettok.video.files import DEFAULT_FPS, open_frames, write_blocks
+from sweettok.video.long import decode_blocks, encode_long
+from sweettok.video.seams import FrameSteps, seam_excess
 
 STRIP_FRAMES = 6
 NUM_QUERIES = 8  # of each side, whose words are written out
-DEFAULT_FPS = 25.0  # for files that do not tell theirs
 LABELS = ("original", "reconstruction", "difference")
 
 
 @torch.no_grad()
 def reconstruct(
-    videos: Sequence[str | Path], checkpoint: str | Path, out: str | Path, position: str = "center"
+    videos: Sequence[str | Path], checkpoint: str | Path, out: str | Path, position: str = "center", whole: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Send one clip of each video, or an image, through a tokenizer and write what came of it; yields their summaries.
 
     Into `out`, by the video's name: NAME.mp4 (original | reconstruction | difference), NAME.png (frames of it),
     NAME.safetensors (`ids`, ready for `decode`) and NAME.json (PSNR of every frame, layout of the ids, first words).
+    `whole` sends all of a video through a SweetTok, in memory that does not grow with its length: NAME.safetensors is
+    then for `LongTokens.load`, and `seams` tells how much more the picture jumps between clips (`seam_metric`).
     Videos of one name get numbers. Raises FileNotFoundError and ValueError (also ClipError) naming the file.
     """
-    device = PartialState().device
-    tokenizer = load_tokenizer(checkpoint).to(device)
-    config = tokenizer.config
+    tokenizer = load_tokenizer(checkpoint).to(join_processes().device)
+    if whole and not isinstance(tokenizer, SweetTok):
+        raise ValueError(f"{checkpoint} holds a {type(tokenizer).__name__}: whole videos are for a SweetTok")
     for path, name in zip(videos, unique_names(videos), strict=True):
-        info, size = probe(path), (config.height, config.width)
-        if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-            clip, black = read_image(path, size), 0
-        else:
-            clip = read_clip(path, config.num_frames, size, position=position)
-            black = max(0, config.num_frames - info.num_frames)
-        trip = round_trip(tokenizer, clip[None].to(device))
-        shown = to_uint8(trip.video).cpu()
-        facts = {
-            "video": str(path),
-            "source": asdict(info),
-            "clip": {"position": position, "frames": clip.shape[1], "height": config.height, "width": config.width},
-            "black_frames": black,
-            "psnr": psnr(clip[None], shown).item(),
-            "psnr_per_frame": frame_psnr(clip[None], shown)[0].tolist(),
-            "ids_per_clip": trip.ids[0].numel(),
-            "bits_per_clip": trip.bits,
-            **_meaning(trip),
-        }
-        _write(Path(out) / name, clip, shown[0], trip.ids, info.fps or DEFAULT_FPS, facts)
-        yield {**facts, "files": f"{Path(out) / name}.{{mp4,png,json,safetensors}}"}
+        stem, info = Path(out) / name, probe(path)
+        told = _whole(tokenizer, path, stem) if whole else _clip(tokenizer, path, stem, position, info)
+        facts = {"video": str(path), "source": asdict(info), **told}
+        write_json(f"{stem}.json", facts)
+        yield {**facts, "files": f"{stem}.{{mp4,png,json,safetensors}}"}
+
+
+def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, info: VideoInfo) -> dict[str, Any]:
+    config = tokenizer.config
+    size = config.height, config.width
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        clip, black = read_image(path, size), 0
+    else:
+        clip = read_clip(path, config.num_frames, size, position=position)
+        black = max(0, config.num_frames - info.num_frames)
+    trip = round_trip(tokenizer, clip[None].to(next(tokenizer.parameters()).device))
+    shown = to_uint8(trip.video).cpu()
+    write_video(f"{stem}.mp4", compare(clip, shown[0], labels=LABELS), info.fps or DEFAULT_FPS)
+    _write_strip(stem, clip, shown[0])
+    with write_aside(Path(f"{stem}.safetensors")) as aside:
+        aside.write_bytes(save({"ids": trip.ids.cpu().contiguous()}))
+    return {
+        "clip": {"position": position, "frames": clip.shape[1], "height": config.height, "width": config.width},
+        "black_frames": black,
+        "psnr": psnr(clip[None], shown).item(),
+        "psnr_per_frame": frame_psnr(clip[None], shown)[0].tolist(),
+        "ids_per_clip": trip.ids[0].numel(),
+        "bits_per_clip": trip.bits,
+        **_meaning(trip.output, trip.sizes.get("code")),
+    }
+
+
+def _whole(tokenizer: SweetTok, path: str | Path, stem: Path) -> dict[str, Any]:
+    tokens = encode_long(tokenizer, path, aspect="stretch")
+    tokens.save(f"{stem}.safetensors")
+    scores, strip, steps = [], [], (FrameSteps(), FrameSteps())
+    places = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
+
+    def panes() -> Iterator[Tensor]:
+        with open_frames(path, "stretch", tokens.fit.size) as stream:
+            for block in decode_blocks(tokenizer, tokens, undo_aspect=False):
+                pair = torch.stack(list(islice(stream.frames, block.shape[1])), dim=1), to_uint8(block)
+                kept = [place for place in range(block.shape[1]) if len(scores) + place in places]
+                strip.append([video[:, kept] for video in pair])
+                scores.extend(frame_psnr(*(video[None] for video in pair))[0].tolist())
+                for each, video in zip(steps, pair, strict=True):
+                    each.add(video)
+                yield compare(*pair, labels=LABELS)
+
+    write_blocks(f"{stem}.mp4", panes(), tokens.fps or DEFAULT_FPS)
+    _write_strip(stem, *(torch.cat(side, dim=1) for side in zip(*strip, strict=True)))
+    errors = 10 ** (-torch.tensor(scores, dtype=torch.float64) / 10)
+    return {
+        "chunks": asdict(tokens.chunks),
+        "clips": len(tokens.ids),
+        "psnr": -10 * errors.mean().log10().item(),
+        "psnr_per_frame": scores,
+        "seams": seam_excess(steps[1].values, tokens.chunks, steps[0].values),
+        "ids_per_clip": tokens.layout.length,
+        "bits_per_clip": tokens.layout.bits,
+        **_meaning(tokens.output),
+    }
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
@@ -74,19 +124,15 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _meaning(trip: RoundTrip) -> dict[str, Any]:
+def _meaning(output: TokenOutput | Tensor, codes: int | None = None) -> dict[str, Any]:
     """How to read the ids: segments and first words of a language tokenizer, the grid of a plain one."""
-    if isinstance(trip.output, Tensor):
-        return {"grid": list(trip.ids.shape[1:]), "codes": trip.sizes["code"], "words": {}}
-    segments = [asdict(segment) for segment in trip.output.layout.segments]
-    return {"segments": segments, "words": trip.output.words(max_queries=NUM_QUERIES)}
+    if isinstance(output, Tensor):
+        return {"grid": list(output.shape[1:]), "codes": codes, "words": {}}
+    segments = [asdict(segment) for segment in output.layout.segments]
+    return {"segments": segments, "words": output.words(max_queries=NUM_QUERIES)}
 
 
-def _write(stem: Path, clip: Tensor, shown: Tensor, ids: Tensor, fps: float, facts: dict[str, Any]) -> None:
+def _write_strip(stem: Path, clip: Tensor, shown: Tensor) -> None:
     columns = min(STRIP_FRAMES, clip.shape[1])
     rows = compare(clip, shown).chunk(3, dim=3)
-    write_video(f"{stem}.mp4", compare(clip, shown, labels=LABELS), fps)
     write_png(f"{stem}.png", torch.cat([film_strip(row, columns) for row in rows], dim=1))
-    with write_aside(Path(f"{stem}.safetensors")) as aside:
-        aside.write_bytes(save({"ids": ids.cpu().contiguous()}))
-    write_json(f"{stem}.json", facts)

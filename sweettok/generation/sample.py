@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -32,11 +31,13 @@ from tqdm import tqdm
 from sweettok.config import SamplingConfig
 from sweettok.data.processes import join_processes, main_first
 from sweettok.data.tokens import MANIFEST, ShardWriter, TokenDataset, TokenManifest, clips_hash
-from sweettok.data.writer import film_strip, mark, tile, write_aside, write_png, write_video
+from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
+from sweettok.files import sha256, write_aside
 from sweettok.generation.tokenize import PRECISIONS
 from sweettok.models.generator import Generator
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
+from sweettok.pretrained import CONFIG, WEIGHTS
 
 ROWS_PER_SHARD = 16  # what a process takes at once, and at most loses when it is stopped, but for its batch
 SHEET_ROWS, SHEET_PER_CLASS, SHEET_FRAMES = 64, 4, 5
@@ -217,10 +218,8 @@ def describe(
 
 
 def weights_hash(folder: str | Path) -> str:
-    """SHA-256 of a folder that save_pretrained wrote."""
-    digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
-    digest.update(np.memmap(Path(folder) / "model.safetensors", mode="r"))
-    return digest.hexdigest()
+    """SHA-256 of the configuration and the weights in a folder that save_pretrained wrote."""
+    return sha256(Path(folder) / CONFIG, Path(folder) / WEIGHTS)
 
 
 def check_folder(out: Path, manifest: TokenManifest) -> None:

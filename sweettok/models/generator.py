@@ -33,14 +33,15 @@ class Cache:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """New keys and values (B, H, n, D) of a layer -> all of its so far, (B, H, past + n, D)."""
-        if self.layers[layer] is None:
+        kept = self.layers[layer]
+        if kept is None:
             batch, heads, _, width = keys.shape
             shape = batch, heads, self.length, width
-            self.layers[layer] = keys.new_empty(shape), values.new_empty(shape)
+            kept = self.layers[layer] = keys.new_empty(shape), values.new_empty(shape)
+        all_keys, all_values = kept
         stop = self.past + keys.shape[2]
-        for kept, new in zip(self.layers[layer], (keys, values), strict=True):
-            kept[:, :, self.past : stop] = new
-        all_keys, all_values = self.layers[layer]
+        all_keys[:, :, self.past : stop] = keys
+        all_values[:, :, self.past : stop] = values
         return all_keys[:, :, :stop], all_values[:, :, :stop]
 
 
@@ -168,7 +169,7 @@ class CausalTransformer(nn.Module):
         return F.linear(hidden, weight[ids])
 
 
-class Generator(Pretrained, nn.Module):
+class Generator(Pretrained):
     """Writes the ids of clips.
 
     Args:
@@ -208,7 +209,7 @@ class Generator(Pretrained, nn.Module):
         known = self.class_names or ()
         wrong = [label for label in labels if isinstance(label, str) and label not in known]
         if wrong:
-            names = ", ".join(known) or f"numbers 0..{self.config.num_classes - 1}, without names"
+            names = ", ".join(known) or f"numbers 0..{self.sequence.num_classes - 1}, without names"
             raise ValueError(f"no class {wrong[0]!r}; this generator's classes are {names}")
         return torch.tensor([known.index(label) if isinstance(label, str) else label for label in labels])
 
@@ -258,13 +259,12 @@ class Generator(Pretrained, nn.Module):
         names = [name for name, value in found.items() if value is not None]
         if names != [wanted]:
             raise ValueError(f"this generator's samples need {wanted}, and nothing else; got {names or 'nothing'}")
-        count = num_samples if wanted == "num_samples" else len(found[wanted])
+        condition = given if labels is None else self.classes(labels)
+        count = num_samples or 0 if condition is None else len(condition)
         if count < 1:
             raise ValueError(f"at least one sample must be asked for; got {count}")
         device = self.transformer.tokens.weight.device
-        if wanted == "num_samples":
-            return self.sequence.prompt(batch=count, device=device)
-        return self.sequence.prompt((given if labels is None else self.classes(labels)).to(device))
+        return self.sequence.prompt(None if condition is None else condition.to(device), count, device)
 
     def _unconditional(self, batch: int) -> Tensor:
         if not self.sequence.null_class:
@@ -280,7 +280,8 @@ class Generator(Pretrained, nn.Module):
         """The words, one forward pass each; separators are read along with the words that they follow."""
         sequence, transformer, batch = self.sequence, self.transformer, len(chances)
         cache = Cache(self.config.num_layers, sequence.block_size)
-        words, unread = [], [prompt]
+        words: list[Tensor] = []
+        unread = [prompt]
         for run, segment in zip(sequence.separators, sequence.layout.segments, strict=True):
             unread.append(torch.tensor(run, device=prompt.device).expand(len(prompt), -1))
             first = sequence.word_start + segment.vocab_start
@@ -289,7 +290,8 @@ class Generator(Pretrained, nn.Module):
                 logits = transformer.logits(hidden, slice(first, first + segment.list_size)).float()
                 if how.guided:
                     scale = scale_at(how.cfg_scale, how.cfg_schedule, len(words), sequence.layout.length)
-                    logits = guide(*logits.chunk(2), scale)
+                    conditional, unconditional = logits.chunk(2)
+                    logits = guide(conditional, unconditional, scale)
                 words.append(segment.vocab_start + self._choose(logits, chances[:, len(words)], how))
                 unread = [(sequence.word_start + words[-1])[:, None].repeat(len(prompt) // batch, 1)]
                 if progress is not None:

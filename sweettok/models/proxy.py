@@ -24,6 +24,10 @@ from sweettok.pretrained import Pretrained
 class CodeTable(nn.Module):
     """K code vectors, learned as moving averages of the features that choose them."""
 
+    embeddings: Tensor  # (K, c)
+    counts: Tensor  # (K,)
+    sums: Tensor  # (K, c)
+
     def __init__(self, num_codes: int, code_dim: int):
         super().__init__()
         # Features are unit vectors, so the codes start as such, each as if chosen once.
@@ -131,7 +135,7 @@ class ProxyOutput(NamedTuple):
     commitment: Tensor
 
 
-class ProxyTokenizer(Pretrained, nn.Module):
+class ProxyTokenizer(Pretrained):
     """A clip (B, 3, T, H, W) or an image (T = 1) <-> codes (B, t, h, w) in [0, K)."""
 
     config_class = ProxyConfig

@@ -6,7 +6,7 @@
 An image takes the upper path alone, to logits of one slice.
 
 Letters: B batch, T frames, H W pixels, t h w latent grid, S spatial queries, M temporal queries, K proxy codes,
-L ids per clip.
+L ids per clip, V words, C width of a code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,38 +27,15 @@ from sweettok.layout import TokenLayout
 from sweettok.models.attention import init_linears
 from sweettok.models.codebook import LanguageCodebook
 from sweettok.models.decoder import QueryDecoder
+from sweettok.models.doors import Doors, Source
 from sweettok.models.encoder import QueryEncoder
+from sweettok.models.output import EmbeddingMatrix, QueryFeatures, TokenOutput
 from sweettok.models.proxy import PixelDecoder, ProxyTokenizer
 from sweettok.models.quantizer import LanguageQuantizer, Quantized
+from sweettok.models.resize import resized
 from sweettok.pretrained import Pretrained
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.priors.io import load_prior
-
-
-@dataclass(frozen=True)
-class TokenOutput:
-    """Ids (B, L) int64 of a batch of clips or images, and what they mean."""
-
-    ids: Tensor
-    layout: TokenLayout
-    vocabulary: tuple[tuple[str, ...], ...]  # the word list of each segment of the layout
-
-    def words(self, clip: int = 0, max_queries: int | None = None) -> dict[str, list[str]]:
-        """What each query of one clip says: {"spatial": ["small red | square", ...], "temporal": [...]}.
-
-        Modifiers, nearest first, stand before the bar and the head word after it; one word of the union stands alone.
-        `max_queries` limits each list. For images the second list is empty.
-        """
-        split = self.layout.split(self.layout.to_local(self.ids[clip][None].cpu()))
-        said = [
-            [" ".join(names[i] for i in query) for query in words[0, :max_queries].tolist()]
-            for words, names in zip(split.values(), self.vocabulary, strict=True)
-        ]
-        spatial, temporal = self.layout.by_branch(said)
-        return {
-            "spatial": [" | ".join(parts) for parts in zip(*spatial, strict=True)],
-            "temporal": [" | ".join(parts) for parts in zip(*temporal, strict=True)],
-        }
 
 
 class Prediction(NamedTuple):
@@ -74,7 +51,7 @@ class Prediction(NamedTuple):
         return (self.spatial,) if self.temporal is None else (self.spatial, self.temporal)
 
 
-class SweetTok(Pretrained, nn.Module):
+class SweetTok(Pretrained, Doors, nn.Module):
     """The tokenizer. `encode` and `decode` are exact inverses on the side of the ids, for any batch size.
 
     An image, a clip of one frame, has spatial ids alone, and is decoded without the blocks that read temporal latents.
@@ -96,7 +73,7 @@ class SweetTok(Pretrained, nn.Module):
         motion = temporal is not None
         self.encoder = QueryEncoder(config, motion)
         self.spatial_quantizer = quantizer(config, spatial)
-        self.temporal_quantizer = quantizer(config, temporal) if motion else None
+        self.temporal_quantizer = None if temporal is None else quantizer(config, temporal)
         self.decoder = QueryDecoder(config, motion)
         self.pixel_decoder = None if config.pixel_path == "none" else PixelDecoder(config.proxy)
         self.init_weights()
@@ -143,7 +120,7 @@ class SweetTok(Pretrained, nn.Module):
         path = "expected" if has_pixels else "none" if proxy is None else "argmax"
         model = cls(replace(config, pixel_path=path), prior)
         state = model.state_dict()
-        if path == "argmax":
+        if proxy is not None:
             if not isinstance(proxy, ProxyTokenizer):
                 proxy = ProxyTokenizer.from_release(proxy, model.config.proxy)
             model.use_proxy(proxy)
@@ -180,17 +157,13 @@ class SweetTok(Pretrained, nn.Module):
 
         Images fit the spatial branch alone.
         """
-        quantizers = {"spatial": self.spatial_quantizer, "temporal": self.temporal_quantizer}
         for branch, deviation in self.encoder.start_centred(video).items():
-            quantizer = quantizers[branch]
+            quantizer = self.quantizers[branch]
             quantizer.codebook.start_spread(deviation, quantizer.list_sizes)
-        self.decoder.start_head(self.pixel_decoder.codebook.embeddings)
+        self.decoder.start_head(self._pixel_decoder().codebook.embeddings)
 
     def assets(self) -> dict[str, Any]:
-        words = {"spatial": self.spatial_quantizer.codebook.graph_words}
-        if self.temporal_quantizer is not None:
-            words["temporal"] = self.temporal_quantizer.codebook.graph_words
-        return {"words": words}
+        return {"words": {branch: quantizer.codebook.graph_words for branch, quantizer in self.quantizers.items()}}
 
     @classmethod
     def build(cls, config: TokenizerConfig, assets: dict[str, Any], tensors: dict[str, Tensor]) -> SweetTok:
@@ -208,9 +181,30 @@ class SweetTok(Pretrained, nn.Module):
         words, config, motion = self.config.words, self.config, self.temporal_quantizer is not None
         return TokenLayout(
             config.num_spatial_queries, config.num_temporal_queries if motion else 0,
-            words.adjectives, words.nouns, words.adverbs or 0, words.verbs or 0,
+            words.adjectives or 0, words.nouns or 0, words.adverbs or 0, words.verbs or 0,
             config.modifiers_per_query, config.lookup,
         )  # fmt: skip
+
+    @property
+    def vocabulary(self) -> tuple[tuple[str, ...], ...]:
+        """The word list of each segment of the layout."""
+        return tuple(words for quantizer in self.quantizers.values() for words in quantizer.word_lists)
+
+    @property
+    def quantizers(self) -> dict[str, LanguageQuantizer]:
+        """Of the spatial branch, and of the temporal one if there is one."""
+        spatial, temporal = self.spatial_quantizer, self.temporal_quantizer
+        return {"spatial": spatial} if temporal is None else {"spatial": spatial, "temporal": temporal}
+
+    @property
+    def vocab_size(self) -> int:
+        """Words of all lists together, V: global ids are in [0, V)."""
+        return self.layout.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where inputs are moved to."""
+        return self.encoder.spatial_queries.device
 
     def ids_hash(self) -> str:
         """SHA-256 of all that ids depend on, which is all but decoder and pixels: stage 2 keeps the hash of stage 1.
@@ -245,7 +239,7 @@ class SweetTok(Pretrained, nn.Module):
     def quantize(self, video: Tensor) -> tuple[Quantized, Quantized | None]:
         """Float clips (B, 3, T, H, W) -> spatial (B, S, .) and temporal (B, M, .) lookups; no temporal one if T = 1."""
         spatial, temporal = self.encoder(video)
-        return self.spatial_quantizer(spatial), None if temporal is None else self.temporal_quantizer(temporal)
+        return self.spatial_quantizer(spatial), None if temporal is None else self.quantizers["temporal"](temporal)
 
     def predict(self, video: Tensor) -> Prediction:
         """Clips (B, 3, T, H, W) -> logits over the proxy's codes, and the lookups on the way (stage 1).
@@ -259,17 +253,22 @@ class SweetTok(Pretrained, nn.Module):
         motion = None if temporal is None else temporal.output
         return Prediction(self.decoder(spatial.output, motion, t), spatial, temporal)
 
-    def to_pixels(self, logits: Tensor) -> Tensor:
-        """Logits (B, K, t, h, w) -> float32 pixels (B, 3, T, H, W), not clamped."""
+    def _pixel_decoder(self) -> PixelDecoder:
+        """The pixel decoder; ValueError where there is none."""
         if self.pixel_decoder is None:
             raise ValueError(
                 "this tokenizer has no pixel decoder: load stage-2 weights, or give from_release the proxy's file too"
             )
+        return self.pixel_decoder
+
+    def to_pixels(self, logits: Tensor) -> Tensor:
+        """Logits (B, K, t, h, w) -> float32 pixels (B, 3, T, H, W), not clamped."""
+        decoder = self._pixel_decoder()
         if self.config.pixel_path == "argmax":
-            return self.pixel_decoder(self.pixel_decoder.codebook(logits.argmax(1)))
+            return decoder(decoder.codebook(logits.argmax(1)))
         with torch.autocast(logits.device.type, enabled=False):
-            vectors = logits.float().movedim(1, -1).softmax(-1) @ self.pixel_decoder.codebook.embeddings
-        return self.pixel_decoder(vectors)
+            vectors = logits.float().movedim(1, -1).softmax(-1) @ decoder.codebook.embeddings
+        return decoder(vectors)
 
     def ids(self, spatial: Quantized, temporal: Quantized | None) -> Tensor:
         """Lookups -> global ids (B, L), in the order of the layout, or of `layout.spatial` for images."""
@@ -287,26 +286,52 @@ class SweetTok(Pretrained, nn.Module):
         layout = self.layout_of(ids)
         local = layout.to_local(ids)
         spatial, temporal = layout.by_branch([local[:, segment.places] for segment in layout.segments])
-        return self.spatial_quantizer.lookup(*spatial), self.temporal_quantizer.lookup(*temporal) if temporal else None
+        motion = self.quantizers["temporal"].lookup(*temporal) if temporal else None
+        return self.spatial_quantizer.lookup(*spatial), motion
+
+    def describe(self, ids: Tensor) -> TokenOutput:
+        """Global ids (B, L), stored or generated -> what `encode` would have given with them.
+
+        Raises ValueError for ids that are not words of their segment's list.
+        """
+        self.layout_of(ids).check(ids)
+        return self._output(ids.long())
+
+    def _output(self, ids: Tensor) -> TokenOutput:
+        layout = self.layout_of(ids)
+        return TokenOutput(ids, layout, self.vocabulary[: len(layout.segments)], self.config.query_grids)
 
     @torch.no_grad()
-    def encode(self, video: Tensor) -> TokenOutput:
-        """Clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> TokenOutput with ids (B, L) int64.
+    def encode(
+        self, source: Source, aspect: str | None = None, start: int | None = None, stride: int | None = None
+    ) -> TokenOutput:
+        """Clips -> TokenOutput with ids (B, L) int64, on this tokenizer's device.
 
-        Images (B, 3, H, W), or (B, 3, 1, H, W), give spatial ids alone: those of `layout.spatial`.
-        Raises ValueError for shapes, types and values that do not fit.
+        Images give spatial ids alone: those of `layout.spatial`.
+
+        Args:
+            source: clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5], on any device; images (B, 3, H, W), or
+                (B, 3, 1, H, W); a path; or a list of paths, as one batch. Of a video file one clip is read, of the
+                configured frames and size, a shorter file's last frame repeated; of an image file the image.
+            aspect: how frames of a file become the configured size: "crop" (default), "pad" or "stretch"; see `Fit`.
+            start, stride: of a video file, the first frame (default 0) and the step from frame to frame (default 1).
+
+        Raises ValueError for shapes, types and values that do not fit, for files that cannot be read (ClipError, which
+        names the file), for no files, images and videos in one list, and for `aspect`, `start`, `stride` with tensors.
         """
-        video = pixels.check_video(as_clips(video))
+        video = self._checked(source, aspect=aspect, start=start, stride=stride)
+        return self._output(self.ids(*self.quantize(video)))
+
+    def _checked(self, source: Source, **options: str | int | None) -> Tensor:
+        """What `encode` takes -> float32 clips (B, 3, T, H, W) in [-0.5, 0.5] on this tokenizer's device."""
+        video = as_clips(self.read(source, **options))
+        video = pixels.check_video(video.to(self.device) if isinstance(video, Tensor) else video)
         self.check_clip(*video.shape[2:])
-        spatial, temporal = self.quantize(video)
-        if temporal is None:
-            return TokenOutput(self.ids(spatial, None), self.layout.spatial, self.spatial_quantizer.word_lists)
-        vocabulary = (*self.spatial_quantizer.word_lists, *self.temporal_quantizer.word_lists)
-        return TokenOutput(self.ids(spatial, temporal), self.layout, vocabulary)
+        return video
 
     @torch.no_grad()
     def decode(self, ids: Tensor, num_frames: int | None = None) -> Tensor:
-        """Global ids (B, L) -> float32 clips (B, 3, T, H, W) clamped to [-0.5, 0.5].
+        """Global ids (B, L) -> float32 clips (B, 3, T, H, W) clamped to [-0.5, 0.5], on this tokenizer's device.
 
         The ids of a clip do not tell its length: `num_frames` defaults to the configured one. Those of images are as
         many as `layout.spatial` has, and give one frame.
@@ -321,7 +346,60 @@ class SweetTok(Pretrained, nn.Module):
         elif num_frames != 1:
             raise ValueError(f"{layout.length} ids are those of an image, of 1 frame; got num_frames={num_frames}")
         t = self.config.proxy.grid(num_frames, self.config.height, self.config.width)[0]
-        return self.to_pixels(self.decoder(*self.codes(ids.long()), t)).clamp(-0.5, 0.5)
+        codes = self.codes(ids.to(self.device).long())
+        return self.to_pixels(self.decoder(*codes, t)).clamp(-0.5, 0.5)
+
+    def features(self, source: Source) -> QueryFeatures:
+        """What `encode` takes -> what the queries read, before the lookup: unit vectors (B, S, .) and (B, M, .).
+
+        They are `config.latent_dim` wide: one code under lookup `union`, else a modifier half and a head half. Query
+        n of a branch stands at row n // columns, column n % columns of its grid in `config.query_grids`. Gradients
+        flow to weights and video: probes of a frozen tokenizer want `torch.no_grad()`. Raises what `encode` raises.
+        """
+        return QueryFeatures(*self.encoder(self._checked(source)))
+
+    @torch.no_grad()
+    def embedding_matrix(self, offset: int = 0) -> EmbeddingMatrix:
+        """All words with their projected vectors (V, C), float32, in the order of global ids, under either lookup.
+
+        For a language model with `table` (rows, width) of embeddings, put them behind its own:
+
+            words = tok.embedding_matrix(offset=len(table))
+            table = torch.cat((table, project(words.vectors)))      # project: a layer of yours, C -> width
+            tokens = words.to_table(out.ids)                        # and back: words.from_table(tokens)
+
+        In training mode dropout draws the vectors anew at every call. ValueError for a negative offset.
+        """
+        if offset < 0:
+            raise ValueError(f"offset must be at least 0, the rows of the table that come first; got {offset}")
+        names = tuple(word for words in self.vocabulary for word in words)
+        return EmbeddingMatrix(names, torch.cat([q.codebook() for q in self.quantizers.values()]), offset)
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Global ids (B, L) -> the projected vector of each (B, L, C), float32, in the order of the ids.
+
+        A query's latent is made of those of its words: the mean of its modifiers' vectors beside its head word's, or
+        under lookup `union` its one word's. Raises ValueError for ids that are not words of their segment's list.
+        """
+        return self.embedding_matrix().vectors[self.describe(ids).ids.to(self.device)]
+
+    def at_size(self, height: int, width: int) -> SweetTok:
+        """A copy for frames of another size, in pixels; at the present size it is equal bit for bit.
+
+        The tables of the temporal branch and of the decoder, which have an entry for each place of the latent grid,
+        are interpolated (bicubic); nothing else knows the size. The ids of a clip change with it: as many spatial
+        ones, each of a larger or smaller part of the frame, and a temporal query per place of the new grid (see
+        `num_tokens`). No weight was trained at the new size: train on before you trust it, the more with
+        `temporal_peg: scrambled`, whose mixing of places follows the grid. `ids_hash` differs.
+
+        Raises ValueError, with the multiples that fit, for a size that patches and windows do not divide.
+        """
+        if not (isinstance(height, int) and isinstance(width, int)):
+            raise ValueError(f"height and width must be whole numbers of pixels; got {height!r} and {width!r}")
+        config = replace(self.config, proxy=replace(self.config.proxy, height=height, width=width))
+        model = type(self)(config, self.prior)
+        model.load_state_dict(resized(self.state_dict(), self.config.grid[1:], config.grid[1:]))
+        return model.to(self.encoder.spatial_queries).train(self.training)
 
     def forward(self, video: Tensor) -> Tensor:
         """Reconstruction (B, 3, T, H, W) in [-0.5, 0.5]; in evaluation mode it equals decode(encode(video).ids)."""

@@ -31,7 +31,7 @@ from torch.amp import GradScaler
 
 from sweettok.config import RunConfig, to_dict
 from sweettok.data.dataset import GlobalBatchSampler
-from sweettok.data.writer import write_aside
+from sweettok.files import write_aside
 from sweettok.train.ema import EMA
 from sweettok.train.sharding import gather, scatter, scatter_moments, sharded
 from sweettok.train.task import Player, Task
@@ -78,7 +78,12 @@ def save(state: RunState, output_dir: Path, main: bool = True) -> Path:
                 _remove(old)
     except OSError as failure:
         error = failure
-    _raise_on_all(f"cannot write {folder}: {error}. {_what_is_left(output_dir)}" if error is not None else None)
+    told = None
+    if error is not None:
+        free = f"{shutil.disk_usage(output_dir).free / 2**30:.1f} GiB are free"
+        advice = "make room, or set train.keep_checkpoints, and start again"
+        told = f"cannot write {folder}: {error}. {what_is_left(output_dir)}; {free}: {advice}"
+    _raise_on_all(told)
     return folder
 
 
@@ -111,10 +116,10 @@ def _raise_on_all(told: str | None) -> None:
         raise OSError(box[0])
 
 
-def _what_is_left(output_dir: Path) -> str:
-    last, free = latest(output_dir), shutil.disk_usage(output_dir).free / 2**30
-    kept = f"{last} is whole, and the run goes on from there" if last is not None else "There is no earlier checkpoint"
-    return f"{kept}; {free:.1f} GiB are free: make room, or set train.keep_checkpoints, and start again"
+def what_is_left(output_dir: Path) -> str:
+    """From where a run that failed goes on when it is started again."""
+    last = latest(output_dir)
+    return f"{last} is whole, and the run goes on from there" if last is not None else "There is no earlier checkpoint"
 
 
 def load(state: RunState, folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import Subset
 
-from sweettok.data.dataset import make_eval_loader
+from sweettok.data.dataset import make_eval_loader, plain_errors
 from sweettok.data.writer import write_video
 from sweettok.train import checkpoint, sharding
 from sweettok.train.checkpoint import RunState
@@ -63,6 +63,7 @@ def evaluate(session: Session, clips: int | None = None) -> dict[str, float]:
         dataset = Subset(dataset, range(min(clips, len(dataset))))
     workers, is_sharded = session.state.run.data.num_workers, session.twin is not None
     loader = shielded(make_eval_loader(dataset, size, workers, accelerator.process_index, world_size))
+    loader = plain_errors(loader, session.patience)
     batches = sharding.in_step(loader, dataset, size, world_size) if is_sharded else zip(loader, repeat(True))
     totals: dict[str, tuple[float, int]] = {}
     with averaged(session.state), accelerator.autocast() if is_sharded else nullcontext():

@@ -36,11 +36,12 @@ class GeneratorTask(Task):
     """All places of the target are scored, separators included; what is given is not."""
 
     name = "generator"
+    read_tokens = TokenDataset  # replaced by the plan of a run
 
     def __init__(self, run: GeneratorRun):
         self.run = run
-        self.train_dataset = TokenDataset(run.data.train)
-        self.validation_dataset = TokenDataset(run.data.validation) if run.data.validation else None
+        self.train_dataset = self.read_tokens(run.data.train)
+        self.validation_dataset = self.read_tokens(run.data.validation) if run.data.validation else None
         config = settle(run.generator, self.train_dataset)
         if self.validation_dataset is not None:
             settle(config, self.validation_dataset)

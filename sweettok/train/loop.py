@@ -21,7 +21,7 @@ from accelerate.utils import (
 from torch import Tensor
 
 from sweettok.config import RunConfig, TrainConfig, to_dict
-from sweettok.data.dataset import GlobalBatchSampler, make_loader
+from sweettok.data.dataset import GlobalBatchSampler, LoaderError, make_loader, plain_errors
 from sweettok.train import checkpoint, sharding, signals
 from sweettok.train.checkpoint import RunState
 from sweettok.train.ema import EMA
@@ -41,19 +41,23 @@ def fit(task: Task, run: RunConfig) -> bool:
     Goes on from the latest checkpoint of the output folder; a run that is finished does nothing more. Returns whether
     it is finished: False after SIGTERM or SIGINT, on any process, made all of them save after the same step. ValueError
     for settings that do not fit together and for too many clips that cannot be read, FloatingPointError after too many
-    steps that are not finite, OSError when a checkpoint cannot be written; the last whole one then stays.
+    steps that are not finite, OSError when a checkpoint cannot be written or a process that reads clips died or hangs;
+    the last whole one then stays.
     """
-    with signals.listening() as request:
-        accelerator = make_accelerator(run.train)
-        found = checkpoint.find_resume(Path(run.train.output_dir), run.train.resume)
-        session = _start(task, run, accelerator, request)
-        changed = checkpoint.load(session.state, found) if found is not None else []
-        check_best(session)
-        accelerator.wait_for_everyone()
-        with closing(_open_log(session)) as log:
-            if found is not None:
-                log.note("; ".join([f"resumed from {found}", *changed]))
-            return _train(session, log, found)
+    try:
+        with signals.listening() as request:
+            accelerator = make_accelerator(run.train)
+            found = checkpoint.find_resume(Path(run.train.output_dir), run.train.resume)
+            session = _start(task, run, accelerator, request)
+            changed = checkpoint.load(session.state, found) if found is not None else []
+            check_best(session)
+            accelerator.wait_for_everyone()
+            with closing(_open_log(session)) as log:
+                if found is not None:
+                    log.note("; ".join([f"resumed from {found}", *changed]))
+                return _train(session, log, found)
+    except LoaderError as error:
+        raise LoaderError(f"{error}. {checkpoint.what_is_left(Path(run.train.output_dir))}") from error
 
 
 def _train(session: Session, log: Log, found: Path | None) -> bool:
@@ -64,7 +68,9 @@ def _train(session: Session, log: Log, found: Path | None) -> bool:
         _validate(session, log, first)
     if first >= train.max_steps:
         log.note(f"the run is finished at step {first}: raise train.max_steps to train on")
-    batches = iter(signals.shielded(make_loader(task.train_dataset, state.sampler, state.run.data.num_workers)))
+    workers = state.run.data.num_workers
+    loader = signals.shielded(make_loader(task.train_dataset, state.sampler, workers))
+    batches = plain_errors(loader, session.patience)
     clock = Clock()
     for step in range(first + 1, train.max_steps + 1):
         report = train_step(session, batches, clock)

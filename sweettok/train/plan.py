@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
@@ -40,12 +39,17 @@ from sweettok.models.attention import Norm
 from sweettok.models.codebook import LanguageCodebook
 from sweettok.models.proxy import ProxyTokenizer
 from sweettok.models.tokenizer import SweetTok
-from sweettok.train import generator, proxy, spatial, stage1, stage2
 from sweettok.train.facts import Facts
+from sweettok.train.generator import GeneratorTask
+from sweettok.train.proxy import ProxyTask
 from sweettok.train.session import BatchShare
+from sweettok.train.spatial import SpatialTask
+from sweettok.train.stage1 import Stage1Task
+from sweettok.train.stage2 import Stage2Task
 from sweettok.train.task import Task
 
 RESERVE = 0.1  # share of a device's memory that is left to its runtime and allocator
+TASKS = {task.name: task for task in (ProxyTask, SpatialTask, Stage1Task, Stage2Task, GeneratorTask)}
 _NORMS = (nn.LayerNorm, nn.RMSNorm, Norm)
 _PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -142,30 +146,26 @@ def largest_batch(rehearsal: Rehearsal, share: BatchShare, room: float) -> int:
 
 def stand_in(run: RunConfig, facts: Facts) -> tuple[Task, Any]:
     """The stage's task, made by its own constructor from sizes instead of files; and the run as it was given to it."""
-    clips = {"clip_datasets": lambda *args: (range(1), None)}
     if isinstance(run, ProxyRun | Stage2Run):
         network = replace(run.loss.perceptual, untrained=True, weights=None, linear_weights=None)
         run = replace(run, loss=replace(run.loss, perceptual=network))
-    if isinstance(run, ProxyRun):
-        with patch.multiple(proxy, **clips, image_dataset=lambda *args: range(1)):
-            return proxy.ProxyTask(run), run
-    if isinstance(run, SpatialRun | Stage1Run):
-        fresh = {"warm_start": False, **({"init": None} if isinstance(run, Stage1Run) else {})}
-        run, words = replace(run, **fresh), {"load_prior": lambda _: facts.prior}
-        stills = {"image_dataset": lambda *args: range(1), "still_dataset": lambda *args: None}
-        with (
-            patch.multiple(stage1, **clips, **words, load_proxy=lambda _: ProxyTokenizer(run.tokenizer.proxy)),
-            patch.multiple(spatial, **stills, **words),
-        ):
-            return (spatial.SpatialTask if isinstance(run, SpatialRun) else stage1.Stage1Task)(run), run
-    if isinstance(run, Stage2Run):
-        config = replace(facts.tokenizer, pixel_path="expected")
-        with patch.multiple(stage2, **clips, load_stage1=lambda _: SweetTok(config, facts.prior)):
-            return stage2.Stage2Task(run), run
-    run = replace(run, tokenizer=None, train=replace(run.train, sample_every=0))
-    with patch.multiple(generator, TokenDataset=lambda _: facts.tokens):
-        task = generator.GeneratorTask(run)
-    if facts.tokenizer is not None:
+    elif isinstance(run, Stage1Run):
+        run = replace(run, warm_start=False, init=None)
+    elif isinstance(run, SpatialRun):
+        run = replace(run, warm_start=False)
+    else:
+        run = replace(run, tokenizer=None, train=replace(run.train, sample_every=0))
+    sizes = {
+        "read_clips": lambda *_: (range(1), None),
+        "read_images": lambda *_: range(1),
+        "read_stills": lambda *_: None,
+        "read_proxy": lambda *_: ProxyTokenizer(run.tokenizer.proxy),
+        "read_prior": lambda *_: facts.prior,
+        "read_stage1": lambda *_: SweetTok(replace(facts.tokenizer, pixel_path="expected"), facts.prior),
+        "read_tokens": lambda *_: facts.tokens,
+    }
+    task = type("StandIn", (TASKS[run.stage],), sizes)(run)
+    if isinstance(run, GeneratorRun) and facts.tokenizer is not None:
         task.tokenizer = SweetTok(facts.tokenizer, facts.prior).requires_grad_(False)
     return task, run
 

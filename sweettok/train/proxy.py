@@ -17,9 +17,7 @@ from sweettok.train.video import (
     PixelLosses,
     TokenizerTask,
     WithImages,
-    clip_datasets,
     clip_psnr,
-    image_dataset,
     player,
 )
 
@@ -49,9 +47,9 @@ class ProxyTask(TokenizerTask):
         self.players = {"generator": player("generator", ClipsAndImages(self.model), run.optimizer, run.train)}
         if self.pixels.opponent is not None:
             self.players["discriminator"] = self.pixels.opponent
-        self.train_dataset, self.validation_dataset = clip_datasets(run.data, run.proxy, run.train.seed)
+        self.train_dataset, self.validation_dataset = self.read_clips(run.data, run.proxy, run.train.seed)
         if run.images:
-            images = image_dataset(run.images, run.data, run.proxy, run.train.seed)
+            images = self.read_images(run.images, run.data, run.proxy, run.train.seed)
             self.train_dataset = WithImages(self.train_dataset, images)
         self.chosen: list[list[tuple[Tensor, Tensor]]] = []  # of each micro-batch: features and codes, clips and images
 

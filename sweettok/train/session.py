@@ -7,7 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sweettok.config import TrainConfig
+from sweettok.config import DataConfig, TrainConfig
+from sweettok.data.dataset import patience
 from sweettok.train.checkpoint import RunState
 from sweettok.train.health import Buffers, Health
 from sweettok.train.task import StepContext
@@ -59,6 +60,12 @@ class Session:
     buffers: Buffers
     model_players: set[str]  # those whose updates change the model that is averaged
     twin: nn.Module | None  # of a sharded run: the model without weights
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a batch of clips or tokens."""
+        timeout = getattr(self.state.run.data, "read_timeout", DataConfig.read_timeout)
+        return patience(self.share.micro_batch, timeout)
 
 
 @dataclass

@@ -11,9 +11,9 @@ in its CPU memory for checkpoints and the export, on its device for samples, whi
 import copy
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sweettok.config import TrainConfig
 from sweettok.data.dataset import make_eval_loader
@@ -206,9 +206,13 @@ def stand_in(task: Task, weightless: nn.Module, weights: Mapping[str, Tensor], d
         task.model = own
 
 
-def in_step(loader: DataLoader, dataset: Dataset, batch_size: int, world_size: int) -> Iterator[tuple[Any, bool]]:
+def in_step(
+    batches: Iterable[Any], dataset: Dataset, batch_size: int, world_size: int
+) -> Iterator[tuple[Any, bool]]:
     """Batches of a `make_eval_loader` and True; then a clip and False, until all processes have had as many."""
     rounds = math.ceil(math.ceil(len(dataset) / world_size) / batch_size)
-    yield from zip(loader, repeat(True))
-    for _ in range(rounds - len(loader)):
+    for batch in batches:
+        rounds -= 1
+        yield batch, True
+    for _ in range(rounds):
         yield next(iter(make_eval_loader(dataset, 1, workers=0))), False

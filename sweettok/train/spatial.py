@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from sweettok.config import DataConfig, ProxyConfig, SpatialRun
-from sweettok.data.dataset import ClipDataset
-from sweettok.data.lists import load_clips
-from sweettok.priors import load_prior
+from sweettok.config import SpatialRun
 from sweettok.train.stage1 import CodeTask
-from sweettok.train.video import image_dataset
 
 
 class SpatialTask(CodeTask):
@@ -16,18 +12,10 @@ class SpatialTask(CodeTask):
     name = "spatial"
 
     def __init__(self, run: SpatialRun):
-        super().__init__(run, load_prior(run.prior).spatial)
+        super().__init__(run, self.read_prior(run.prior).spatial)
         data, proxy = run.data, self.model.config.proxy
-        self.train_dataset = image_dataset(data.train, data, proxy, run.train.seed)
-        self.validation_dataset = still_dataset(data, proxy) if data.validation else None
+        self.train_dataset = self.read_images(data.train, data, proxy, run.train.seed)
+        self.validation_dataset = self.read_stills(data, proxy)
         if run.warm_start:
             self.warm_start()
         self.play()
-
-
-def still_dataset(data: DataConfig, proxy: ProxyConfig) -> ClipDataset:
-    """For validation: images, or the middle frame of each video."""
-    return ClipDataset(
-        load_clips(data.validation, data.root), 1, (proxy.height, proxy.width), resize=data.resize,
-        timeout=data.read_timeout,
-    )  # fmt: skip

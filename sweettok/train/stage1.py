@@ -22,11 +22,21 @@ from sweettok.priors import load_prior
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.train.task import StepContext
 from sweettok.train.usage import UsageWatch, UsageWindow
-from sweettok.train.video import TokenizerTask, clip_datasets, clip_psnr, player, weighted_sum
+from sweettok.train.video import TokenizerTask, clip_psnr, player, weighted_sum
 
 logger = logging.getLogger(__name__)
 
 WARM_START_CLIPS = 16
+
+
+def load_proxy(path: str) -> ProxyTokenizer:
+    """A proxy of ours (a folder) or the published file."""
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"no proxy tokenizer at {path}: set proxy to a folder that run_train_proxy.sh wrote, or get the published "
+            "file (checkpoints/README.md)"
+        )
+    return ProxyTokenizer.from_pretrained(path) if Path(path).is_dir() else ProxyTokenizer.from_release(path)
 
 
 class CodePredictor(nn.Module):
@@ -57,9 +67,12 @@ class CodeTask(TokenizerTask):
     at. Usage of the word lists is logged of whole windows: the steps between two lines of the log.
     """
 
+    read_proxy = staticmethod(load_proxy)
+    read_prior = staticmethod(load_prior)
+
     def __init__(self, run: Stage1Run | SpatialRun, words: Prior | WordGraph):
         self.run = run
-        self.teacher = load_proxy(run.proxy).requires_grad_(False)
+        self.teacher = self.read_proxy(run.proxy).requires_grad_(False)
         if self.teacher.config != run.tokenizer.proxy:
             raise ValueError(
                 f"the proxy at {run.proxy} has other sizes than tokenizer.proxy: {self.teacher.config} "
@@ -137,9 +150,9 @@ class Stage1Task(CodeTask):
     name = "stage1"
 
     def __init__(self, run: Stage1Run):
-        super().__init__(run, load_prior(run.prior))
+        super().__init__(run, self.read_prior(run.prior))
         proxy = self.model.config.proxy
-        self.train_dataset, self.validation_dataset = clip_datasets(run.data, proxy, run.train.seed)
+        self.train_dataset, self.validation_dataset = self.read_clips(run.data, proxy, run.train.seed)
         found = start_from(self.model, run.init) if run.init else {}
         trained = {name for name, param in self.model.named_parameters() if param.requires_grad}
         if run.warm_start and trained <= found.keys():
@@ -155,16 +168,6 @@ def released_parameter(name: str) -> str:
     if not name.startswith("tokenizer."):
         return name
     return convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))
-
-
-def load_proxy(path: str) -> ProxyTokenizer:
-    """A proxy of ours (a folder) or the published file."""
-    if not Path(path).exists():
-        raise FileNotFoundError(
-            f"no proxy tokenizer at {path}: set proxy to a folder that run_train_proxy.sh wrote, or get the published "
-            "file (checkpoints/README.md)"
-        )
-    return ProxyTokenizer.from_pretrained(path) if Path(path).is_dir() else ProxyTokenizer.from_release(path)
 
 
 def start_from(model: SweetTok, path: str) -> dict[str, Tensor]:

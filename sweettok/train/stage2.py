@@ -15,7 +15,29 @@ from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.tokenizer import SweetTok
 from sweettok.train.stage1 import load_proxy, released_parameter
 from sweettok.train.task import StepContext
-from sweettok.train.video import PixelLosses, TokenizerTask, clip_datasets, clip_psnr, player
+from sweettok.train.video import PixelLosses, TokenizerTask, clip_psnr, player
+
+
+def load_stage1(run: Stage2Run) -> SweetTok:
+    """The tokenizer to fine-tune: a folder of ours, or a published file together with its proxy and prior."""
+    if not Path(run.tokenizer).exists():
+        raise FileNotFoundError(f"no tokenizer at {run.tokenizer}: set tokenizer (or STAGE1) to the output of stage 1")
+    if Path(run.tokenizer).is_dir():
+        unused = [name for name in ("proxy", "prior") if getattr(run, name)]
+        if unused:
+            raise ValueError(f"{run.tokenizer} holds its own proxy and prior: leave {' and '.join(unused)} empty")
+        model = SweetTok.from_pretrained(run.tokenizer)
+    else:
+        if not run.prior:
+            raise ValueError(f"{run.tokenizer} is a published file, which holds no word graphs: set prior=FOLDER")
+        proxy = load_proxy(run.proxy) if run.proxy else None
+        model = SweetTok.from_release(run.tokenizer, run.prior, proxy=proxy)
+    if model.temporal_quantizer is None:
+        raise ValueError(f"{run.tokenizer} is the spatial branch alone: set tokenizer to the output of stage 1")
+    if model.pixel_decoder is None:
+        raise ValueError(f"{run.tokenizer} holds no pixel decoder: set proxy to the proxy that stage 1 was trained on")
+    model.config = replace(model.config, pixel_path="expected")
+    return model
 
 
 class Reconstructor(nn.Module):
@@ -44,10 +66,11 @@ class Reconstructor(nn.Module):
 
 class Stage2Task(TokenizerTask):
     name = "stage2"
+    read_stage1 = staticmethod(load_stage1)
 
     def __init__(self, run: Stage2Run):
         self.run = run
-        self.model = load_stage1(run)
+        self.model = self.read_stage1(run)
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train)
         self.perceptual = self.pixels.perceptual
@@ -57,7 +80,7 @@ class Stage2Task(TokenizerTask):
         if self.pixels.opponent is not None:
             self.players["discriminator"] = self.pixels.opponent
         config = self.model.config.proxy
-        self.train_dataset, self.validation_dataset = clip_datasets(run.data, config, run.train.seed)
+        self.train_dataset, self.validation_dataset = self.read_clips(run.data, config, run.train.seed)
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
@@ -70,25 +93,3 @@ class Stage2Task(TokenizerTask):
     def validate(self, batch: dict) -> dict[str, Tensor]:
         video = pixels.to_float(batch["video"])
         return {"psnr": clip_psnr(self.model(video), video)}
-
-
-def load_stage1(run: Stage2Run) -> SweetTok:
-    """The tokenizer to fine-tune: a folder of ours, or a published file together with its proxy and prior."""
-    if not Path(run.tokenizer).exists():
-        raise FileNotFoundError(f"no tokenizer at {run.tokenizer}: set tokenizer (or STAGE1) to the output of stage 1")
-    if Path(run.tokenizer).is_dir():
-        unused = [name for name in ("proxy", "prior") if getattr(run, name)]
-        if unused:
-            raise ValueError(f"{run.tokenizer} holds its own proxy and prior: leave {' and '.join(unused)} empty")
-        model = SweetTok.from_pretrained(run.tokenizer)
-    else:
-        if not run.prior:
-            raise ValueError(f"{run.tokenizer} is a published file, which holds no word graphs: set prior=FOLDER")
-        proxy = load_proxy(run.proxy) if run.proxy else None
-        model = SweetTok.from_release(run.tokenizer, run.prior, proxy=proxy)
-    if model.temporal_quantizer is None:
-        raise ValueError(f"{run.tokenizer} is the spatial branch alone: set tokenizer to the output of stage 1")
-    if model.pixel_decoder is None:
-        raise ValueError(f"{run.tokenizer} holds no pixel decoder: set proxy to the proxy that stage 1 was trained on")
-    model.config = replace(model.config, pixel_path="expected")
-    return model

@@ -52,6 +52,16 @@ def image_dataset(source: str, data: DataConfig, proxy: ProxyConfig, seed: int) 
     )  # fmt: skip
 
 
+def still_dataset(data: DataConfig, proxy: ProxyConfig) -> ClipDataset | None:
+    """For validation: images, or the middle frame of each video."""
+    if not data.validation:
+        return None
+    return ClipDataset(
+        load_clips(data.validation, data.root), 1, (proxy.height, proxy.width), resize=data.resize,
+        timeout=data.read_timeout,
+    )  # fmt: skip
+
+
 def player(
     name: str, module: nn.Module, config: OptimizerConfig, train: TrainConfig, start_step: int = 0, **names
 ) -> Player:
@@ -176,7 +186,14 @@ def comparisons(fake: Tensor, real: Tensor) -> Tensor:
 
 
 class TokenizerTask(Task):
-    """A stage whose model turns float clips into reconstructions and saves itself."""
+    """A stage whose model turns float clips into reconstructions and saves itself.
+
+    What a constructor reads from files it reads through `read_*`, which the plan of a run replaces.
+    """
+
+    read_clips = staticmethod(clip_datasets)
+    read_images = staticmethod(image_dataset)
+    read_stills = staticmethod(still_dataset)
 
     def reconstruct(self, video: Tensor) -> Tensor:
         return self.model(video)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sweettok.layout import TokenLayout
-from sweettok.models.tokenizer import SweetTok
-from sweettok.words.summary import frequent_only, kind_ranges
+from sweettok.models.output import kind_ranges
+from sweettok.words.summary import frequent_only
 
 # What each baseline looks at; `listed` sees the very words that a prompt would hold, without their counts.
 BASELINES = {
@@ -42,13 +42,6 @@ def mean_vectors(counts: Tensor, layout: TokenLayout, kinds: Sequence[str], code
     tables = _parts(codes.T, layout, kinds)
     counted = _parts(counts, layout, kinds)
     return torch.cat([_shares(part) @ table.T for part, table in zip(counted, tables, strict=True)], dim=1)
-
-
-@torch.no_grad()
-def word_codes(tokenizer: SweetTok) -> Tensor:
-    """(V, C): the projected vector of every word, by global id."""
-    quantizers = (tokenizer.spatial_quantizer, tokenizer.temporal_quantizer)
-    return torch.cat([quantizer.codebook() for quantizer in quantizers if quantizer is not None]).float()
 
 
 def nearest_by_product(queries: Tensor, support: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
 import sweettok
+from sweettok.data.processes import join_processes
 from sweettok.data.tokens import TokenDataset
-from sweettok.data.writer import write_aside
+from sweettok.files import write_aside
 from sweettok.models.tokenizer import SweetTok
 from sweettok.words import baselines, prompts, sources
 from sweettok.words import episodes as tasks
@@ -35,7 +35,7 @@ from sweettok.words.backends import Backend, LocalModel
 from sweettok.words.endpoint import WAYS, Endpoint, EndpointConfig
 from sweettok.words.episodes import Episode, EpisodeConfig
 from sweettok.words.prompts import PromptConfig
-from sweettok.words.summary import KINDS, frequent_words, word_counts, word_names
+from sweettok.words.summary import KINDS, frequent_words, word_counts
 
 FORMAT = 1
 MODEL = "model"  # among the results, beside the baselines
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = SweetTok.from_pretrained(args.checkpoint)
     tokens = sources.open_tokens(args.tokens, tokenizer)
     episodes, drawn = find_episodes(args, tokens)
-    clips = ClipWords(tokens, word_names(sources.vocabulary(tokenizer)))
+    clips = ClipWords(tokens, tokenizer.embedding_matrix().words)
     out = Path(args.out)
     cache = AnswerCache(out / "answers.jsonl")
     tasks.write(out / "episodes.json", episodes, drawn)
@@ -131,7 +131,7 @@ def make_backend(args: argparse.Namespace) -> Backend | None:
     if args.backend == "none":
         return None
     if args.backend == "local":
-        return LocalModel(given.pop("model"), device=PartialState().device, **given)
+        return LocalModel(given.pop("model"), device=join_processes().device, **given)
     body = given.pop("body", None)
     if body is not None:
         given["body"] = tuple(read_body(body).items())
@@ -180,7 +180,7 @@ class ClipWords:
 def name_by_baselines(
     episodes: Sequence[Episode], clips: ClipWords, tokenizer: SweetTok, how: PromptConfig
 ) -> dict[str, Named]:
-    codes, layout = baselines.word_codes(tokenizer), clips.layout
+    codes, layout = tokenizer.embedding_matrix().vectors, clips.layout
     ways: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
         "histogram": (lambda c: baselines.histograms(c, layout, how.kinds), baselines.nearest_by_product),
         "listed": (lambda c: baselines.listed(c, layout, how.kinds, how.words), baselines.nearest_by_product),

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sweettok.data.writer import write_png, write_video
-from sweettok.models.tokenizer import SweetTok, TokenOutput
+from sweettok.models.output import TokenOutput
+from sweettok.models.tokenizer import SweetTok
 from sweettok.words import sources
-from sweettok.words.summary import Grids, count_words, queries, query_grids, word_names
 
 LINE = 12  # pixels from one line of text to the next
 TINT, INK = 90, 255  # opacity of a cell's colour and of its text
@@ -41,28 +41,27 @@ def main(args: argparse.Namespace) -> None:
     if not 0 < args.fps < math.inf:
         raise ValueError(f"--fps must be above 0, got {args.fps}")
     tokenizer = SweetTok.from_pretrained(args.checkpoint)
-    grids = query_grids(tokenizer.config)
     for clip in sources.clips(args, tokenizer, pixels=True):
-        drawn, stem = overlay(clip.video, clip.output, grids, cell=args.cell), Path(args.out) / clip.name
+        drawn, stem = overlay(clip.video, clip.output, cell=args.cell), Path(args.out) / clip.name
         write_png(f"{stem}.png", drawn[:, drawn.shape[1] // 2])
         write_video(f"{stem}.mp4", drawn, args.fps)
         print(f"{clip.name} -> {stem}.{{mp4,png}}")
 
 
-def overlay(video: Tensor, output: TokenOutput, grids: Grids, clip: int = 0, cell: int = 56) -> Tensor:
+def overlay(video: Tensor, output: TokenOutput, clip: int = 0, cell: int = 56) -> Tensor:
     """Pixels uint8 (3, T, H, W) of clip number `clip` of `output` -> uint8 (3, T, H', W') with its words on them.
 
     Frames are enlarged by the smallest whole factor that gives cells `cell` pixels of width. ValueError for a cell
-    too narrow for letters, and for pixels or grids that do not fit.
+    too narrow for letters, and for pixels that do not fit.
     """
     if cell < LINE:
         raise ValueError(f"a cell must be at least {LINE} pixels wide, got {cell}")
     if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[0] != 3:
         raise ValueError(f"expected uint8 pixels (3, T, H, W), got {video.dtype} {tuple(video.shape)}")
-    factor = math.ceil(cell * grids["temporal"][1] / video.shape[3])
+    factor = math.ceil(cell * output.grids["temporal"][1] / video.shape[3])
     large = video.cpu().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     height, width = large.shape[2:]
-    layers = _layers(output, grids, clip, (height, width))
+    layers = _layers(output, clip, (height, width))
     footer = torch.zeros(3, large.shape[1], 2 * LINE + 4, width, dtype=torch.uint8)
     panels = []
     for branch, frames in zip(PANELS, (large, large // 2), strict=True):
@@ -72,12 +71,11 @@ def overlay(video: Tensor, output: TokenOutput, grids: Grids, clip: int = 0, cel
     return torch.cat(panels, dim=3)
 
 
-def _layers(output: TokenOutput, grids: Grids, clip: int, size: tuple[int, int]) -> dict[str, Tensor]:
+def _layers(output: TokenOutput, clip: int, size: tuple[int, int]) -> dict[str, Tensor]:
     """Of each branch: uint8 (4, H + footer, W), colours and opacity of what is drawn over every frame."""
     from PIL import Image, ImageDraw
 
-    names, summary = word_names(output.vocabulary), count_words(output, grids, clip)
-    said = queries(output.ids[clip], output.layout)
+    names, summary, said = output.names, output.summary(clip), output.queries(clip)
     height, width = size
     layers = {}
     for branch, kinds in PANELS.items():
@@ -85,7 +83,7 @@ def _layers(output: TokenOutput, grids: Grids, clip: int, size: tuple[int, int])
             continue
         image = Image.new("RGBA", (width, height + 2 * LINE + 4))
         draw = ImageDraw.Draw(image)
-        rows, columns = grids[branch]
+        rows, columns = output.grids[branch]
         for query, ids in enumerate(said[branch]):
             row, column = divmod(query, columns)
             box = (column * width // columns, row * height // rows, (column + 1) * width // columns - 1,

@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from sweettok.data.writer import write_aside
+from sweettok.files import write_aside
 from sweettok.models.tokenizer import SweetTok
 from sweettok.words import sources
-from sweettok.words.summary import as_json, as_text, count_words, query_grids
+from sweettok.words.summary import as_json, as_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +23,12 @@ def main(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise ValueError(f"--top must be at least 1, got {args.top}")
     tokenizer = SweetTok.from_pretrained(args.checkpoint)
-    grids, told = query_grids(tokenizer.config), {}
+    told = {}
     for clip in sources.clips(args, tokenizer, pixels=False):
-        summary = count_words(clip.output, grids)
+        summary = clip.output.summary()
         told[clip.name] = as_json(summary)
         print(f"{clip.name}\n{as_text(summary, args.top)}")
     if args.out:
         with write_aside(Path(args.out)) as aside:
-            text = json.dumps({"grids": grids, "clips": told}, ensure_ascii=False)
+            text = json.dumps({"grids": tokenizer.config.query_grids, "clips": told}, ensure_ascii=False)
             aside.write_text(f"{text}\n", encoding="utf-8")

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from sweettok.data.lists import IMAGE_SUFFIXES, some
+from sweettok.data.processes import join_processes
 from sweettok.data.reader import read_clip, read_image
 from sweettok.data.tokens import TokenDataset
-from sweettok.models.tokenizer import SweetTok, TokenOutput
+from sweettok.models.output import TokenOutput
+from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
 
 POSITIONS = ("first", "center", "last")
@@ -39,12 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--position", choices=POSITIONS, default="center", help="which frames of a video (default: center)")
 
 
-def vocabulary(tokenizer: SweetTok) -> tuple[tuple[str, ...], ...]:
-    """The word list of each segment of the layout."""
-    quantizers = (tokenizer.spatial_quantizer, tokenizer.temporal_quantizer)
-    return tuple(words for quantizer in quantizers if quantizer is not None for words in quantizer.word_lists)
-
-
 def open_tokens(folder: str | Path, tokenizer: SweetTok) -> TokenDataset:
     """A folder of token shards; ValueError unless they are of this tokenizer."""
     tokens = TokenDataset(folder)
@@ -60,7 +55,7 @@ def clips(args: argparse.Namespace, tokenizer: SweetTok, pixels: bool) -> Iterat
     """
     if bool(args.videos) == (args.tokens is not None):
         raise ValueError("give videos or --tokens SHARDS, one of them")
-    tokenizer = tokenizer.to(PartialState().device)
+    tokenizer = tokenizer.to(join_processes().device)
     yield from _of_tokens(args, tokenizer, pixels) if args.tokens else _of_videos(args, tokenizer)
 
 
@@ -76,7 +71,7 @@ def _of_videos(args: argparse.Namespace, tokenizer: SweetTok) -> Iterator[Told]:
             video = read_image(path, size)
         else:
             video = read_clip(path, config.num_frames, size, position=args.position)
-        output = tokenizer.encode(video[None].to(PartialState().device))
+        output = tokenizer.encode(video[None])
         yield Told(Path(path).stem, output, video)
 
 
@@ -88,9 +83,5 @@ def _of_tokens(args: argparse.Namespace, tokenizer: SweetTok, pixels: bool) -> I
     for row in args.rows:
         item = tokens[row]
         ids = item["ids"][None]
-        video = _decode(tokenizer, ids, tokens.manifest.num_frames) if pixels else None
-        yield Told(f"{row:05d}_{Path(item['key']).name}", TokenOutput(ids, tokens.layout, vocabulary(tokenizer)), video)
-
-
-def _decode(tokenizer: SweetTok, ids: Tensor, num_frames: int) -> Tensor:
-    return to_uint8(tokenizer.decode(ids.to(PartialState().device), num_frames))[0].cpu()
+        video = to_uint8(tokenizer.decode(ids, tokens.manifest.num_frames))[0].cpu() if pixels else None
+        yield Told(f"{row:05d}_{Path(item['key']).name}", tokenizer.describe(ids), video)

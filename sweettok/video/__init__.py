@@ -1,0 +1,1 @@
+"""Files and clips of any length and size through a tokenizer: `python -m sweettok.video`."""

@@ -1,0 +1,137 @@
+"""A long video as clips of one length that overlap, and one video again from such clips.
+
+Letters: T frames of the video, L frames of a clip.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+def default_overlap(length: int) -> int:
+    """Frames that neighbouring clips share unless told otherwise: 2 of 17, 1 of 9, none of fewer than 8.
+
+    There are then at most 1/7 more clips than without.
+    """
+    return length // 8
+
+
+@dataclass(frozen=True)
+class ChunkMap:
+    """Which frames of a video each clip holds, and how clips go over into one another.
+
+    num_frames: T. length: L. overlap: frames over which one clip goes over into the next.
+
+    Clips start every `length - overlap` frames; the last one is moved forward to end with the video, so that no frame
+    is made up, at no further cost. Only a video of fewer than L frames is padded, with repeats of its last frame, to
+    the one length that tokenizers are trained at.
+    """
+
+    num_frames: int
+    length: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "length", "overlap"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        if self.num_frames < 1 or self.length < 1:
+            raise ValueError(f"num_frames and length must be at least 1, got {self.num_frames} and {self.length}")
+        check_overlap(self.overlap, self.length)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First frame of each clip, ascending."""
+        last = max(0, self.num_frames - self.length)
+        return (*range(0, last, self.length - self.overlap), last)
+
+    @cached_property
+    def joints(self) -> tuple[int, ...]:
+        """The frame from which each clip is seen: 0, then `overlap` frames before the end of the clip before it."""
+        return (0, *(start + self.length - self.overlap for start in self.starts[:-1]))
+
+    @property
+    def padding(self) -> int:
+        """Frames behind the end of the video, in its only clip."""
+        return max(0, self.length - self.num_frames)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def shares(self, clip: int) -> Tensor:
+        """(L,) float32: how much of each frame is this clip, the rest being what clips before it made of the frame.
+
+        0 before its joint, 1 behind the overlap, linear between. With these a video is blended clip after clip.
+        """
+        start, joint = self.starts[clip], self.joints[clip]
+        if clip == 0:
+            return torch.ones(self.length)
+        ramp = torch.arange(start - joint + 1, start - joint + 1 + self.length) / (self.overlap + 1)
+        return ramp.clamp(0, 1)
+
+    def weights(self) -> Tensor:
+        """(clips, T) float32: the share of every clip in every frame of the video; each column sums to 1."""
+        weights = torch.zeros(len(self), self.num_frames)
+        for clip, start in enumerate(self.starts):
+            places = slice(start, min(start + self.length, self.num_frames))
+            share = self.shares(clip)[: self.num_frames - start]
+            weights[:, places] *= 1 - share
+            weights[clip, places] = share
+        return weights
+
+
+def check_overlap(overlap: int, length: int) -> None:
+    if not 0 <= overlap < length:
+        raise ValueError(f"overlap must be 0..{length - 1} frames of clips of {length}, got {overlap}")
+
+
+class ClipCutter:
+    """The clips of a `ChunkMap`, cut from a stream of frames; it keeps one clip in memory.
+
+    Args:
+        frames: each (3, H, W), all of one shape; their number need not be known.
+
+    Iterating gives (3, L, H, W) clips. Afterwards `num_frames` is the length of the stream.
+    """
+
+    def __init__(self, frames: Iterable[Tensor], length: int, overlap: int):
+        check_overlap(overlap, length)
+        self.frames, self.length, self.overlap = frames, length, overlap
+        self.num_frames = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        window: deque[Tensor] = deque(maxlen=self.length)
+        cut, due = 0, self.length  # where the last clip ended, and where the next one will
+        for frame in self.frames:
+            window.append(frame)
+            self.num_frames += 1
+            if self.num_frames == due:
+                yield torch.stack(tuple(window), dim=1)
+                cut, due = due, due + self.length - self.overlap
+        if self.num_frames > cut:
+            window.extend([window[-1]] * (self.length - len(window)))
+            yield torch.stack(tuple(window), dim=1)
+
+
+def blend(clips: Iterable[Tensor], chunks: ChunkMap) -> Iterator[Tensor]:
+    """The clips of a chunk map, float (3, L, H, W), in order -> the video, in blocks (3, n, H, W) that follow.
+
+    A block holds the frames that no later clip has a part in; at most the overlap is kept. Equal clips come out bit
+    for bit, and so do frames that are of one clip alone.
+    """
+    kept = None
+    for clip, video in enumerate(clips):
+        start, joint = chunks.starts[clip], chunks.joints[clip]
+        video = video[:, joint - start : chunks.num_frames - start]
+        if kept is not None and chunks.overlap:
+            shares = chunks.shares(clip)[joint - start :][: chunks.overlap].to(video)[:, None, None]
+            video = torch.cat((torch.lerp(kept, video[:, : chunks.overlap], shares), video[:, chunks.overlap :]), dim=1)
+        final = video.shape[1] if clip == len(chunks) - 1 else chunks.joints[clip + 1] - joint
+        yield video[:, :final]
+        kept = video[:, final:]

@@ -1,0 +1,67 @@
+"""Seams: how much more a decoded long video jumps where one clip goes over into the next than inside clips.
+
+Letters: T frames, H W pixels. All values are grey levels of 255, mean absolute difference over pixels and channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sweettok.video.chunks import ChunkMap
+
+
+def seam_metric(video: Tensor, chunks: ChunkMap, reference: Tensor | None = None) -> float:
+    """uint8, or float in [-0.5, 0.5], (3, T, H, W) -> the excess of motion at seams, in grey levels per frame.
+
+        d[t] = mean |video[t + 1] - video[t]|, less that of the reference where it is given
+        seam_metric = mean of d over the seams - mean of d over all other pairs of frames
+
+    A seam is the run of `overlap + 1` pairs of frames over which one clip goes over into the next. A constant video has
+    0, and so has one of a single clip; without a reference, motion that happens to be quicker at the seams counts too.
+    The reference may have another size. Raises ValueError for videos of another length than the map's.
+    """
+    steps = FrameSteps(video).values
+    return seam_excess(steps, chunks, None if reference is None else FrameSteps(reference).values)
+
+
+class FrameSteps:
+    """d[t] of a video whose blocks (3, n, H, W) come one after the other; it keeps one frame."""
+
+    def __init__(self, *blocks: Tensor):
+        self._steps = [torch.zeros(0, dtype=torch.float64)]
+        self._last: Tensor | None = None
+        for block in blocks:
+            self.add(block)
+
+    def add(self, block: Tensor) -> None:
+        """The next frames, uint8, or float in [-0.5, 0.5]."""
+        block = block.float() if block.dtype == torch.uint8 else block.float() * 255
+        joined = block if self._last is None else torch.cat((self._last, block), dim=1)
+        self._steps.append(joined.diff(dim=1).abs().mean(dim=(0, 2, 3), dtype=torch.float64).cpu())
+        self._last = block[:, -1:].clone()
+
+    @property
+    def values(self) -> Tensor:
+        """(T - 1,) float64."""
+        return torch.cat(self._steps)
+
+
+def seam_excess(steps: Tensor, chunks: ChunkMap, reference: Tensor | None = None) -> float:
+    """`seam_metric` from the `FrameSteps` (T - 1,) of the video and of the reference."""
+    for told in (steps, *([] if reference is None else [reference])):
+        if len(told) != chunks.num_frames - 1:
+            raise ValueError(f"the chunk map is of {chunks.num_frames} frames, the video has {len(told) + 1}")
+    if reference is not None:
+        steps = steps - reference
+    at_seam = seam_places(chunks)
+    inside = steps[~at_seam].mean().item() if not at_seam.all() else 0.0
+    return steps[at_seam].mean().item() - inside if at_seam.any() else 0.0
+
+
+def seam_places(chunks: ChunkMap) -> Tensor:
+    """(T - 1,) bool: whether frames t and t + 1 are on different sides of, or in, the crossing of two clips."""
+    places = torch.zeros(chunks.num_frames - 1, dtype=torch.bool)
+    for joint in chunks.joints[1:]:
+        places[joint - 1 : joint + chunks.overlap] = True
+    return places

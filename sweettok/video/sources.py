@@ -1,0 +1,135 @@
+"""Clips for the tokenizer: of files, one or many, and what is read while others are being encoded.
+
+Letters: B batch, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sweettok import pixels
+from sweettok.data.aspect import POLICIES, Fit
+from sweettok.data.lists import IMAGE_SUFFIXES
+from sweettok.data.reader import probe, read_clip, read_image
+from sweettok.models.output import TokenOutput
+from sweettok.models.tokenizer import SweetTok
+from sweettok.video.long import clip_length
+
+RESIZES = {"crop": "short_side_crop", "stretch": "stretch"}  # policies that the decoder's scaler follows by itself
+
+
+class ClipReader:
+    """Reads clips as one tokenizer takes them; for `aspect`, `start` and `stride` see `SweetTok.encode`.
+
+    ValueError for options that mean nothing.
+    """
+
+    def __init__(self, tokenizer: SweetTok, aspect: str = "crop", start: int = 0, stride: int = 1):
+        if aspect not in POLICIES:
+            raise ValueError(f"aspect must be one of {', '.join(POLICIES)}; got {aspect!r}")
+        for name, value, least in (("start", start, 0), ("stride", stride, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        self.tokenizer, self.aspect = tokenizer, aspect
+        cut = {"frames": clip_length(tokenizer), "start": start, "stride": stride, "short": "repeat"}
+        self.cut: dict[str, Any] = cut  # arguments of `read_clip`
+
+    def file(self, path: str | Path) -> Tensor:
+        """uint8 (3, T, H, W) of a video file, (3, 1, H, W) of an image; ClipError, naming the file."""
+        size = (self.tokenizer.config.height, self.tokenizer.config.width)
+        if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+            image = read_image(path, None)
+            return Fit(self.aspect, (image.shape[2], image.shape[3]), size).apply(image)
+        if self.aspect in RESIZES:
+            return read_clip(path, size=size, resize=RESIZES[self.aspect], **self.cut)
+        info = probe(path)
+        fit = Fit(self.aspect, (info.height, info.width), size)
+        return fit.place(read_clip(path, size=fit.scaled, **self.cut))
+
+    def clip(self, source: str | Path | Tensor, name: str) -> tuple[str, Tensor]:
+        """A name for errors and the clip, of a file or from a tensor (3, T, H, W), which becomes float32."""
+        if isinstance(source, str | Path):
+            return str(source), self.file(source)
+        if not isinstance(source, Tensor):
+            raise ValueError(f"{name} must be a path or a tensor (3, T, H, W), got {type(source).__name__}")
+        try:
+            video = pixels.check_video(source[None])
+            self.tokenizer.check_clip(*video.shape[2:])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return name, video[0]
+
+    def stack(self, clips: Sequence[tuple[str, Tensor]]) -> Tensor:
+        """Named clips -> (B, 3, T, H, W) on the tokenizer's device; ValueError unless all have one shape."""
+        first, video = clips[0]
+        for name, other in clips:
+            if other.shape != video.shape:
+                raise ValueError(
+                    f"clips of one batch must be alike, and {first} has {video.shape[1]} frames, {name} "
+                    f"{other.shape[1]}: encode images and videos apart"
+                )
+        videos = [clip.to(self.tokenizer.device) for _, clip in clips]
+        if len({clip.dtype for clip in videos}) > 1:  # bytes of files beside floats of tensors
+            videos = [clip if clip.is_floating_point() else pixels.to_float(clip) for clip in videos]
+        return torch.stack(videos)
+
+
+def read_batch(tokenizer: SweetTok, paths: str | Path | Sequence[str | Path], **options: Any) -> Tensor:
+    """A path or a list of paths -> uint8 (B, 3, T, H, W); options and errors as of `SweetTok.encode`."""
+    reader = ClipReader(tokenizer, **options)
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    wrong = [type(path).__name__ for path in paths if not isinstance(path, str | Path)]
+    if wrong or not paths:
+        raise ValueError(
+            f"a list must hold paths, at least one; got {wrong[0] if wrong else 'an empty list'} "
+            "(for many clips, also tensors, there is encode_batches)"
+        )
+    return reader.stack([(str(path), reader.file(path)) for path in paths])
+
+
+def encode_batches(
+    tokenizer: SweetTok, sources: Iterable[str | Path | Tensor], batch_size: int, workers: int, **options: Any
+) -> Iterator[TokenOutput]:
+    """See `SweetTok.encode_batches`."""
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+    if isinstance(sources, str | Path) or not isinstance(sources, Iterable):
+        raise ValueError(f"sources must be several paths or tensors; got {sources!r}: for a single one there is encode")
+    reader, sources = ClipReader(tokenizer, **options), iter(sources)
+    try:
+        first = next(sources)
+    except StopIteration:
+        raise ValueError("there are no clips to encode: sources hold no path and no tensor") from None
+
+    def outputs() -> Iterator[TokenOutput]:
+        clips = read_ahead(reader, chain((first,), sources), batch_size, workers)
+        while batch := list(islice(clips, batch_size)):
+            yield tokenizer.encode(reader.stack(batch))
+
+    return outputs()
+
+
+def read_ahead(
+    reader: ClipReader, sources: Iterable[str | Path | Tensor], ahead: int, workers: int
+) -> Iterator[tuple[str, Tensor]]:
+    """`reader.clip` of every source, in order, by `workers` threads; `ahead` clips at most wait to be asked for."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[tuple[str, Tensor]]] = deque()
+    try:
+        for number, source in enumerate(sources):
+            waiting.append(pool.submit(reader.clip, source, f"clip {number}"))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
