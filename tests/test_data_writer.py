@@ -62,6 +62,24 @@ def test_lossless_is_exact(tmp_path, name, height, width):
     assert torch.equal(read_clip(tmp_path / name, 5, None), clip)
 
 
+def test_blocks_make_one_video(tmp_path):
+    clip = torch.randint(0, 256, (3, 20, 32, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_video(tmp_path / "clip.mp4", iter(clip.split(7, dim=1)), 25, lossless=True)
+    assert torch.equal(read_clip(tmp_path / "clip.mp4", 20, None), clip)
+    with pytest.raises(ValueError, match="no frames"):
+        write_video(tmp_path / "none.mp4", [], 25)
+    assert not (tmp_path / "none.mp4").exists()
+
+
+@pytest.mark.parametrize("size", [(41, 41), (64, 64)])
+def test_a_clip_is_written_in_one_way(tmp_path, size):
+    clip, written = waves(24, *size), set()
+    for _ in range(12):
+        write_video(tmp_path / "clip.mp4", clip, 12, full_chroma=True)
+        written.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(written) == 1
+
+
 @pytest.mark.parametrize(
     ("clip", "fps", "message"),
     [

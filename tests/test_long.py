@@ -16,7 +16,7 @@ from sweettok.eval.metrics import psnr
 from sweettok.pixels import to_float, to_uint8
 from sweettok.video.__main__ import main
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.files import open_frames, write_blocks
+from sweettok.video.files import open_frames
 from sweettok.video.long import LongTokens, decode_blocks, decode_long, encode_long, reconstruct
 from sweettok.video.seams import FrameSteps, seam_metric, seam_places
 
@@ -204,17 +204,6 @@ def test_decoding_into_a_file(tokenizer, tmp_path):
     for name in ("out.mp4", "same.mp4"):
         shown = to_float(read_clip(tmp_path / name, 20, None))
         assert (shown - decoded).abs().mean() < 0.5 * (shown - decoded.flip(3)).abs().mean()
-
-
-def test_blocks_are_written_as_write_video_does(tmp_path):
-    video = waves(20)
-    write_video(tmp_path / "whole.mp4", video, 25)
-    write_blocks(tmp_path / "blocks.mp4", video.split(7, dim=1), 25)
-    one, two = (read_clip(tmp_path / name, 20, None).int() for name in ("whole.mp4", "blocks.mp4"))
-    assert one.shape == two.shape and (one - two).abs().float().mean() < 1  # the encoder itself is not exact
-    with pytest.raises(ValueError, match="no frames"):
-        write_blocks(tmp_path / "none.mp4", [], 25)
-    assert not (tmp_path / "none.mp4").exists()
 
 
 def test_an_image(tokenizer, tmp_path):

@@ -363,6 +363,7 @@ def test_the_launcher_s_configuration_is_used(tmp_path, config, expected):
         "accelerator = Accelerator()\nfrom sweettok.config import TrainConfig\n"
         "if sharding.asked(): sharding.check(TrainConfig(output_dir='x'))\n"
         "if accelerator.is_main_process: print(sharding.asked(), accelerator.num_processes)\n"
+        "accelerator.wait_for_everyone()\n"  # none leaves while others still connect
         "torch.distributed.destroy_process_group()\n"
     )
     environment = {

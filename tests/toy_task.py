@@ -100,7 +100,7 @@ class ToyTask(Task):
     def load_extra_state(self, state):
         self.calls = state["calls"]
 
-    def export(self, folder: Path):
+    def export(self, folder: Path, training):
         save_model(self.model, str(folder / "model.safetensors"))
 
 

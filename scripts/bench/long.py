@@ -25,9 +25,10 @@ from torch import Tensor
 
 from sweettok import SweetTok, load_config
 from sweettok.data.synthetic import synthetic_clip
+from sweettok.data.writer import write_video
 from sweettok.priors import Prior, WordGraph
 from sweettok.video.chunks import ClipCutter
-from sweettok.video.files import open_frames, write_blocks
+from sweettok.video.files import open_frames
 from sweettok.video.long import ahead, batched, clip_length, decode_blocks, encode_long
 from sweettok.video.seams import FrameSteps, seam_excess
 
@@ -79,7 +80,7 @@ def draw(path: Path, minutes: float, size: tuple[int, int]) -> None:
         for number in range(round(minutes * 60 * FPS / CLIP)):
             yield clips[number % DIFFERENT]
 
-    write_blocks(path, blocks(), FPS)
+    write_video(path, blocks(), FPS)
 
 
 def plain(tokenizer: SweetTok, path: Path, batch_size: int) -> None:

@@ -6,6 +6,7 @@ a seek against the packet table, so it seeks. decord does not, and returns shift
 B-frames (MPEG-4 AVI, open GOPs, HEVC), so it is only ever read from the start, as the release does.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,16 @@ class PyAVVideo:
 
     def _from_start(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
         """Frames found by counting from the first one."""
-        frames, count, damaged = [], 0, False
+        frames = list(self._decoded(wanted, convert))
+        return frames if len(frames) == len(wanted) else None
+
+    def stream(self, scale: Scale) -> Iterator[np.ndarray]:
+        """uint8 (H, W, 3) arrays of all frames in display order, each decoded when it is asked for."""
+        return self._decoded(range(sys.maxsize), _Converter(self.path, scale))
+
+    def _decoded(self, wanted: range, convert: "_Converter") -> Iterator[np.ndarray]:
+        """The frames at `wanted`, decoded from the first one; all there are where the file ends before."""
+        count, damaged = 0, False
         try:
             self._open()
             for frame in self._container.decode(self._stream):
@@ -169,14 +179,13 @@ class PyAVVideo:
                 if count in wanted:
                     if damaged:
                         raise ClipError(f"{self.path}: frame {count} is damaged")
-                    frames.append(convert(frame))
-                    if len(frames) == len(wanted):
-                        return frames
+                    yield convert(frame)
+                    if count == wanted[-1]:
+                        return
                 count += 1
         except self._error as error:
             raise ClipError(f"{self.path}: damaged, decoding fails near frame {count} ({_reason(error)})") from error
         self.num_frames = count
-        return None
 
 
 def _reason(error: Exception) -> str:
@@ -250,20 +259,21 @@ class DecordVideo:
         """Nothing stays open between calls."""
 
     def native_size(self) -> tuple[int, int]:
-        return self._decode(self._reader(), range(1))[0].shape[:2]
+        return next(self._decode(self._reader(), range(1))).shape[:2]
 
     def frames(self, wanted: range, scale: Scale) -> list[np.ndarray] | None:
-        return self._decode(self._reader(*scale(*self.native_size())), wanted)
+        return list(self._decode(self._reader(*scale(*self.native_size())), wanted))
 
-    def _decode(self, reader: Any, wanted: range) -> list[np.ndarray]:
-        frames = []
+    def stream(self, scale: Scale) -> Iterator[np.ndarray]:
+        return self._decode(self._reader(*scale(*self.native_size())), range(self.num_frames))
+
+    def _decode(self, reader: Any, wanted: range) -> Iterator[np.ndarray]:
         try:
             for place in range(wanted[-1] + 1):
                 frame = reader.next()
                 if place in wanted:
                     array = frame.asnumpy()
                     height, width = array.shape[:2]  # widths such as 16 and 48 come with their padding, as channels
-                    frames.append(array.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3))
+                    yield array.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
         except self._errors as error:
             raise ClipError(f"{self.path}: damaged, decord fails at frame {place}") from error
-        return frames

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sweettok.data.aspect import cover
 from sweettok.data.backends import CannotOpen, ClipError, DecordVideo, PyAVVideo, Scale
 
 POSITIONS = ("first", "center", "last", "random", "even")
@@ -40,14 +41,14 @@ def probe(path: str | Path, backend: str = "auto") -> VideoInfo:
 
     Raises ClipError when the file cannot be read.
     """
-    with _open(path, backend) as video:
+    with open_video(path, backend) as video:
         height, width = video.native_size()
         return VideoInfo(video.num_frames, video.fps, height, width, video.name)
 
 
 def count_frames(path: str | Path, backend: str = "auto") -> int:
     """Frames that a video file really gives, by decoding all of it. Raises ClipError when decoding fails anywhere."""
-    with _open(path, backend) as video:
+    with open_video(path, backend) as video:
         if video.num_frames:
             video.frames(range(video.num_frames), lambda height, width: (16, 16))  # corrects num_frames
         return video.num_frames
@@ -127,7 +128,7 @@ def read_clip(
     if short not in SHORT:
         raise ValueError(f"short must be one of {SHORT}, got {short!r}")
     scale, target = _scaling(size, resize)
-    with _open(path, backend) as video:
+    with open_video(path, backend) as video:
         arrays = None
         while arrays is None:  # again only when the file has fewer frames than its packets promise
             if video.num_frames == 0:
@@ -189,7 +190,8 @@ def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
 
 
 @contextmanager
-def _open(path: str | Path, backend: str) -> Iterator[PyAVVideo | DecordVideo]:
+def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | DecordVideo]:
+    """A file opened by the first decoder that can. Raises ClipError, also for what goes wrong in the block."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     path = Path(path)
@@ -238,12 +240,7 @@ def _scaling(size: Size, resize: str) -> tuple[Scale, tuple[int, int] | None]:
         raise ValueError(f"size must be (height, width) in pixels, one number or None, got {size!r}")
     if resize == "stretch":
         return (lambda height, width: target), target
-
-    def cover(height: int, width: int) -> tuple[int, int]:
-        factor = max(target[0] / height, target[1] / width)
-        return max(target[0], round(height * factor)), max(target[1], round(width * factor))
-
-    return cover, target
+    return (lambda height, width: cover((height, width), target)), target
 
 
 def _crop(clip: Tensor, target: tuple[int, int] | None) -> Tensor:

@@ -1,6 +1,5 @@
 """Checking lists before a run: files that cannot be read, clips too short, listed twice, or shared by two lists."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from sweettok.config import DataConfig
 from sweettok.data.backends import ClipError
 from sweettok.data.lists import IMAGE_SUFFIXES, Entry
 from sweettok.data.reader import count_frames, read_image, read_within
+from sweettok.files import sha256
 
 KINDS = {
     "missing": "there is no such file",
@@ -109,26 +109,15 @@ def inspect(path: Path, timeout: float, decode: bool = True) -> Facts:
 def _inspect(path: Path, decode: bool) -> Facts:
     content, num_frames = None, 0
     try:
-        content = digest(path)
-        if content is None:
+        if not path.is_file():
             return Facts(kind="missing", detail="check the list and its root")
+        content = sha256(path)
         if decode:
             still = path.suffix.lower() in IMAGE_SUFFIXES
             num_frames = read_image(path, None).shape[1] if still else count_frames(path)
     except (ClipError, OSError) as error:
         return Facts(content, kind="unreadable", detail=str(error))
     return Facts(content, num_frames)
-
-
-def digest(path: Path) -> str | None:
-    """SHA-256 of a file's bytes, None when there is no such file."""
-    if not path.is_file():
-        return None
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            content.update(block)
-    return content.hexdigest()
 
 
 def _group(entry: Entry) -> str | None:

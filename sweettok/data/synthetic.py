@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sweettok.data.lists import write_list
 from sweettok.data.writer import write_lines, write_video
 
-FORMAT = 1  # raise it when a seed comes to give other clips, so that old folders are not taken for new ones
+FORMAT = 2  # raise it when a seed comes to give other clips, so that old folders are not taken for new ones
 FRAMES_PER_UNIT = 20  # frames in which motion time advances by 1 at ordinary speed
 PAN = 0.12  # how far the ground moves in one frame, in frame sizes
 

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from sweettok.files import write_aside
 
-CRF = "18"
+CRF = "16"
 
 
 def write_video(
-    path: str | Path, frames: Tensor, fps: float, lossless: bool = False, full_chroma: bool = False
+    path: str | Path,
+    frames: Tensor | Iterable[Tensor],
+    fps: float,
+    lossless: bool = False,
+    full_chroma: bool = False,
 ) -> None:
-    """uint8 (3, T, H, W) RGB -> a video file of exactly that size at `fps`.
+    """uint8 (3, T, H, W) RGB -> a video file of exactly that size at `fps`, without sound.
+
+    Blocks (3, n, H, W) that follow one another make one video, and need not all be in memory.
 
     H.264 with 4:2:0 chroma, which every player shows. Odd sizes, which that cannot hold, get 4:4:4 chroma, and so do
     others with `full_chroma`. Lossless files are H.264 in RGB, or FFV1 where the suffix is .mkv; both read back bit for
@@ -25,21 +31,24 @@ def write_video(
     """
     import av
 
-    _check(frames, 4, "(3, T, H, W)")
-    path = Path(path)
-    _, count, height, width = frames.shape
-    if count == 0:
-        raise ValueError(f"cannot write {path}: the clip has no frames")
     if not 0 < fps < math.inf:
         raise ValueError(f"fps must be above 0, got {fps}")
-    codec, pixels, options = _encoding(path, lossless, full_chroma or height % 2 == 1 or width % 2 == 1)
-    arrays = frames.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    path, stream, count = Path(path), None, 0
     with write_aside(path) as aside, av.open(str(aside), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, pixels
-        stream.codec_context.thread_count = 1
-        for array in arrays:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        for block in (frames,) if isinstance(frames, Tensor) else frames:
+            _check(block, 4, "(3, T, H, W)")
+            count += block.shape[1]
+            if stream is None:
+                height, width = block.shape[2:]
+                full = full_chroma or height % 2 == 1 or width % 2 == 1
+                codec, pixels, options = _encoding(path, lossless, full)
+                stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+                stream.width, stream.height, stream.pix_fmt = width, height, pixels
+                stream.codec_context.thread_count = 1
+            for array in block.permute(1, 2, 3, 0).contiguous().cpu().numpy():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        if count == 0:
+            raise ValueError(f"cannot write {path}: the clip has no frames")
         container.mux(stream.encode())
 
 
@@ -48,7 +57,8 @@ def _encoding(path: Path, lossless: bool, full_chroma: bool) -> tuple[str, str, 
         return "ffv1", "bgr0", {}
     if lossless:
         return "libx264rgb", "rgb24", {"crf": "0"}
-    return "libx264", "yuv444p" if full_chroma else "yuv420p", {"crf": CRF}
+    # With its macroblock tree x264 writes small frames in one of several ways, by chance.
+    return "libx264", "yuv444p" if full_chroma else "yuv420p", {"crf": CRF, "x264-params": "mbtree=0"}
 
 
 def write_png(path: str | Path, image: Tensor) -> None:

@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--checkpoint", required=True, metavar="DIR", help="config.json and model.safetensors")
     look.add_argument("--out", required=True, metavar="DIR")
     look.add_argument("--position", choices=POSITIONS, default="center", help="which frames (default: center)")
+    look.add_argument("--whole", action="store_true", help="all of each video, in overlapping clips")
     return parser
 
 
@@ -143,8 +144,11 @@ def _table(args: argparse.Namespace) -> int:
 def _reconstruct(args: argparse.Namespace) -> int:
     from sweettok.eval.visual import reconstruct
 
-    for summary in reconstruct(args.videos, args.checkpoint, args.out, args.position):
-        print(f"{summary['video']}: PSNR {summary['psnr']:.2f} dB, {summary['ids_per_clip']} ids -> {summary['files']}")
+    for summary in reconstruct(args.videos, args.checkpoint, args.out, args.position, args.whole):
+        told = f"{summary['ids_per_clip']} ids"
+        if args.whole:
+            told = f"{summary['clips']} clips of {told}, seams {summary['seams']:+.2f} grey levels"
+        print(f"{summary['video']}: PSNR {summary['psnr']:.2f} dB, {told} -> {summary['files']}")
         for side, queries in summary["words"].items():
             print(f"  {side}: " + "; ".join(queries))
     return 0

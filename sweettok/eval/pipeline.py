@@ -26,8 +26,8 @@ def batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's share of the items, in batches whose tensors are on its device; `told` heads the progress bar."""
     loader = make_eval_loader(dataset, batch_size, workers, state.process_index, state.num_processes)
-    shown = tqdm(loader, desc=told, unit="batch", disable=not state.is_main_process)
-    for batch in plain_errors(shown):
+    loaded = plain_errors(loader)
+    for batch in tqdm(loaded, desc=told, total=len(loader), unit="batch", disable=not state.is_main_process):
         yield {
             name: value.to(state.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sweettok.data.aspect import cover
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import ClipList
@@ -90,10 +91,7 @@ def fit(video: Tensor, protocol: Protocol) -> Tensor:
     height, width = video.shape[-2:]
     if (height, width) == target:
         return video
-    scaled = target
-    if protocol.resize == "short_side_crop":
-        factor = max(target[0] / height, target[1] / width)
-        scaled = max(target[0], round(height * factor)), max(target[1], round(width * factor))
+    scaled = cover((height, width), target) if protocol.resize == "short_side_crop" else target
     frames = F.interpolate(
         video.movedim(1, 0).float(), scaled, mode="bilinear", align_corners=False,
         antialias=protocol.resize_filter != "bilinear",

@@ -25,7 +25,7 @@ from sweettok.files import write_aside
 from sweettok.models.output import TokenOutput
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
-from sweettok.video.files import DEFAULT_FPS, open_frames, write_blocks
+from sweettok.video.files import DEFAULT_FPS, open_frames
 from sweettok.video.long import decode_blocks, encode_long
 from sweettok.video.seams import FrameSteps, seam_excess
 
@@ -99,7 +99,7 @@ def _whole(tokenizer: SweetTok, path: str | Path, stem: Path) -> dict[str, Any]:
                     each.add(video)
                 yield compare(*pair, labels=LABELS)
 
-    write_blocks(f"{stem}.mp4", panes(), tokens.fps or DEFAULT_FPS)
+    write_video(f"{stem}.mp4", panes(), tokens.fps or DEFAULT_FPS)
     _write_strip(stem, *(torch.cat(side, dim=1) for side in zip(*strip, strict=True)))
     errors = 10 ** (-torch.tensor(scores, dtype=torch.float64) / 10)
     return {

@@ -6,6 +6,7 @@ Letters: R rows (independent sequences), N tokens of a row, D width, t h w laten
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -195,6 +196,8 @@ class Layer(nn.Module):
 
 class Transformer(nn.Module):
     """A stack of layers; where a list of outputs is used, they are un-normed, and `norm_out` is left out if unused."""
+
+    norm_out: Any  # a Norm, or None; who asks for it calls it
 
     def __init__(self, block: BlockConfig, layers: list[Layer], norm_out: bool):
         super().__init__()

@@ -51,7 +51,7 @@ class Prediction(NamedTuple):
         return (self.spatial,) if self.temporal is None else (self.spatial, self.temporal)
 
 
-class SweetTok(Pretrained, Doors, nn.Module):
+class SweetTok(Pretrained, Doors):
     """The tokenizer. `encode` and `decode` are exact inverses on the side of the ids, for any batch size.
 
     An image, a clip of one frame, has spatial ids alone, and is decoded without the blocks that read temporal latents.

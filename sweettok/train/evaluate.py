@@ -104,10 +104,20 @@ def export(session: Session, folder: Path, record: Mapping[str, Any] | None = No
     with shown(session, torch.device("cpu")) as main:
         if main:
             with checkpoint.written_aside(folder) as aside:
-                session.state.task.export(aside)
+                session.state.task.export(aside, training_facts(session))
                 if record is not None:
                     (aside / "metric.json").write_text(json.dumps(record) + "\n")
     session.accelerator.wait_for_everyone()
+
+
+def training_facts(session: Session) -> dict[str, Any]:
+    """What the card of an exported model says of the run."""
+    state = session.state
+    train = state.run.train
+    return {
+        "stage": state.task.name, "steps": state.step, "clips in a step": train.global_batch_size,
+        "seed": train.seed, "precision": train.mixed_precision,
+    }  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- the best

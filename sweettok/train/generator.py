@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,8 +124,8 @@ class GeneratorTask(Task):
         ids = self.model.sample(**condition, seed=self.run.train.seed, **asdict(self.run.sampling))
         return pixels.to_uint8(self.tokenizer.decode(ids))
 
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+    def export(self, folder: Path, training: Mapping[str, Any]) -> None:
+        self.model.save_pretrained(folder, training=training)
 
 
 def settle(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:

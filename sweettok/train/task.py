@@ -147,5 +147,8 @@ class Task(ABC):
             raise ValueError(f"the {self.name} task has no use for the extra state {sorted(state)}")
 
     @abstractmethod
-    def export(self, folder: Path) -> None:
-        """Write the model, which holds the averaged weights when this is called, in the public format."""
+    def export(self, folder: Path, training: Mapping[str, Any]) -> None:
+        """Write the model, which holds the averaged weights when this is called, in the public format.
+
+        training: facts of the run, for the model's card.
+        """

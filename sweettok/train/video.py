@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -204,8 +206,8 @@ class TokenizerTask(Task):
         video = pixels.to_float(batch["video"])
         return comparisons(self.reconstruct(video), video)
 
-    def export(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+    def export(self, folder: Path, training: Mapping[str, Any]) -> None:
+        self.model.save_pretrained(folder, training=training)
 
 
 class WithImages(Dataset):

@@ -1,25 +1,20 @@
-"""Videos as streams: frames of a file, an image or a tensor, fitted to a size, and blocks of frames into a file."""
+"""Videos as streams: frames of a file, an image or a tensor, fitted to a size."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sweettok.data.aspect import Fit
-from sweettok.data.backends import ClipError, DecordVideo, PyAVVideo, Scale, _Converter, _reason
+from sweettok.data.backends import ClipError
 from sweettok.data.lists import IMAGE_SUFFIXES
-from sweettok.data.reader import _open, read_image
-from sweettok.data.writer import _check, _encoding
-from sweettok.files import write_aside
+from sweettok.data.reader import open_video, read_image
 
 OUTPUTS = (".mp4", ".mkv", ".mov")  # kinds of files that hold H.264
 DEFAULT_FPS = 25.0  # for videos that do not tell theirs
@@ -58,11 +53,11 @@ def open_frames(
         fit = Fit(aspect, (image.shape[2], image.shape[3]), size)
         yield FrameStream(iter([fit.apply(image[:, 0])]), fit, None)
     else:
-        with _open(source, "auto") as file:
+        with open_video(source) as file:
             if file.num_frames == 0:
                 raise ClipError(f"{source}: the video has no frames", hopeless=True)
             fit = Fit(aspect, file.native_size(), size)
-            arrays = islice(_decoded(file, lambda height, width: fit.scaled), max_frames)
+            arrays = islice(file.stream(lambda height, width: fit.scaled), max_frames)
             frames = (fit.place(torch.from_numpy(array).permute(2, 0, 1)) for array in arrays)
             yield FrameStream(frames, fit, file.fps)
 
@@ -75,54 +70,6 @@ def _as_video(source: Tensor) -> Tensor:
     return video
 
 
-def _decoded(video: PyAVVideo | DecordVideo, scale: Scale) -> Iterator[np.ndarray]:
-    """uint8 (H, W, 3) arrays of all frames, in display order."""
-    yield from _by_pyav(video, scale) if isinstance(video, PyAVVideo) else _by_decord(video, scale)
-
-
-def _by_pyav(video: PyAVVideo, scale: Scale) -> Iterator[np.ndarray]:
-    convert, place, damaged = _Converter(video.path, scale), 0, False
-    try:
-        video._open()
-        for frame in video._container.decode(video._stream):
-            damaged = frame.is_corrupt or (damaged and not frame.key_frame)
-            if damaged:
-                raise ClipError(f"{video.path}: frame {place} is damaged")
-            yield convert(frame)
-            place += 1
-    except video._error as error:
-        raise ClipError(f"{video.path}: damaged, decoding fails near frame {place} ({_reason(error)})") from error
-
-
-def _by_decord(video: DecordVideo, scale: Scale) -> Iterator[np.ndarray]:
-    reader = video._reader(*scale(*video.native_size()))
-    for place in range(video.num_frames):
-        try:
-            array = reader.next().asnumpy()
-        except video._errors as error:
-            raise ClipError(f"{video.path}: damaged, decord fails at frame {place}") from error
-        height, width = array.shape[:2]  # as in DecordVideo
-        yield array.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
-
-
-def write_blocks(path: str | Path, blocks: Iterable[Tensor], fps: float) -> None:
-    """uint8 (3, n, H, W) blocks that follow one another -> a video file like those of `write_video`, without sound."""
-    import av
-
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps must be above 0, got {fps}")
-    path, stream = Path(path), None
-    with write_aside(path) as aside, av.open(str(aside), "w") as container:
-        for block in blocks:
-            _check(block, 4, "(3, T, H, W)")
-            stream = stream or _add_stream(container, path, block.shape[2:], fps)
-            for array in block.permute(1, 2, 3, 0).contiguous().cpu().numpy():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
-        if stream is None:
-            raise ValueError(f"cannot write {path}: the video has no frames")
-        container.mux(stream.encode())
-
-
 def check_output(path: str | Path, suffixes: tuple[str, ...]) -> None:
     """ValueError, before work is lost, for a path that is a folder or of another kind; its folder is made."""
     path = Path(path)
@@ -131,12 +78,3 @@ def check_output(path: str | Path, suffixes: tuple[str, ...]) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _add_stream(container: Any, path: Path, size: tuple[int, int], fps: float) -> Any:
-    height, width = size
-    codec, pixels, options = _encoding(path, False, height % 2 == 1 or width % 2 == 1)
-    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
-    stream.width, stream.height, stream.pix_fmt = width, height, pixels
-    stream.codec_context.thread_count = 1
-    return stream

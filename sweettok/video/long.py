@@ -23,13 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sweettok.data.aspect import Fit
+from sweettok.data.writer import write_video
 from sweettok.files import write_aside
 from sweettok.layout import TokenLayout
 from sweettok.models.output import TokenOutput
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_output, open_frames, write_blocks
+from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_output, open_frames
 
 FORMAT = 1
 ABOUT = "sweettok_long_tokens"  # the entry of the file's metadata
@@ -235,7 +236,7 @@ def _blocks(tokenizer: SweetTok, tokens: LongTokens, batch_size: int, undo_aspec
 def _finish(blocks: Iterator[Tensor], tokens: LongTokens, out: str | Path | None) -> Tensor | Path:
     if out is None:
         return torch.cat(list(blocks), dim=1)
-    write_blocks(out, map(to_uint8, blocks), tokens.fps or DEFAULT_FPS)
+    write_video(out, map(to_uint8, blocks), tokens.fps or DEFAULT_FPS)
     return Path(out)
 
 

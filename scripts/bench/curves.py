@@ -1,0 +1,235 @@
+"""Reference curves: every stage of configs/tiny trained for a few seeds, by the commands that the quickstart runs.
+
+    python scripts/bench/curves.py [--seeds 0 1 2] [--work FOLDER] [--out FILE]
+    python scripts/bench/curves.py --plot         draw the picture anew from the JSON file
+
+The spatial branch and stage 1 learn from the proxy of their own seed, stage 2 goes on from its stage 1, and the
+generator reads the words of its stage 2. Clips and prior are the same for all. Safe to run again: finished runs are
+reused, broken-off ones continue. A seed takes about ten minutes of one core.
+
+The file has, of each stage, some terms of its log: `train` as means over stretches of steps of one length (null where
+the term is not there yet), `held_out` as measured on the validation clips after each fifth of the steps. The picture
+beside it shows one of either kind.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from PIL import Image, ImageDraw
+
+from sweettok.commands import report_errors
+from sweettok.config import load_config
+from sweettok.eval.plot import GRID, INK, ticks
+from sweettok.files import write_aside
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "tiny"
+DATA_SEED = 0
+STRETCHES = 25  # of a run; a training curve has a mean for each
+EVALUATIONS = 5  # of a run, on the held-out clips
+
+PANEL, MARGIN, LEGEND = (360, 300), (70, 40, 20, 40), 40  # pixels; margins left, top, right, bottom
+FONT = 17
+COLORS = ("#1f5fbf", "#d9822b", "#2f9e44", "#9c36b5", "#c92a2a")
+
+# What is kept of each stage's log; the first of either kind is drawn.
+WORDS = ("perplexity/adjective", "perplexity/noun", "perplexity/adverb", "perplexity/verb")
+TRAIN = {
+    "proxy": ("reconstruction_loss", "commitment_loss", "code_perplexity"),
+    "spatial": ("code_loss", "code_accuracy", *WORDS[:2]),
+    "stage1": ("code_loss", "code_accuracy", "guide_loss", *WORDS),
+    "stage2": ("reconstruction_loss", "feature_matching_loss", "discriminator_loss"),
+    "generator": ("cross_entropy", "accuracy"),
+}
+HELD_OUT = {
+    "proxy": ("psnr", "image_psnr"),
+    "spatial": ("code_loss", "code_accuracy"),
+    "stage1": ("psnr", "code_loss", "code_accuracy"),
+    "stage2": ("psnr",),
+    "generator": ("perplexity", "accuracy", *WORDS),
+}
+
+
+def run(command: Sequence[object], **environment: object) -> None:
+    """Run a command from the root of the repository, on the CPU, with one thread."""
+    fixed = {
+        "CUDA_VISIBLE_DEVICES": "", "NUM_PROCESSES": 1, "OMP_NUM_THREADS": 1, "ACCELERATE_CONFIG": "", "SPATIAL": "",
+        "VIRTUAL_ENV": sys.prefix,
+    }  # fmt: skip
+    values = {name: str(value) for name, value in (fixed | environment).items()}
+    words = [str(word) for word in command]
+    if status := subprocess.run(words, cwd=ROOT, env=os.environ | values).returncode:
+        raise OSError(f"exit status {status} of {' '.join(words[:4])} ...: it says why above; start again to go on")
+
+
+def train(stage: str, seed: int, folder: Path, **settings: object) -> None:
+    """Train a stage into `folder` by its command. Nothing is changed of the configuration but what the run writes."""
+    config = CONFIGS / f"{stage}.yaml"
+    settings |= {
+        "train.output_dir": folder / stage, "train.seed": seed, "train.log_every": 1, "train.sample_every": 0,
+        "train.eval_every": load_config(config).train.max_steps // EVALUATIONS,
+    }  # fmt: skip
+    words = [f"{key}={value}" for key, value in settings.items()]
+    run(["bash", f"run_train_{stage}.sh", *words], CONFIG=config, STAGE1=folder / "stage1" / "final")
+
+
+def train_all(seed: int, work: Path) -> None:
+    """Every stage for a seed, into `work`/seed-<seed>."""
+    folder, clips = work / f"seed-{seed}", work / "clips"
+    data = {"data.train": clips / "train.txt", "data.validation": clips / "val.txt"}
+    inputs = {"proxy": folder / "proxy" / "final", "prior": work / "prior"}
+    train("proxy", seed, folder, **data)
+    train("spatial", seed, folder, **data, **inputs)
+    train("stage1", seed, folder, **data, **inputs)
+    train("stage2", seed, folder, **data)
+    tokenizer, tokens = folder / "stage2" / "final", folder / "tokens"
+    for part in ("train", "val"):
+        run([sys.executable, "-m", "sweettok.generation", "tokenize", "--checkpoint", tokenizer,
+             "--data", clips / f"{part}.txt", "--classes", clips / "classes.txt", "--out", tokens / part])  # fmt: skip
+    data = {"data.train": tokens / "train", "data.validation": tokens / "val"}
+    train("generator", seed, folder, tokenizer=tokenizer, **data)
+
+
+def make_clips(work: Path) -> None:
+    """The clips and the prior of the quickstart."""
+    run([sys.executable, "-m", "sweettok.data", "synthetic", work / "clips", "--num-train", 640, "--num-val", 32,
+         "--frames", 24, "--size", 64, "--seed", DATA_SEED])  # fmt: skip
+    run([sys.executable, "-m", "sweettok.priors", "build", "--captions", work / "clips" / "captions.jsonl",
+         "--out", work / "prior", "--dim", 16, "--neighbors", 2])  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------- the file
+
+
+def read_curves(log: Path, stage: str, steps: int) -> dict[str, dict[str, list[float | None]]]:
+    """{"train": {term: a mean for each stretch}, "held_out": {term: values}} of one run, to five digits."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    length = steps // STRETCHES
+
+    def mean(key: str, stretch: int) -> float | None:
+        found = [line[key] for line in lines if key in line and (line["step"] - 1) // length == stretch]
+        return float(f"{sum(found) / len(found):.5g}") if found else None
+
+    return {
+        "train": {term: [mean(f"train/{term}", stretch) for stretch in range(STRETCHES)] for term in TRAIN[stage]},
+        "held_out": {
+            term: [float(f"{line[key]:.5g}") for line in lines if (key := f"eval/{term}") in line]
+            for term in HELD_OUT[stage]
+        },
+    }
+
+
+def collect(seeds: Sequence[int], work: Path) -> dict:
+    """All that is kept: what made the curves, and {stage: {"steps", kind: {term: {seed: values}}}}."""
+    stages = {}
+    for stage in TRAIN:
+        steps = load_config(CONFIGS / f"{stage}.yaml").train.max_steps
+        runs = {seed: read_curves(work / f"seed-{seed}" / stage / "log.jsonl", stage, steps) for seed in seeds}
+        stages[stage] = {"steps": steps} | {
+            kind: {term: {str(seed): runs[seed][kind][term] for seed in seeds} for term in terms[stage]}
+            for kind, terms in (("train", TRAIN), ("held_out", HELD_OUT))
+        }
+    made = {
+        "torch": torch.__version__, "machine": platform.machine(), "threads": 1, "seeds": list(seeds),
+        "data_seed": DATA_SEED, "settings": {stage: settings_hash(stage) for stage in TRAIN},
+    }  # fmt: skip
+    return {"made": made, "stages": stages}
+
+
+def settings_hash(stage: str) -> str:
+    """Of what the stage's file says, comments apart: 12 digits of its SHA-256."""
+    settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{stage}.yaml"))
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write(path: Path, found: dict) -> None:
+    """As JSON with a line for each list."""
+    text = re.sub(r"\[[^\[\]]*\]", lambda match: " ".join(match[0].split()), json.dumps(found, indent=1))
+    with write_aside(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+# ----------------------------------------------------------------------------------------------------- the picture
+
+
+def draw_curves(path: Path, found: dict) -> None:
+    """A column for each stage: above, its first term in training; below, on held-out clips. A line for each seed."""
+    seeds = found["made"]["seeds"]
+    image = Image.new("RGB", (PANEL[0] * len(found["stages"]), PANEL[1] * 2 + LEGEND), "white")
+    draw = ImageDraw.Draw(image)
+    for column, (stage, about) in enumerate(found["stages"].items()):
+        for row, kind in enumerate(("train", "held_out")):
+            term, curves = next(iter(about[kind].items()))
+            name = f"{stage}: {term}{' (held out)' if row else ''}".replace("_", " ")
+            draw_panel(draw, (column * PANEL[0], row * PANEL[1]), name, about["steps"], [*curves.values()])
+    for index, seed in enumerate(seeds):
+        x, y = MARGIN[0] + index * 120, PANEL[1] * 2 + LEGEND / 2
+        draw.line([(x, y), (x + 30, y)], COLORS[index % len(COLORS)], width=2)
+        draw.text((x + 38, y), f"seed {seed}", INK, anchor="lm", font_size=FONT)
+    with write_aside(path) as aside:
+        image.save(aside, format="PNG", optimize=True)
+
+
+def draw_panel(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, steps: int, curves: list[list[float | None]]
+) -> None:
+    """Curves over the steps of a run; a value stands at the end of its share of them."""
+    left, top, right, bottom = MARGIN
+    levels = ticks(*(extreme(v for curve in curves for v in curve if v is not None) for extreme in (min, max)), 4)
+
+    def place(share: float, value: float) -> tuple[float, float]:
+        height = (value - levels[0]) / (levels[-1] - levels[0])
+        return (
+            corner[0] + left + share * (PANEL[0] - left - right),
+            corner[1] + PANEL[1] - bottom - height * (PANEL[1] - top - bottom),
+        )
+
+    draw.text((corner[0] + left, corner[1] + top / 2), name, INK, anchor="lm", font_size=FONT)
+    for level in levels:
+        draw.line([place(0, level), place(1, level)], GRID)
+        x, y = place(0, level)
+        draw.text((x - 6, y), f"{level:,g}", INK, anchor="rm", font_size=FONT)
+    for share in (0, 0.5, 1):
+        x, y = place(share, levels[0])
+        draw.text((x, y + 6), f"{steps * share:g}", INK, anchor="mt", font_size=FONT)
+    for index, curve in enumerate(curves):
+        points = [place((number + 1) / len(curve), v) for number, v in enumerate(curve) if v is not None]
+        draw.line(points, COLORS[index % len(COLORS)], width=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Reference curves of every stage, at tiny size.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "curves", help="where the runs are kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "bench" / "results" / "curves.json")
+    parser.add_argument("--plot", action="store_true", help="train nothing: draw what --out has")
+    args = parser.parse_args()
+    if not args.plot:
+        work = args.work.resolve()
+        make_clips(work)
+        for seed in args.seeds:
+            train_all(seed, work)
+        write(args.out, collect(args.seeds, work))
+    found = json.loads(args.out.read_text(encoding="utf-8"))
+    draw_curves(args.out.with_suffix(".png"), found)
+    print("held-out clips, at the end:")
+    for stage, about in found["stages"].items():
+        if found["made"]["settings"][stage] != settings_hash(stage):
+            print(f"note: configs/tiny/{stage}.yaml has changed since these curves were made")
+        for term, curves in about["held_out"].items():
+            last = [values[-1] for values in curves.values()]
+            print(f"{stage:10} {term:22} {min(last):8.4g} to {max(last):8.4g}")
+
+
+if __name__ == "__main__":
+    sys.exit(report_errors(main))

@@ -1,0 +1,53 @@
+"""The notebooks run from their first cell to the last, and are committed without what came of it."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from quickstart import write_outputs
+
+FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "notebooks"
+PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
+# Between two notebooks: the next finds the libraries loaded, but no name, and another working folder.
+FRESH = "%reset -f\n%cd scripts/notebooks"
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(PATHS[name], as_version=nbformat.NO_CONVERT)
+
+
+def run(folder: Path, first: nbformat.NotebookNode, second: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Both in one kernel, which takes most of the time to start; an error for a cell that raises."""
+    cells = [*first.cells, nbformat.v4.new_code_cell(FRESH), *second.cells]
+    joined = nbformat.v4.new_notebook(cells=cells, metadata=first.metadata)
+    NotebookClient(joined, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return joined
+
+
+def test_they_run(tmp_path, monkeypatch):
+    """The first from the root, the next from their own folder, with untrained models."""
+    write_outputs(tmp_path)
+    (tmp_path / "scripts" / "notebooks").mkdir(parents=True)
+    monkeypatch.delenv("SWEETTOK_OUTPUTS", raising=False)
+    for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):  # else in the home folder
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    done = run(tmp_path, read("tokenize"), read("generate"))
+    for cell in done.cells:
+        if cell.source.splitlines()[-1].startswith("show("):
+            assert "image/png" in cell.outputs[-1].get("data", {}), cell.source
+    saved = {path.name for path in (tmp_path / "outputs/tiny/notebooks").iterdir()}
+    assert {"A.mp4", "look_A_motion_B.mp4", "generated.png", "generated_rise.mp4"} <= saved
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_they_are_committed_clean(name):
+    """Valid, in the format whose cells have ids; nothing that was run is kept, and no cell may fail."""
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+    for cell in notebook.cells:
+        assert cell.metadata in ({}, {"tags": ["parameters"]})
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.source
