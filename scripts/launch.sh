@@ -3,7 +3,8 @@
 # NUM_PROCESSES counts over all machines; by default one for each GPU, or one on a machine without.
 # ACCELERATE_CONFIG=configs/accelerate/fsdp.yaml shares the weights out over the processes; what is said here stays.
 # Many machines: run the same line on each, with NUM_MACHINES=2 MACHINE_RANK=0 (then 1) MAIN_PROCESS_IP=<of rank 0>.
-# SIGTERM and SIGINT reach the processes themselves, which save and stop; the exit status is then 75.
+# SIGTERM and SIGINT reach the processes themselves, which save and stop; the exit status is then 75. The others are
+# those of the script too, and what it says of an error is the last line.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,8 +29,8 @@ if [ -n "${MAIN_PROCESS_IP:-}" ]; then options+=(--main_process_ip "$MAIN_PROCES
 if [ -n "${ACCELERATE_CONFIG:-}" ]; then options+=(--config_file "$ACCELERATE_CONFIG"); else options+=(--multi_gpu); fi
 if [ "$gpus" -eq 0 ] && [ "$processes" -gt 1 ]; then export ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU:-true}; fi
 
-# The launcher passes signals on, but answers 1 however its processes end, so theirs comes in a file; and it would kill
-# them after 30 seconds, which may be too few to save.
+# The launcher passes signals on, but answers 1 however its processes end, and then has much to say, so that theirs
+# comes in a file; and it would kill them after 30 seconds, which may be too few to save.
 LAUNCH_STATUS=$(mktemp)
 export LAUNCH_STATUS TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 trap 'rm -f "$LAUNCH_STATUS"' EXIT
@@ -38,5 +39,5 @@ launcher=$!
 trap 'kill -TERM "$launcher" 2>/dev/null || true' TERM INT
 code=0
 while wait "$launcher" && code=0 || code=$?; kill -0 "$launcher" 2>/dev/null; do :; done
-if [ -s "$LAUNCH_STATUS" ]; then code=$(cat "$LAUNCH_STATUS"); fi
+if [ -s "$LAUNCH_STATUS" ]; then { read -r code; cat >&2; } <"$LAUNCH_STATUS"; fi
 exit "$code"

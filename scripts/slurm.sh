@@ -13,7 +13,7 @@ if [ $# -eq 0 ]; then
   exit 2
 fi
 
-NUM_MACHINES=$SLURM_NNODES
+NUM_MACHINES=${SLURM_NNODES:?"is not set: submit this file by sbatch, which sets it"}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MAIN_PROCESS_IP=${nodes[0]}
 MAIN_PROCESS_PORT=${MAIN_PROCESS_PORT:-$((20000 + SLURM_JOB_ID % 20000))}  # two jobs may share a node

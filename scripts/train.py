@@ -15,7 +15,7 @@ from sweettok.train.task import Task
 
 STATUSES = f"""exit status:
   0   the run is finished
-  1   it failed: a full disk, or losses that are no longer finite
+  1   it failed: a full disk, losses that are no longer finite, or a process that is lost
   2   a setting or the data is wrong, as the message says
   {STOPPED}  SIGTERM or SIGINT stopped it: it saved, and goes on when started again
 """
@@ -58,22 +58,26 @@ def main(arguments: list[str] | None = None) -> int:
         finished = fit(build_task(run), run)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | FileNotFoundError) else 1
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    return 0 if finished else stopped()
-
-
-def stopped() -> int:
-    """The exit status of a run that was asked to stop.
-
-    A launcher of several processes takes anything but 0 for a failure; scripts/launch.sh reads the status from a file.
-    """
-    if file := os.environ.get("LAUNCH_STATUS"):
-        Path(file).write_text(str(STOPPED))
+        status = 2 if isinstance(error, ValueError | FileNotFoundError) else 1
+        if not isinstance(error, ConnectionError):  # the process that is gone has more to tell
+            tell_launcher(status, f"error: {error}\n")
+        return status  # without a farewell, for which others that wait for this process might keep it
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if finished:
         return 0
-    return STOPPED
+    return 0 if tell_launcher(STOPPED) else STOPPED  # to which anything but 0 is a failure
+
+
+def tell_launcher(status: int, text: str = "") -> bool:
+    """Leave the exit status, and a last word, to the launcher of several processes, if there is one; whether there is.
+
+    It knows no status but 0 and 1; scripts/launch.sh reads them from a file.
+    """
+    file = os.environ.get("LAUNCH_STATUS")
+    if file:
+        Path(file).write_text(f"{status}\n{text}")
+    return bool(file)
 
 
 if __name__ == "__main__":

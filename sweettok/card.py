@@ -13,6 +13,7 @@ from typing import Any
 
 import sweettok
 from sweettok.config import GeneratorConfig, ProxyConfig, TokenizerConfig, to_dict
+from sweettok.hub import WEIGHTS
 from sweettok.layout import TokenLayout
 
 MARK = "# written by sweettok ({}); an edited page is kept"
@@ -98,10 +99,11 @@ def is_edited(page: Path) -> bool:
 def read_report(report: str | Path | Mapping[str, Any], model: Any, weights: str) -> list[str]:
     """What a report of `python -m sweettok.eval`, a file or its content, says of this model, in paragraphs.
 
-    Raises ValueError for anything else, and for the report of other weights: a tokenizer's names the SHA-256 of its
-    file. Reports of generated clips do not name their generator, so that cannot be checked.
+    Raises ValueError for anything else, and for the report of other weights: it names the SHA-256 of their file. Only
+    that of generated videos does not, and cannot be checked.
     """
     told, wanted = "the report", KINDS[type(model.config)].report
+    part = "generator" if wanted == "gfvd" else "tokenizer"
     if not isinstance(report, Mapping):
         told = str(report)
         try:
@@ -109,14 +111,14 @@ def read_report(report: str | Path | Mapping[str, Any], model: Any, weights: str
         except ValueError as error:
             raise ValueError(f"{told} is no report: {error}") from error
     try:
-        kind, scored = report["kind"], (report["weights"]["tokenizer"] or {}).get("model.safetensors")
+        kind, scored = report["kind"], (report["weights"].get(part) or {}).get(WEIGHTS)
         paragraphs = list(report_parts(report))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{told} is no report of `python -m sweettok.eval`: give the file that its --out wrote "
                          f"({type(error).__name__}: {error})") from error  # fmt: skip
     if kind != wanted:
         raise ValueError(f"{told} is of {kind}; a {type(model).__name__} is scored by {wanted}")
-    if wanted == "rfvd" and scored != weights:
+    if scored != weights and (scored or part == "tokenizer"):
         names = f"the weights {scored[:12]}" if scored else "no weights"
         raise ValueError(f"{told} names {names}, these are {weights[:12]}: measure these, or leave it out")
     return paragraphs
@@ -130,7 +132,7 @@ def report_parts(report: Mapping[str, Any]) -> Iterator[str]:
     if not protocol["paired"]:
         clips = f"{protocol['num_fake']} against {protocol['num_real']} clips"
     rows = []
-    for side, values in results.get("scores", {}).items():
+    for side, values in sorted(results.get("scores", {}).items(), key=lambda scored: scored[0] != "reconstruction"):
         told = "" if side == "reconstruction" else f" of the {side}, for comparison"
         rows += [(METRICS[name] + told, score(values[name]), clips, label) for name in METRICS if name in values]
     if kind in results:
@@ -139,7 +141,8 @@ def report_parts(report: Mapping[str, Any]) -> Iterator[str]:
         used = f"{use['used']} of {use['words']}, perplexity {use['perplexity']:.1f}"
         rows.append((f"words used: {name}", used, clips, label))
     frames = f"{protocol['frames']} frames of {protocol['height']}x{protocol['width']}"
-    yield f"On {frames}, split: {protocol['split']}. Numbers of different protocols must not be compared."
+    yield (f"On {frames}, split: {protocol['split']}. Scores are means over clips, with 95% intervals. Numbers of different "
+           "protocols must not be compared.")  # fmt: skip
     yield table(("metric", "value", "on", "protocol (hash)"), rows)
     if report[f"{kind}_refused"]:
         yield f"{kind[0]}FVD was not measured: {report[f'{kind}_refused']}."

@@ -9,12 +9,15 @@ from importlib import import_module
 
 
 def report_errors(work: Callable[[], int | None]) -> int:
-    """Exit code of `work()`, 0 for None; problems of the input become one line on stderr and 1."""
+    """Exit code of `work()`, 0 for None; problems of the input become one line on stderr and 1, Ctrl-C one and 130."""
     try:
         return work() or 0
     except (OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
 
 
 def run_commands(

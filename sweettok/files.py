@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,14 @@ def write_aside(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_apart(sources: Iterable[str | Path], outputs: Iterable[str | Path]) -> None:
+    """ValueError where an output would take the place of a source, by whatever name."""
+    there = {Path(path).resolve() for path in sources}
+    for path in outputs:
+        if Path(path).resolve() in there:
+            raise ValueError(f"{path} is read, and would be overwritten: choose another place for what is written")
 
 
 def sha256(*paths: str | Path) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sweettok
 
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a model; `sweettok.pretrained` says what they hold
 LOGIN = "log in with `hf auth login`, or give token="
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -25,6 +26,8 @@ class Folder:
 
     def fetch(self, file: str) -> Path:
         """Where a file is; FileNotFoundError where it is not."""
+        if self.path.is_file():
+            raise FileNotFoundError(f"{self.path} is a file: give its folder")
         if not (self.path / file).is_file():
             raise FileNotFoundError(f"{self.path} holds no {file}: give a folder written by save_pretrained")
         return self.path / file
@@ -128,8 +131,21 @@ class Repository:
             raise OSError(f"{name}: the hub cannot be used: {first_line(error)}") from error
 
 
+def local(source: str | Path) -> Path:
+    """The folder of a model: `source` itself, or where the cache holds its files of the repository, fetched if need be.
+
+    Raises what `find` and `fetch` raise.
+    """
+    place = find(source)
+    return place.pinned(place.fetch(CONFIG)).fetch(WEIGHTS).parent
+
+
 def find(
-    source: str | Path, revision: str | None, cache_dir: str | Path | None, token: str | None, local_files_only: bool
+    source: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
 ) -> Folder | Repository:
     """The folder `source`, if there is one, or else the repository of that name; see `Repository` for the rest.
 

@@ -1,5 +1,7 @@
 """Bytes to floats and back: the only place where pixel values change their range."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -24,15 +26,23 @@ def to_uint8(video: Tensor, rounding: str = "nearest") -> Tensor:
     raise ValueError(f"rounding must be 'nearest' or 'floor', got {rounding!r}")
 
 
+def as_clips(video: Tensor) -> Tensor:
+    """Images (B, 3, H, W) as clips of one frame (B, 3, 1, H, W); anything else as it is."""
+    return video.unsqueeze(2) if isinstance(video, Tensor) and video.ndim == 4 and video.shape[1] == 3 else video
+
+
 def check_video(video: Tensor, check_range: bool = True) -> Tensor:
     """Clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> float32 clips; ValueError for anything else.
 
     Looking at the values makes the host wait for the device; `check_range=False` leaves that out.
     """
     if not isinstance(video, Tensor):
-        raise ValueError(f"video must be a torch tensor, got {type(video).__name__}")
+        advice = ": give torch.from_numpy of it" if type(video).__name__ == "ndarray" else ""
+        raise ValueError(f"video must be a torch tensor, got {type(video).__name__}{advice}")
     if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"video must have shape (batch, 3, frames, height, width), got {tuple(video.shape)}")
+        raise ValueError(
+            f"video must have shape (batch, 3, frames, height, width), got {tuple(video.shape)}{_remedy(video.shape)}"
+        )
     if video.numel() == 0:
         raise ValueError(f"video holds no pixels: its shape is {tuple(video.shape)}")
     if video.dtype == torch.uint8:
@@ -47,4 +57,21 @@ def check_video(video: Tensor, check_range: bool = True) -> Tensor:
             f"float video must lie in [-0.5, 0.5], got [{low:.4g}, {high:.4g}]: "
             "give uint8 frames, or subtract 0.5 from values in [0, 1], or halve values in [-1, 1]"
         )
+    if 0 <= low < high:
+        warnings.warn(
+            f"no value of this float video is below 0; they lie in [{low:.4g}, {high:.4g}]: if black is 0 in it, "
+            "subtract 0.5, since here black is -0.5",
+            stacklevel=2,
+        )
     return video.float()
+
+
+def _remedy(shape: torch.Size) -> str:
+    """What brings a video of a usual shape into the right one."""
+    if len(shape) == 4 and shape[0] == 3:
+        return ": give video[None]"
+    if len(shape) == 5 and shape[2] == 3:
+        return ": give video.transpose(1, 2)"
+    if len(shape) == 5 and shape[4] == 3:
+        return ": give video.permute(0, 4, 1, 2, 3)"
+    return ""

@@ -26,12 +26,13 @@ import sweettok
 from sweettok import card, hub
 from sweettok import config as configs
 from sweettok.files import sha256, write_aside
+from sweettok.hub import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 FORMAT = 2
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CARD = "README.md"
 Content = tuple[dict[str, Any], dict[str, Tensor]]
 
 
@@ -206,15 +207,16 @@ def stays(page: Path, report: Any) -> bool:
     return edited
 
 
-def read_about(path: Path, source: str | Path, model: str) -> dict[str, Any]:
-    """The content of the config.json of a `model`; ValueError for another model or a format that cannot be read."""
+def read_about(path: Path, source: str | Path, *models: str) -> dict[str, Any]:
+    """The content of the config.json of one of `models`; ValueError for others and for a format that cannot be read."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{source} holds a damaged file: {path.name}: {error}") from error
     named, version = (about.get("model"), about.get("format")) if isinstance(about, dict) else (None, None)
-    if named != model:
-        raise ValueError(f"{source} holds {named!r}, expected {model!r}: give a folder that its save_pretrained wrote")
+    if named not in models:
+        expected = " or ".join(map(repr, models))
+        raise ValueError(f"{source} holds {named!r}, expected {expected}: give a folder that its save_pretrained wrote")
     if type(version) is int and version > FORMAT:
         raise ValueError(f"{source} is in format {version}, of sweettok {about.get('sweettok')}; this is "
                          f"{sweettok.__version__}, which reads up to format {FORMAT}: update sweettok")  # fmt: skip

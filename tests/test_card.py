@@ -16,6 +16,7 @@ from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
 from sweettok.eval.__main__ import main
 from sweettok.eval.features import EXTRACTORS
+from sweettok.files import sha256
 from sweettok.layout import TokenLayout
 from sweettok.pixels import to_uint8
 
@@ -145,7 +146,9 @@ def measured(tmp_path_factory):
         write_video(folder / "clips" / f"v{i}.mkv", clip, 8, lossless=True)
     keys = [f"s{i}" for i in range(4)]
     facts = ("generated", model.ids_hash(), model.layout, len(keys), clips_hash(keys), 9)
-    writer = ShardWriter(folder / "tokens", TokenManifest(*facts, rows_per_shard=4), keys)
+    generator().save_pretrained(folder / "generator")
+    settings = {"generator": sha256(folder / "generator" / "model.safetensors")}
+    writer = ShardWriter(folder / "tokens", TokenManifest(*facts, rows_per_shard=4, settings=settings), keys)
     for shard in writer.pending():
         writer.write(shard, model.encode(tiny.clips(*range(4, 8), height=SIZE, width=SIZE)).ids)
     (folder / "weights.pt").write_bytes(b"weights")
@@ -189,6 +192,8 @@ def test_a_report_of_generated_clips(measured, tmp_path):
     found = rows(page(generator(), tmp_path, report=report), "Measured")
     assert found["gFVD"][0].startswith(f"{report['results']['gfvd']['value']:.3f}")
     assert found["gFVD"][1] == "4 against 4 clips" and report["protocol_hash"][:12] in found["gFVD"][2]
+    report["weights"]["generator"] = None  # as where generated videos were scored
+    assert "gFVD" in rows(page(tiny.fill(generator(), seed=1), tmp_path, report=report), "Measured")
 
 
 def test_reports_that_are_refused(measured, tmp_path):
@@ -212,6 +217,8 @@ def test_reports_that_are_refused(measured, tmp_path):
         model.decoder.mask_token += 1
     with pytest.raises(ValueError, match="rfvd.json names the weights [0-9a-f]{12}, these are [0-9a-f]{12}: measure"):
         model.save_pretrained(tmp_path / "out", report=measured / "rfvd.json")
+    with pytest.raises(ValueError, match="gfvd.json names the weights [0-9a-f]{12}, these are [0-9a-f]{12}: measure"):
+        tiny.fill(generator(), seed=1).save_pretrained(tmp_path / "out", report=measured / "gfvd.json")
     with pytest.raises(ValueError, match="is of rfvd; a Generator is scored by gfvd"):
         generator().save_pretrained(tmp_path / "out", report=measured / "rfvd.json")
     assert not (tmp_path / "out").exists()

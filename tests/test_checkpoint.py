@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_task import ToyTask, errors, spawn_fit, toy_run
+from toy_task import ToyTask, toy_run
 
 from sweettok.config import load_config
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.train import checkpoint
 from sweettok.train.checkpoint import RunState, checkpoints, clean, find_resume, latest, load, save, written_aside
 from sweettok.train.ema import EMA
+from sweettok.train.loop import fit
 
 TESTS = Path(__file__).parent
 
@@ -145,19 +146,12 @@ def test_a_run_on_a_disk_with_a_limit(tmp_path):
     load(state_of(toy_run(tmp_path)), tmp_path / "checkpoint-1")
 
 
-def cannot_write(run):
-    """On the main process alone, as where only its machine has the disk."""
-    if os.environ["RANK"] == "0":
-        checkpoint._write_pickled = full_disk
-    return ToyTask(run)
-
-
-def test_processes_learn_of_a_full_disk_together(tmp_path):
-    run = toy_run(tmp_path)
-    spawn_fit((run, cannot_write))
-    told = errors(tmp_path)
-    assert len(told) == 2 and told[0] == told[1] and "No space left" in told[0] and "no earlier checkpoint" in told[0]
-    assert not list(tmp_path.glob("*checkpoint*"))
+def test_a_disk_that_is_full_elsewhere(tmp_path, monkeypatch, fresh_accelerator):
+    """Errors of the system, as when a sample is written, tell from where the run goes on too."""
+    run = toy_run(tmp_path, sample_every=5)
+    monkeypatch.setattr("sweettok.train.evaluate.write_video", full_disk)
+    with pytest.raises(OSError, match="No space left.*checkpoint-3 is whole, and the run goes on from there$"):
+        fit(ToyTask(run), run)
 
 
 def test_files_are_on_the_disk_before_they_count(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Usage, perplexity and dead words of each list while a tokenizer trains, and the warning when usage collapses."""
+"""Usage, perplexity and dead words of each list while a tokenizer trains, and the warning when one collapses."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from sweettok.train import checkpoint
 from sweettok.train.loop import Clock, evaluate, train_step
 from sweettok.train.stage1 import CodePredictor, Stage1Task
 from sweettok.train.task import StepContext
-from sweettok.train.usage import FALLEN, LEAST, UsageWatch, UsageWindow
+from sweettok.train.usage import FALLEN, LEAST, RECOVERED, UsageWatch, UsageWindow
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -112,28 +112,44 @@ def warnings(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_a_collapse_is_told_once(caplog):
+def window(name: str, perplexity: float, usage: float = 0.5) -> dict[str, float]:
+    return {f"perplexity/{name}": perplexity, f"usage/{name}": usage, "code_loss": 1.0}
+
+
+def test_a_collapse_is_told_at_each_halving(caplog):
+    """Of the perplexity: a list is left with a few words although many are chosen now and then."""
     watch = UsageWatch(TokenLayout(), clips=6400)
-    for usage in (0.8, 0.5, 0.8 * FALLEN + 0.001):
-        watch.see({"usage/noun": usage, "code_loss": 1.0})
+    for perplexity in (80, 60, 80 * FALLEN + 0.1):
+        watch.see(window("noun", perplexity))
     assert not warnings(caplog)
-    watch.see({"usage/noun": 0.39})
-    watch.see({"usage/noun": 0.2})
+    watch.see(window("noun", 39))
     watch.see({"code_loss": 1.0})  # no window
+    for perplexity in (41, 39, 39 * FALLEN + 0.1, 80 * RECOVERED - 0.1, 39):
+        watch.see(window("noun", perplexity))
     (told,) = warnings(caplog)
-    assert told == "the noun list collapses: 39.0% of its words were chosen in the last window, 80.0% in its best"
-    watch.see({"usage/noun": 0.6})  # recovered
-    watch.see({"usage/noun": 0.1, "usage/verb": LEAST + 0.001})
+    assert told.startswith("the noun list collapses: perplexity 39.0 in the last window, 80.0 in its best; 50.0% of")
+    watch.see(window("noun", 19))
+    watch.see(window("noun", 80 * RECOVERED + 0.1))
+    watch.see(window("noun", 30))
+    assert [text.partition(" in the")[0].rpartition(" ")[2] for text in warnings(caplog)] == ["39.0", "19.0", "30.0"]
+
+
+def test_an_unused_list_is_told_once(caplog):
+    watch = UsageWatch(TokenLayout(), clips=6400)
+    for usage in (LEAST + 0.001, LEAST - 0.03, LEAST - 0.02):
+        watch.see(window("verb", 100, usage))
+    (told,) = warnings(caplog)
+    assert "the verb list collapses: perplexity 100.0" in told and "2.0% of its words" in told
+    watch.see(window("verb", 100, LEAST + 0.001))
+    watch.see(window("verb", 100, LEAST - 0.03))
     assert len(warnings(caplog)) == 2
-    watch.see({"usage/verb": LEAST - 0.03})
-    assert "the verb list collapses: 2.0%" in warnings(caplog)[2]
 
 
 def test_small_windows_cannot_use_more_words_than_they_have_ids(caplog):
     watch = UsageWatch(TokenLayout(), clips=1)  # 256 nouns of 5403
-    watch.see({"usage/noun": 0.01})
+    watch.see(window("noun", 10, 0.01))
     assert not warnings(caplog)
-    watch.see({"usage/noun": 0.002})
+    watch.see(window("noun", 10, 0.002))
     assert "the noun list" in warnings(caplog)[0]
 
 
@@ -141,13 +157,13 @@ def test_a_collapsed_model_warns_and_a_resumed_run_remembers(runs, tmp_path, cap
     run = config_of(runs, "stage1", f"train.output_dir={tmp_path}")
     task = make_task(Stage1Task, run)
     session, _ = begin(task, run)
-    task.derive({"usage/adverb": 1.0})
+    task.derive(window("adverb", 20.0, 1.0))
     assert not warnings(caplog)
     checkpoint.save(session.state, tmp_path)
     later = make_task(Stage1Task, run)
     again, batches = begin(later, run)
     checkpoint.load(again.state, tmp_path / "checkpoint-0")
-    assert later.watch.most == {"adverb": 1.0}
+    assert later.watch.best == {"adverb": 20.0}
     with torch.no_grad():  # every latent in one direction
         later.model.encoder.temporal_out[-1].weight.zero_()
         later.model.encoder.temporal_out[-1].bias.fill_(1.0)
@@ -161,7 +177,7 @@ def test_validation_neither_counts_nor_warns(runs, caplog):
     task = make_task(Stage1Task, run)
     session, _ = begin(task, run)
     assert "eval/code_loss" in evaluate(session)
-    assert not task.players["generator"].bare.usage.counts.any() and not task.watch.most and not warnings(caplog)
+    assert not task.players["generator"].bare.usage.counts.any() and not task.watch.best and not warnings(caplog)
 
 
 # ----------------------------------------------------------------------------------------------------------- dropout

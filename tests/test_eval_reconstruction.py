@@ -341,7 +341,7 @@ def test_bad_arguments_are_errors(folder, tmp_path, capsys):
     generator = tmp_path / "generator"
     generator.mkdir()
     (generator / "config.json").write_text('{"model": "Generator"}')
-    with pytest.raises(ValueError, match="'Generator', which is no tokenizer"):
+    with pytest.raises(ValueError, match="holds 'Generator', expected 'SweetTok' or 'ProxyTokenizer'"):
         load_tokenizer(generator)
 
 
@@ -359,14 +359,22 @@ def test_reconstruct_writes_what_it_saw(folder, tmp_path, capsys):
     clip = read_clip(videos[0], FRAMES, SIZE)
     again = to_uint8(load_tokenizer(folder / "tok").decode(ids))
     assert facts["psnr"] == pytest.approx(psnr(clip[None], again).item())
-    assert len(facts["psnr_per_frame"]) == FRAMES and facts["black_frames"] == 0
+    assert len(facts["psnr_per_frame"]) == FRAMES and facts["repeated_frames"] == 0
     assert [segment["name"] for segment in facts["segments"]] == ["adjective", "noun", "adverb", "verb"]
     assert len(facts["words"]["spatial"]) == 4 and len(facts["words"]["temporal"]) == 8
     info = probe(tmp_path / "v1.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (FRAMES, SIZE, 3 * SIZE, 12)
     shown = read_clip(tmp_path / "v1.mp4", FRAMES, None)[..., 16:, :SIZE]  # below the label
     assert psnr(shown[None], clip[None, ..., 16:, :]).item() > 30
-    assert json.loads((tmp_path / "v0-2.json").read_text())["black_frames"] == 3
+    assert json.loads((tmp_path / "v0-2.json").read_text())["repeated_frames"] == 3
+
+
+def test_reconstruct_does_not_overwrite_what_it_reads(folder, tmp_path, capsys):
+    write_video(tmp_path / "v.mp4", read_clip(folder / "clips" / "v1.mkv", FRAMES, SIZE), 12)
+    before, tokenizer = (tmp_path / "v.mp4").read_bytes(), str(folder / "tok")
+    assert main(["reconstruct", str(tmp_path / "v.mp4"), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 1
+    assert "v.mp4 is read, and would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "v.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_reconstruct_takes_a_proxy_and_a_position(folder, tmp_path):
@@ -387,6 +395,7 @@ def test_reconstruct_names_a_missing_video(folder, tmp_path, capsys):
 
 def test_unique_names():
     assert unique_names(["a/x.mp4", "b/x.avi", "y.mkv"]) == ["x-1", "x-2", "y"]
+    assert unique_names(["x.mp4", "x-1.mp4", "x.avi"]) == ["x-2", "x-1", "x-3"]
 
 
 def test_autocast_is_the_protocols(folder):

@@ -1,8 +1,10 @@
 """The tokenizer as a user meets it: files in, features and sizes out, results that read well in a notebook."""
 
 import itertools
+import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -54,9 +56,12 @@ def test_a_file_is_its_first_clip(model, files, video):
     for source in (files / "waves.mkv", str(files / "waves.mkv"), [files / "waves.mkv"]):
         out = model.encode(source)
         assert torch.equal(out.ids, expected.ids) and out.words() == expected.words()
-    chosen = model.encode(files / "waves.mkv", start=2, stride=2)
+    chosen = model.encode(files / "waves.mkv", start=np.int64(2), stride=2)
     assert torch.equal(chosen.ids, model.encode(video[None, :, 2:20:2]).ids)
     assert not torch.equal(chosen.ids, expected.ids)
+    for position, start in (("first", 0), ("center", 6), ("last", 11)):
+        placed = model.encode(files / "waves.mkv", position=position)
+        assert torch.equal(placed.ids, model.encode(video[None, :, start : start + 9]).ids)
 
 
 def test_a_short_file_repeats_its_last_frame(model, files, video):
@@ -127,6 +132,7 @@ def test_wrong_files_are_refused(model, files, case):
         ({"aspect": "squeeze"}, "aspect must be one of crop, pad, stretch; got 'squeeze'"),
         ({"start": -1}, "start must be a whole number of at least 0; got -1"),
         ({"start": 1.5}, "start must be a whole number"),
+        ({"position": "random"}, "position must be one of first, center, last; got 'random'"),
         ({"stride": 0}, "stride must be a whole number of at least 1; got 0"),
         ({"start": 20}, "starts at frame 20, the video has 20"),
     ],
@@ -161,6 +167,7 @@ def test_many_clips_are_read_as_they_are_needed(model):
     next(batches), next(batches)
     assert next(taken) <= 3 * 3 + 1
     batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
 
 
 def test_a_clip_that_cannot_be_read_is_named(model, files):
@@ -379,6 +386,35 @@ def test_results_tell_what_they_are(model):
 
 
 # ------------------------------------------------------------------------------------------------------ long videos
+
+
+def test_results_know_the_length_of_their_clips(model, video):
+    out = model.encode(video[None, :, :5])
+    assert out.num_frames == 5 and torch.equal(model.decode(out), model.decode(out.ids, 5))
+    assert torch.equal(model.decode(out, 9), model.decode(out.ids))
+    assert model.describe(out.ids).num_frames is None and model.decode(model.describe(out.ids)).shape[2] == 9
+
+
+def test_a_file_is_not_reconstructed_onto_itself(model, files, tmp_path):
+    source = tmp_path / "waves.mkv"
+    source.write_bytes((files / "waves.mkv").read_bytes())
+    with pytest.raises(ValueError, match="waves.mkv is read, and would be overwritten"):
+        model.reconstruct(source, out=tmp_path / ".." / tmp_path.name / "waves.mkv")
+    assert source.read_bytes() == (files / "waves.mkv").read_bytes()
+
+
+def test_frames_that_would_be_images_are_told(model, video):
+    frames = video[:, :9].transpose(0, 1)
+    with pytest.warns(UserWarning, match=r"9 images: if they are the frames of one clip, give video.transpose\(0, 1\)"):
+        assert model.encode(frames).layout == model.layout.spatial
+
+
+def test_weights_of_half_precision_are_refused(video):
+    half = tiny.tokenizer().half()
+    ids = torch.zeros(1, half.layout.length, dtype=torch.long)
+    for call in (lambda: half.encode(video[None, :, :9]), lambda: half.decode(ids)):
+        with pytest.raises(ValueError, match="weights are torch.float16, expected float32: call .float()"):
+            call()
 
 
 def test_doors_to_long_videos(model, files, video, tmp_path):

@@ -14,6 +14,7 @@ from sweettok.config import GeneratorConfig
 from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.tokens import ShardWriter, TokenDataset, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
+from sweettok.files import sha256
 from sweettok.generation import sample
 from sweettok.generation.__main__ import main
 from sweettok.models.generator import Generator
@@ -100,6 +101,7 @@ def test_shards_hold_the_words_that_sample_gives(folder, finished):
     manifest = tokens.manifest
     assert (manifest.kind, manifest.num_frames, manifest.num_shards) == ("generated", FRAMES, 3)
     assert manifest.tokenizer_hash == SweetTok.from_pretrained(folder / "tok").ids_hash()
+    assert manifest.settings["generator"] == sha256(folder / "gen" / "model.safetensors")
     assert manifest.settings.items() >= {**settings, "cfg_schedule": "constant", "precision": "no"}.items()
 
 

@@ -207,7 +207,7 @@ def test_only_missing_shards_are_encoded(work, tmp_path, encoded, capsys):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (("--checkpoint", "{work}/nowhere"), "nowhere holds no config.json"),
+        (("--checkpoint", "{work}/nowhere"), "nowhere: give one written by save_pretrained"),
         (("--checkpoint", "{work}/proxy"), "expected 'SweetTok'"),
         (("--data", "{work}/nowhere.txt"), "no list file or folder of clips at"),
         (("--data", "{work}/empty.txt"), "no clips in it"),

@@ -14,6 +14,10 @@ from safetensors.torch import save
 
 from sweettok import Generator, ProxyTokenizer, SweetTok
 from sweettok.config import GeneratorConfig
+from sweettok.data.writer import write_video
+from sweettok.eval.__main__ import main
+from sweettok.hub import local
+from sweettok.pixels import to_uint8
 
 TOKEN = "hf_right"
 
@@ -175,6 +179,21 @@ def test_pushed_and_fetched(kind, hub, tmp_path):
     assert {name: (tmp_path / "local" / name).read_bytes() for name in ("config.json", "model.safetensors")} == {
         name: files[name] for name in ("config.json", "model.safetensors")
     }
+
+
+def test_commands_take_names_of_the_hub(hub, tmp_path, capsys, fresh_accelerator):
+    push(tiny.tokenizer())
+    write_video(tmp_path / "clip.mkv", to_uint8(tiny.clip())[0], 8, lossless=True)
+    command = ["reconstruct", str(tmp_path / "clip.mkv"), "--out", str(tmp_path / "out"), "--checkpoint"]
+    assert main([*command, "me/model"]) == 0 and (tmp_path / "out" / "clip.mp4").is_file()
+    folder = local("me/model")
+    assert same(SweetTok.from_pretrained(folder), tiny.tokenizer()) and local(folder) == local(str(folder)) == folder
+    assert folder.name == commit(hub.repos["me/model"]["main"])
+    capsys.readouterr()
+    for name, told in (("me/none", "no repository that the hub shows"), (str(tmp_path), "holds no config.json")):
+        assert main([*command, name]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {name} ") and told in error and error.count("\n") == 1
 
 
 def test_both_files_are_of_one_commit(hub):

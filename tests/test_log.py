@@ -24,7 +24,7 @@ def test_lines_and_console(tmp_path, capsys):
     (line,) = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert line.pop("time") > 0
     assert line == {"step": 5, "train/loss/generator": 0.25, "train/error": 1.0, "lr/generator": 0.0001}
-    assert capsys.readouterr().out == "step 5: loss/generator 0.25  lr/generator 0.0001\n"
+    assert capsys.readouterr().out == "step 5/10: loss/generator 0.25  lr/generator 0.0001\n"
 
 
 def test_resume_drops_later_lines_and_a_cut_one(tmp_path):

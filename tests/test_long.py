@@ -1,9 +1,10 @@
 """Videos of any length and size: chunk maps, blending, streams, files of ids, seams."""
 
 import itertools
-import json
 import threading
+from contextlib import closing
 
+import av
 import pytest
 import tiny
 import torch
@@ -11,10 +12,9 @@ import torch
 from sweettok.data.backends import ClipError
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_png, write_video
-from sweettok.eval import visual
-from sweettok.eval.metrics import psnr
-from sweettok.pixels import to_float, to_uint8
-from sweettok.video.__main__ import main
+from sweettok.models.tokenizer import SweetTok
+from sweettok.pixels import to_float
+from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
 from sweettok.video.files import open_frames
 from sweettok.video.long import LongTokens, decode_blocks, decode_long, encode_long, reconstruct
@@ -64,7 +64,7 @@ def test_the_cross_fade_is_linear():
     chunks = ChunkMap(32, 17, 2)
     assert chunks.starts == (0, 15) and chunks.joints == (0, 15)
     assert torch.allclose(chunks.weights()[1, 13:19], torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1]))
-    late = ChunkMap(19, 17, 2)  # the second clip is moved forward, and is seen where the first one ends
+    late = ChunkMap(19, 17, 2)  # the second clip starts early, and is seen where the first one ends
     assert late.starts == (0, 2) and late.joints == (0, 15)
     assert torch.allclose(late.weights()[1, 13:], torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 1]))
     assert [default_overlap(length) for length in (1, 5, 9, 17, 33)] == [0, 0, 1, 2, 4]
@@ -157,7 +157,7 @@ def test_any_number_of_frames(tokenizer, frames):
 
 
 def test_a_tokenizer_of_images_takes_every_frame_by_itself():
-    images = tiny.fill(type(tiny.tokenizer())(tiny.tokenizer_config(), tiny.prior().spatial))
+    images = tiny.fill(SweetTok(tiny.tokenizer_config(), tiny.prior().spatial))
     video = waves(3)
     tokens = encode_long(images, video)
     assert (tokens.chunks.length, len(tokens.ids)) == (1, 3)
@@ -224,6 +224,26 @@ def test_odd_files(tokenizer, shared):
         encode_long(tokenizer, odd / "corrupted.mp4")
 
 
+def test_a_damaged_frame_is_not_passed_on(tokenizer, tmp_path):
+    """Nor are those that are told from it: the second half of a packet is lost, and decoders fill in by themselves."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, waves(40, 64, 64), 25)
+    with av.open(str(path)) as file:
+        packet = [packet for packet in file.demux(video=0) if packet.size][10]
+        half = packet.size // 2
+        start = packet.pos + packet.size - half
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + b"\xff" * half + content[start + half :])
+    with pytest.raises(ClipError, match=r"clip.mp4: frame \d+ is damaged$"):
+        encode_long(tokenizer, path)
+
+
+def test_large_frames_are_undone_one_by_one(tokenizer):
+    tokens = encode_long(tokenizer, waves(12, 24, 40), aspect="pad")
+    blocks = list(decode_blocks(tokenizer, tokens))
+    assert {block.shape for block in blocks} == {(3, 1, 24, 40)} and len(blocks) == 12
+
+
 # ----------------------------------------------------------------------------------------------------- files of ids
 
 
@@ -256,7 +276,7 @@ def test_bad_files_of_ids_are_refused(tokens, tmp_path):
         with pytest.raises(ValueError, match="bad.safetensors holds no ids of a long video: "):
             LongTokens.load(path)
     save_file({"ids": tokens.ids}, path)
-    with pytest.raises(ValueError, match="holds no ids"):
+    with pytest.raises(ValueError, match="holds no ids of a long video: LongTokens.save did not write it"):
         LongTokens.load(path)
 
 
@@ -289,8 +309,8 @@ def test_a_wrong_output_is_refused_before_work(tokenizer, tokens, tmp_path, monk
         ([1], {}, ValueError, "a path or a tensor .* got list"),
         (torch.zeros(3, 9, 16, 16), {"overlap": 9}, ValueError, r"overlap must be 0..8 frames of clips of 9, got 9"),
         (torch.zeros(3, 9, 16, 16), {"aspect": "fill"}, ValueError, "aspect must be one of crop, pad, stretch"),
-        (torch.zeros(3, 9, 16, 16), {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        (torch.zeros(3, 9, 16, 16), {"max_frames": 0}, ValueError, "max_frames must be at least 1, got 0"),
+        (torch.zeros(3, 9, 16, 16), {"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1"),
+        (torch.zeros(3, 9, 16, 16), {"max_frames": 2.5}, ValueError, "max_frames must be .* at least 1; got 2.5"),
     ],
 )  # fmt: skip
 def test_bad_sources_are_refused(tokenizer, tmp_path, source, options, error, message):
@@ -316,6 +336,20 @@ def test_reading_stops_when_encoding_fails(tokenizer, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no memory"):
         encode_long(tokenizer, tmp_path / "clip.mp4", batch_size=1)
     assert any(readers) and readers[-1] == []
+
+
+def test_who_stops_early_leaves_no_thread():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    with closing(one_ahead(items())) as ahead:
+        assert next(ahead) == 0
+    assert len(made) <= 2 and not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
+    assert list(one_ahead(items())) == list(range(100))
 
 
 # ------------------------------------------------------------------------------------------------------------ seams
@@ -376,64 +410,3 @@ def test_seams_of_a_tokenizer(tokenizer):
         decoded = decode_long(tokenizer, tokens)
         values.append(seam_metric(decoded, tokens.chunks, to_float(waves(60))))
     assert values[0] > values[1] > values[2]
-
-
-# --------------------------------------------------------------------------------------------------------- commands
-
-
-@pytest.fixture(scope="module")
-def folder(tokenizer, tmp_path_factory):
-    """A tokenizer and a video of 20 frames."""
-    folder = tmp_path_factory.mktemp("long")
-    tokenizer.save_pretrained(folder / "tok")
-    write_video(folder / "video.mkv", waves(20, 24, 40), 12.5, lossless=True)
-    return folder
-
-
-def test_commands_there_and_back(tokenizer, folder, tmp_path, capsys, fresh_accelerator):
-    ids, video, checkpoint = str(tmp_path / "ids.safetensors"), str(tmp_path / "out.mp4"), str(folder / "tok")
-    assert main(["encode", str(folder / "video.mkv"), "--checkpoint", checkpoint, "--out", ids, "--aspect", "pad"]) == 0
-    assert "ids.safetensors: 20 frames, 1.60 s, 3 clips, 180 ids, 593 bits" in capsys.readouterr().out
-    assert torch.equal(LongTokens.load(ids).ids, encode_long(tokenizer, folder / "video.mkv", aspect="pad").ids)
-    assert main(["decode", ids, "--checkpoint", checkpoint, "--out", video]) == 0
-    assert (probe(video).num_frames, probe(video).height, probe(video).width) == (20, 24, 40)
-    assert main(["decode", ids, "--checkpoint", checkpoint, "--out", video, "--tokenizer-size"]) == 0
-    assert (probe(video).height, probe(video).width) == (16, 16)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["encode", "none.mp4", "--out", "a.safetensors"], "none.mp4: no such file"),
-        (["encode", "none.mp4", "--out", "a.pt"], "a.pt: expected a file name that ends in .safetensors"),
-        (["decode", "none.safetensors", "--out", "a.mp4"], "no none.safetensors"),
-        (["decode", "none.safetensors", "--out", "a.gif"], "a.gif: expected a file name that ends in .mp4 or"),
-        (["decode", "none.safetensors", "--out", "dir.mp4"], "dir.mp4 is a folder"),
-    ],
-)
-def test_commands_tell_what_is_wrong(folder, tmp_path, monkeypatch, capsys, fresh_accelerator, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "dir.mp4").mkdir()
-    assert main([*arguments, "--checkpoint", str(folder / "tok")]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
-
-
-def test_reconstructing_a_whole_video(tokenizer, folder, tmp_path, fresh_accelerator):
-    (facts,) = visual.reconstruct([folder / "video.mkv"], folder / "tok", tmp_path, whole=True)
-    tokens = LongTokens.load(tmp_path / "video.safetensors")
-    clip = read_clip(folder / "video.mkv", 20, 16)
-    shown = to_uint8(decode_long(tokenizer, tokens, undo_aspect=False))
-    assert facts["psnr"] == pytest.approx(psnr(clip[None], shown[None]).item()) and len(facts["psnr_per_frame"]) == 20
-    assert facts["seams"] == pytest.approx(seam_metric(shown, tokens.chunks, clip))
-    assert facts["clips"] == 3 and facts["chunks"] == {"num_frames": 20, "length": 9, "overlap": 1}
-    assert json.loads((tmp_path / "video.json").read_text())["seams"] == facts["seams"]
-    info = probe(tmp_path / "video.mp4")
-    assert (info.num_frames, info.height, info.width, info.fps) == (20, 16, 48, 12.5)
-    assert (tmp_path / "video.png").is_file()
-
-
-def test_whole_videos_are_for_tokenizers_of_words(folder, tmp_path, fresh_accelerator):
-    tiny.proxy().save_pretrained(tmp_path / "proxy")
-    with pytest.raises(ValueError, match="holds a ProxyTokenizer: whole videos are for a SweetTok"):
-        next(visual.reconstruct([folder / "video.mkv"], tmp_path / "proxy", tmp_path, whole=True))

@@ -1,3 +1,6 @@
+import warnings
+
+import numpy as np
 import pytest
 import torch
 
@@ -44,8 +47,11 @@ def test_check_video_gives_float32(dtype, check_range):
     ("video", "message"),
     [
         ([[0.0]], "must be a torch tensor, got list"),
-        (torch.zeros(3, 5, 4, 4), r"shape \(batch, 3, frames, height, width\), got \(3, 5, 4, 4\)"),
-        (torch.zeros(1, 5, 3, 4, 4), r"got \(1, 5, 3, 4, 4\)"),
+        (np.zeros((1, 3, 5, 4, 4)), "got ndarray: give torch.from_numpy of it"),
+        (torch.zeros(3, 5, 4, 4), r"\(batch, 3, frames, height, width\), got \(3, 5, 4, 4\): give video\[None\]$"),
+        (torch.zeros(1, 5, 3, 4, 4), r"got \(1, 5, 3, 4, 4\): give video.transpose\(1, 2\)$"),
+        (torch.zeros(1, 5, 4, 4, 3), r"got \(1, 5, 4, 4, 3\): give video.permute\(0, 4, 1, 2, 3\)$"),
+        (torch.zeros(5, 4, 4), r"got \(5, 4, 4\)$"),
         (torch.zeros(0, 3, 5, 4, 4), r"no pixels: its shape is \(0, 3, 5, 4, 4\)"),
         (torch.zeros(1, 3, 0, 4, 4), r"no pixels: its shape is \(1, 3, 0, 4, 4\)"),
         (torch.zeros(1, 3, 5, 4, 4).long(), "must be uint8 or floating point, got torch.int64"),
@@ -68,3 +74,14 @@ def test_check_video_refuses_values_out_of_range(value):
 def test_check_video_forgives_rounding():
     video = torch.full((1, 3, 1, 2, 2), 0.5005)
     assert torch.equal(check_video(video), video)
+
+
+def test_check_video_warns_of_black_at_zero():
+    video = torch.linspace(0, 0.4, 3 * 5 * 16).view(1, 3, 5, 4, 4)
+    with pytest.warns(UserWarning, match=r"in \[0, 0.4\]: if black is 0 in it, subtract 0.5"):
+        assert torch.equal(check_video(video), video)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_video(video - 0.1)
+        check_video(torch.full((1, 3, 5, 4, 4), 0.2))
+        check_video(video, check_range=False)

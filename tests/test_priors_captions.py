@@ -15,7 +15,7 @@ from sweettok.priors.__main__ import main
 from sweettok.priors.build import Rules, TaggedCaption, build, build_prior
 from sweettok.priors.captions import PARTS_OF_SPEECH, clean_word, piece_texts, read_pieces
 from sweettok.priors.counting import captions_shared, count_words, load_chunk, pack
-from sweettok.priors.stream import pack_files
+from sweettok.priors.stream import alone_in, pack_files
 from sweettok.priors.tagging import SpacyTagger, _pipeline
 
 PARTS = {"red": "adjective", "big": "adjective", "été": "adjective", "car": "noun", "dog": "noun", "fast": "adverb",
@@ -334,7 +334,15 @@ def test_command_line_tags_and_says_so(fake_spacy, tmp_path, capsys):
         "curves.svg", "spatial.safetensors", "statistics.json", "temporal.safetensors",
     ]  # fmt: skip
     assert main([*arguments, "--work", str(tmp_path / "work")]) == 0
-    assert (tmp_path / "work" / "plan.json").is_file() and "nouns: car, cars" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "work").iterdir() if path.name.startswith((".", "plan"))] == ["plan.json"]
+    assert "nouns: car, cars" in capsys.readouterr().out
+    for taken in (out, tmp_path / "work"):
+        before = sorted(taken.iterdir())
+        with alone_in(taken):
+            assert main([*arguments, "--work", str(tmp_path / "work")]) == 1
+            told = f"error: another build writes to {taken}: wait for it, or give another folder\n"
+            assert capsys.readouterr().err == told
+        assert sorted(taken.iterdir()) == before
 
 
 def test_real_spacy(tmp_path):

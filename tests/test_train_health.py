@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import sys
 from collections import Counter
 
@@ -12,10 +11,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from stages import STAGES, config_of, first_batch, script, snapshot
 from stages import begin as begin_stage
-from test_train_loop import assert_same_weights, begin, log_lines, results
+from test_train_loop import begin, log_lines
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_task import START, ToyTask, Vectors, errors, spawn_fit, toy_run
+from toy_task import START, ToyTask, toy_run
 
 from sweettok.train.checkpoint import checkpoints
 from sweettok.train.health import Health
@@ -46,58 +45,6 @@ class Harm:
             loss.register_hook(lambda gradient: gradient * math.nan)
             return loss
         return loss * math.nan
-
-
-class Damaged(Vectors):
-    """Every clip whose number is in `bad` has a problem, in every epoch."""
-
-    def __init__(self, count, seed, bad):
-        super().__init__(count, seed)
-        self.bad = bad
-
-    def __getitem__(self, item):
-        index = item[1] if isinstance(item, tuple) else item
-        problem = f"clip{index}.mp4: no frames" if index in self.bad else ""
-        return {**super().__getitem__(item), "problem": problem}
-
-
-class Meets:
-    """Makes a task whose clips are damaged."""
-
-    def __init__(self, *bad):
-        self.bad = bad
-
-    def __call__(self, run):
-        task = ToyTask(run)
-        task.train_dataset = Damaged(11, 1, self.bad)
-        return task
-
-
-SKIPPING = {"max_steps": 5, "save_every": 1, "micro_batch_size": 1}
-MEETING = {"max_steps": 8, "log_every": 3, "micro_batch_size": 2, "save_every": 4, "eval_every": 0}
-STOPPING = {"max_steps": 50, "log_every": 50, "save_every": 50, "eval_every": 0, "max_bad_clips": 2}
-
-
-def harmed(run):
-    return ToyTask(run, meddle=Harm([2], clips=3))
-
-
-def always_harmed(run):
-    return ToyTask(run, meddle=Harm(range(9), clips=2))
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """Runs of two processes."""
-    folder = tmp_path_factory.mktemp("two")
-    spawn_fit(
-        (toy_run(folder / "skips", **SKIPPING), harmed),
-        (toy_run(folder / "ends", max_skipped_steps=1, log_every=50), always_harmed),
-        (toy_run(folder / "meets", **MEETING), Meets(3, 7)),
-        (toy_run(folder / "meets", **(MEETING | {"max_steps": 16})), Meets(3, 7, 9)),
-        (toy_run(folder / "stops", **STOPPING), Meets(1, 4, 5, 8)),
-    )
-    return folder
 
 
 # ------------------------------------------------------------------------------------------------------ skipped steps
@@ -159,24 +106,6 @@ def test_statistics_survive_a_skipped_step(runs, stage):
     assert any("running_mean" in name for name in moved)
 
 
-def test_processes_skip_together(two, tmp_path):
-    """One of two processes has a number that is not finite; so has the one process of another run."""
-    run = toy_run(tmp_path, **SKIPPING)
-    fit(harmed(run), run)
-    for step in range(1, 6):
-        assert_same_weights(tmp_path / f"checkpoint-{step}", two / "skips" / f"checkpoint-{step}", 1e-13)
-    weights = [load_file(two / "skips" / f"checkpoint-{step}" / "model.safetensors") for step in (2, 3, 4)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert not all(torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
-    mine, others = log_lines(tmp_path), log_lines(two / "skips")
-    assert [line["skipped_steps"] for line in others] == [0, 0, 1, 1, 1]
-    assert others[2].pop("train/loss/generator") is None is mine[2].pop("train/loss/generator")
-    for one, other in zip(mine, others, strict=True):
-        known = {key for key, value in results(one).items() if value is not None}
-        assert known == {key for key, value in results(other).items() if value is not None}
-        assert [other[key] for key in sorted(known)] == pytest.approx([one[key] for key in sorted(known)], rel=1e-6)
-
-
 def test_too_many_in_a_row_end_the_run(tmp_path):
     settings = {"max_steps": 9, "save_every": 2, "max_skipped_steps": 2, "eval_every": 0}
     train(toy_run(tmp_path / "enough", **settings), meddle=Harm([1, 2, 4, 5]))
@@ -195,14 +124,6 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
     # What was skipped before a checkpoint counts after it.
     with pytest.raises(FloatingPointError, match="step 5 is not finite"):
         train(toy_run(tmp_path / "many", **settings), meddle=Harm([4]))
-
-
-def test_processes_end_together(two):
-    """Neither waits for the other when too many steps are skipped."""
-    told = errors(two / "ends")
-    assert len(told) == 2 and told[0] == told[1] and "step 2 is not finite" in told[0]
-    report = json.loads((two / "ends" / "nonfinite-2.json").read_text())
-    assert [process["values"]["loss/generator"][0] == "nan" for process in report["processes"]] == [False, True]
 
 
 def test_votes_are_read_late_on_a_device(tmp_path, monkeypatch):
@@ -286,42 +207,6 @@ def test_quiet_steps_of_the_stages_do_not_wait(runs, monkeypatch, stage):
 
     steps()  # what is looked up once
     assert waits_of(monkeypatch, steps) == Counter()
-
-
-# -------------------------------------------------------------------------------------------------------- bad clips
-
-
-def fit_alone(run, make):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    fit(make(run), run)
-
-
-def listed(folder):
-    return sorted((folder / "bad_clips.txt").read_text().splitlines())
-
-
-def test_bad_clips_are_listed_once(two, tmp_path):
-    """Over three epochs, by one process and by two, and after a resume."""
-    fit_alone(toy_run(tmp_path, **MEETING), Meets(3, 7))
-    assert listed(tmp_path) == ["clip3.mp4: no frames", "clip7.mp4: no frames"]
-    assert log_lines(tmp_path)[-1]["bad_clips"] == 2
-    fit_alone(toy_run(tmp_path, **(MEETING | {"max_steps": 16})), Meets(3, 7, 9))
-    for folder in (tmp_path, two / "meets"):
-        assert listed(folder) == [f"clip{index}.mp4: no frames" for index in (3, 7, 9)]
-        assert log_lines(folder)[-1]["bad_clips"] == 3
-    assert errors(two / "meets") == []
-
-
-def test_too_many_bad_clips_end_the_run(two, tmp_path):
-    """Before anything is due to be logged; and again at once until they are repaired."""
-    told = r"(?s)clips could not be read, more than train.max_bad_clips=2.*bad_clips.txt.*\n  clip\d.mp4: no frames"
-    for make in (Meets(1, 4, 5, 8), Meets()):
-        with pytest.raises(ValueError, match=told):
-            fit_alone(toy_run(tmp_path, **STOPPING), make)
-    of_two = errors(two / "stops")
-    assert len(of_two) == 2 and of_two[0] == of_two[1] and re.search(told, of_two[0])
-    for folder in (tmp_path, two / "stops"):
-        assert 3 <= len(listed(folder)) <= 4 and not (folder / "log.jsonl").exists()
 
 
 def test_tasks_without_problems_have_none(tmp_path):

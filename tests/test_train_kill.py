@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 from stages import ROOT, log_lines, script
 from test_train_loop import assert_equal, assert_same_weights, results
-from toy_task import ToyTask, spawn_fit, toy_run
+from toy_task import ToyTask, toy_run
 
 from sweettok.data.dataset import GlobalBatchSampler, LoaderError
 from sweettok.train import checkpoint
@@ -182,34 +182,36 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     assert (tmp_path / "final").is_dir()
 
 
-def second_is_signalled(run):
-    return ToyTask(run, meddle=Signal(2, rank=1))
-
-
-def test_processes_stop_together(tmp_path):
-    """All save after the same step when one is signalled."""
-    one, two = toy_run(tmp_path / "one", max_steps=5), toy_run(tmp_path / "two", max_steps=5)
-    fit(ToyTask(one), one)
-    spawn_fit((two, second_is_signalled))
-    assert [path.name for path in checkpoints(tmp_path / "two")] == ["checkpoint-3"]
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert fit(ToyTask(two), two) is True
-    assert_same_weights(tmp_path / "one" / "checkpoint-5", tmp_path / "two" / "checkpoint-5", 1e-13)
-
-
 def test_the_script_s_exit_status(runs, tmp_path, monkeypatch):
     config = [str(runs / "proxy.yaml"), f"train.output_dir={tmp_path / 'out'}", "train.sample_every=0"]
-    for file in (None, tmp_path / "status"):
+    status = tmp_path / "status"
+    for launched in (False, True):
+        if launched:
+            monkeypatch.setenv("LAUNCH_STATUS", str(status))
         monkeypatch.setattr(script, "fit", lambda *_: False)
-        if file is not None:
-            monkeypatch.setenv("LAUNCH_STATUS", str(file))
-        assert script.main(config) == (STOPPED if file is None else 0)
-    assert file.read_text() == str(STOPPED)
+        assert script.main(config) == (0 if launched else STOPPED)
+        assert not launched or status.read_text() == f"{STOPPED}\n"
+        failed = OSError("the disk is full"), FloatingPointError("step 3 is not finite"), LoaderError("a process died")
+        for error, code in (*((error, 1) for error in failed), (ValueError("no such clip"), 2)):
+            monkeypatch.setattr(script, "fit", Mock(side_effect=error))
+            assert script.main(config) == code
+            assert not launched or status.read_text() == f"{code}\nerror: {error}\n"
+    monkeypatch.setattr(script, "fit", Mock(side_effect=ConnectionError("another process is gone")))
+    assert script.main(config) == 1 and status.read_text() == "2\nerror: no such clip\n"
 
-    failed = OSError("the disk is full"), FloatingPointError("step 3 is not finite"), LoaderError("a process died")
-    for error, status in (*((error, 1) for error in failed), (ValueError("no such clip"), 2)):
-        monkeypatch.setattr(script, "fit", Mock(side_effect=error))
-        assert script.main(config) == status
+
+def test_the_launcher_ends_with_what_a_process_told(tmp_path):
+    """The process that waits for the other is ended, and the launcher's own report is not the last word."""
+    (tmp_path / "script.py").write_text(
+        "import os, sys, time\n"
+        "if os.environ['RANK'] == '0': time.sleep(1000)\n"
+        "open(os.environ['LAUNCH_STATUS'], 'w').write('2\\nerror: no such clip\\n')\n"
+        "sys.exit(2)\n"
+    )
+    environment = {**os.environ, "NUM_PROCESSES": "2", "VIRTUAL_ENV": sys.prefix, "CUDA_VISIBLE_DEVICES": ""}
+    command = ["bash", str(ROOT / "scripts" / "launch.sh"), str(tmp_path / "script.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.endswith("\nerror: no such clip\n"), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

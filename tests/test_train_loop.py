@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
-from toy_task import START, ToyTask, spawn_fit, toy_run
+from toy_task import START, ToyTask, toy_run
 
 from sweettok.train import loop
 from sweettok.train.checkpoint import checkpoints
@@ -83,32 +82,6 @@ def test_processes_exchange_gradients_on_the_last_micro_batch_only(tmp_path, mon
     train_step(session, batches, Clock())
     modules = [player.module for player in task.players.values()]
     assert seen == [modules, modules, modules, []]
-
-
-def test_two_processes_equal_one(tmp_path):
-    settings = {"max_steps": 5, "save_every": 1, "micro_batch_size": 1, "eval_every": 5, "sample_every": 5}
-    train(tmp_path / "one", **settings)
-    run = toy_run(tmp_path / "two", **settings)
-    spawn_fit((run, ToyTask))
-    ones, twos = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
-    assert [results(line)["step"] for line in twos] == [1, 2, 3, 4, 5]
-    for one, two in zip(ones, twos, strict=True):
-        assert results(one) == pytest.approx(results(two), rel=1e-6)
-        assert [one[key] for key in one if key.startswith("lr/")] == [two[key] for key in two if key.startswith("lr/")]
-    # The generator's update is plain gradient descent, so the weights after one step are the gradients of that step.
-    for step in range(1, 6):
-        folders = (tmp_path / name / f"checkpoint-{step}" for name in ("one", "two"))
-        assert_same_weights(*folders, 1e-13)
-    (one,), (two,) = log_lines(tmp_path / "one", "eval/"), log_lines(tmp_path / "two", "eval/")
-    assert one["eval/error"] == pytest.approx(two["eval/error"], rel=1e-12)
-    assert len(list((tmp_path / "two" / "samples").iterdir())) == 2
-
-    # What two processes began, one can finish.
-    for left in ("checkpoint-5", "checkpoint-4", "final"):
-        shutil.rmtree(tmp_path / "two" / left)
-    train(tmp_path / "two", **settings)
-    assert_same_weights(tmp_path / "one" / "checkpoint-5", tmp_path / "two" / "checkpoint-5", 1e-13)
-    assert [line["step"] for line in log_lines(tmp_path / "two")] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from sweettok.train.task import Player, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"max_steps": 4, "save_every": 1, "micro_batch_size": 1, "eval_every": 4, "sample_every": 4}
+BF16 = {**SETTINGS, "mixed_precision": "bf16", "sample_every": 0}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 
@@ -110,7 +111,7 @@ class OnePlayer(Task):
         self.shown.append((type(self.model), value))
         return torch.zeros(len(batch["clip"]), 3, 2, 16, 16, dtype=torch.uint8)
 
-    def export(self, folder):
+    def export(self, folder, training):
         save_file(self.model.state_dict(), folder / "model.safetensors", {"model": type(self.model).__name__})
 
 
@@ -119,19 +120,22 @@ def begin(task, run):
     return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
 
 
-def spawn(work, *args, world_size=2, launcher=FSDP):
+def spawn(*jobs, world_size=2, launcher=FSDP):
+    """Each job is a function and its arguments; the processes do one after the other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (world_size, port, launcher, work, args), nprocs=world_size)
+    torch.multiprocessing.spawn(_process, (world_size, port, launcher, jobs), nprocs=world_size)
 
 
-def _process(rank, world_size, port, launcher, work, args):
+def _process(rank, world_size, port, launcher, jobs):
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in ranks.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", **launcher)
     torch.set_num_threads(1)
-    work(*args)
+    for work, *args in jobs:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        work(*args)
     torch.distributed.destroy_process_group()
 
 
@@ -147,6 +151,18 @@ def one(tmp_path_factory):
     """A run of one process."""
     folder = tmp_path_factory.mktemp("one")
     train(toy_run(folder, **SETTINGS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one, tmp_path_factory):
+    """What two processes do, with one launch."""
+    folder = tmp_path_factory.mktemp("two")
+    spawn(
+        (train, toy_run(folder / "run", **SETTINGS), True),
+        (train_in_bf16, toy_run(folder / "bf16", **BF16)),
+        (look_at_slices, toy_run(folder / "slices", **SETTINGS), one / "checkpoint-2"),
+    )
     return folder
 
 
@@ -185,18 +201,17 @@ def assert_close(one, other):
         assert one == other
 
 
-def test_sharded_processes_equal_one(one, tmp_path):
+def test_sharded_processes_equal_one(one, two):
     """Losses, norms, weights, averages and moments, with accumulation, clipping and gradient checkpointing."""
-    run = toy_run(tmp_path / "two", **SETTINGS)
-    spawn(train, run, True)
-    assert_same_run(one, tmp_path / "two", range(1, 5))
+    folder = two / "run"
+    assert_same_run(one, folder, range(1, 5))
     assert [line["train/grad_norm/generator"] > 0.1 for line in log_lines(one)] == [True] * 4
 
     # What two sharded processes began, one can finish.
     for left in ("checkpoint-3", "checkpoint-4", "final", "samples"):
-        shutil.rmtree(tmp_path / "two" / left)
-    train(run)
-    assert_same_run(one, tmp_path / "two", (3, 4))
+        shutil.rmtree(folder / left)
+    train(toy_run(folder, **SETTINGS))
+    assert_same_run(one, folder, (3, 4))
 
 
 def test_sharded_processes_finish_what_one_began(one, tmp_path):
@@ -205,18 +220,16 @@ def test_sharded_processes_finish_what_one_began(one, tmp_path):
         shutil.rmtree(tmp_path / "two" / left)
     # Of 5 rows, one process has 1 and one has none; of 3 clips to validate on, one has none.
     launcher = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}
-    spawn(train, toy_run(tmp_path / "two", **SETTINGS), world_size=4, launcher=launcher)
+    spawn((train, toy_run(tmp_path / "two", **SETTINGS)), world_size=4, launcher=launcher)
     assert_same_run(one, tmp_path / "two", (3, 4))
 
 
-def test_bf16_equals_one_process(tmp_path):
+def test_bf16_equals_one_process(two, tmp_path):
     """Sharding gathers matrices in bf16, which is what autocast makes of them, and keeps the rest in float32."""
-    settings = {**SETTINGS, "mixed_precision": "bf16", "sample_every": 0}
-    train(toy_run(tmp_path / "one", **settings), dtype=torch.float32)
-    spawn(train_in_bf16, toy_run(tmp_path / "two", **settings))
-    for mine, other in zip(*(log_lines(tmp_path / name) for name in ("one", "two")), strict=True):
+    train(toy_run(tmp_path, **BF16), dtype=torch.float32)
+    for mine, other in zip(log_lines(tmp_path), log_lines(two / "bf16"), strict=True):
         assert results(mine) == pytest.approx(results(other), rel=1e-5)
-    first, second = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("one", "two"))
+    first, second = (load_file(folder / "checkpoint-4" / "model.safetensors") for folder in (tmp_path, two / "bf16"))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
@@ -234,14 +247,16 @@ def train_in_bf16(run):
 # ---------------------------------------------------------------------------------------------------------- slices
 
 
-def test_slices(one, tmp_path):
-    spawn(look_at_slices, toy_run(tmp_path, **SETTINGS), one / "checkpoint-2")
+def test_slices(two):
+    """Both processes have looked at them to the end."""
+    assert len(list((two / "slices").glob("looked-*"))) == 2
 
 
 def look_at_slices(run, folder):
     start_differently(run)
     hold_slices(run, folder)
     show(run, folder)
+    (Path(run.train.output_dir) / f"looked-{os.environ['RANK']}").touch()
 
 
 def hold_slices(run, folder):

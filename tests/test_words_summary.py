@@ -13,6 +13,7 @@ from PIL import Image
 from sweettok.data.reader import probe
 from sweettok.data.writer import write_video
 from sweettok.models.output import TokenOutput, WordCount, kind_ranges
+from sweettok.pixels import to_uint8
 from sweettok.words import summary
 from sweettok.words.__main__ import main
 from sweettok.words.overlay import LINE, overlay
@@ -146,6 +147,17 @@ def work(tmp_path_factory):
     Image.fromarray(pixels[:, 0].permute(1, 2, 0).numpy()).save(folder / "still.png")
     word_shards.write_shards(folder / "tokens")
     return folder
+
+
+def test_show_reads_as_encode_does(work, tmp_path):
+    """A long, wide video: the same frames, fitted in the same way."""
+    path, out, model = tmp_path / "wide.mkv", tmp_path / "words.json", tiny.tokenizer()
+    write_video(path, to_uint8(tiny.clip(num_frames=20, width=40))[0], 10, lossless=True)
+    for more, options in (([], {"position": "center"}), (["--position", "last", "--aspect", "pad"],
+                                                         {"position": "last", "aspect": "pad"})):  # fmt: skip
+        assert main(["show", str(path), "--checkpoint", str(work / "tokenizer"), "--out", str(out), *more]) == 0
+        counted = summary.as_json(model.encode(path, **options).summary())
+        assert json.loads(out.read_text())["clips"]["wide"] == json.loads(json.dumps(counted))
 
 
 def test_show_tells_what_the_tokenizer_says(work, tmp_path, capsys):

@@ -54,7 +54,7 @@ def encoding(tok: SweetTok, video: Tensor) -> None:
     assert_type(read_clip("a.mp4", frames=17, size=(256, 256)), Tensor)
     out = tok.encode(video)
     assert_type(out, TokenOutput)
-    assert_type(tok.encode("a.mp4", aspect="pad", start=8), TokenOutput)
+    assert_type(tok.encode("a.mp4", aspect="pad", stride=2, position="center"), TokenOutput)
     assert_type(tok.encode([Path("a.mp4"), "b.mp4"]), TokenOutput)
     for batch in tok.encode_batches(["a.mp4", video[0]], batch_size=4):
         assert_type(batch, TokenOutput)
@@ -70,7 +70,8 @@ def encoding(tok: SweetTok, video: Tensor) -> None:
     assert_type(to_float(to_uint8(video)), Tensor)
     tok.encode(0)  # type: ignore[arg-type]
     tok.encode(video, fps=8)  # type: ignore[call-arg]
-    tok.decode(out)  # type: ignore[arg-type]
+    assert_type(tok.decode(out), Tensor)
+    tok.decode([1, 2])  # type: ignore[arg-type]
     out.word()  # type: ignore[attr-defined]
     read_clip("a.mp4", 17)  # type: ignore[call-arg]
 

@@ -27,9 +27,10 @@ from sweettok import SweetTok, load_config
 from sweettok.data.synthetic import synthetic_clip
 from sweettok.data.writer import write_video
 from sweettok.priors import Prior, WordGraph
+from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ClipCutter
 from sweettok.video.files import open_frames
-from sweettok.video.long import ahead, batched, clip_length, decode_blocks, encode_long
+from sweettok.video.long import batched, clip_length, decode_blocks, encode_long
 from sweettok.video.seams import FrameSteps, seam_excess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,7 @@ def draw(path: Path, minutes: float, size: tuple[int, int]) -> None:
 def plain(tokenizer: SweetTok, path: Path, batch_size: int) -> None:
     with open_frames(path, "crop", (tokenizer.config.height, tokenizer.config.width), MINUTE) as stream:
         clips = ClipCutter(stream.frames, clip_length(tokenizer), overlap=0)
-        with closing(ahead(batched(clips, batch_size))) as batches:
+        with closing(one_ahead(batched(clips, batch_size))) as batches:
             for batch in batches:
                 tokenizer.encode(batch).ids.cpu()
 

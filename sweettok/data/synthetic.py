@@ -335,7 +335,7 @@ def write_synthetic(
     _claim(out, manifest)
     lists: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
     captions = []
-    for index in tqdm(range(num_train + num_val), desc=f"drawing {out}", disable=not progress):
+    for index in tqdm(range(num_train + num_val), desc=f"drawing {out}", disable=None if progress else True):
         split, number = ("train", index) if index < num_train else ("val", index - num_train)
         label, scene = _scene(index, seed)
         key = f"videos/{CLASSES[label]}/{split}_{number:05d}"

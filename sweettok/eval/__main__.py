@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sweettok.commands import report_errors
+from sweettok.data.aspect import POLICIES
+from sweettok.data.reader import POSITIONS
 from sweettok.eval.features import I3D_FILE
 from sweettok.eval.presets import DEFAULT, PRESETS, find_protocol
 from sweettok.eval.protocol import Protocol
-
-POSITIONS = ("first", "center", "last")
+from sweettok.hub import local
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     rfvd = commands.add_parser("rfvd", help="PSNR, SSIM, LPIPS, rFVD and codebook usage over a list of videos")
-    rfvd.add_argument("--checkpoint", metavar="DIR", help="the tokenizer: config.json and model.safetensors")
+    rfvd.add_argument("--checkpoint", metavar="MODEL", help="the tokenizer: a folder, or user/name on the hub")
     rfvd.add_argument("--data", metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
     rfvd.add_argument("--originals", metavar="DIR", help="instead of both: a folder of videos ...")
     rfvd.add_argument("--reconstructions", metavar="DIR", help="... and of their reconstructions, of the same names")
@@ -31,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     gfvd = commands.add_parser("gfvd", help="FVD of generated clips: tokens that a tokenizer decodes, or videos")
     gfvd.add_argument("--fake", required=True, metavar="DIR", help="folder of generated tokens, or of videos")
     gfvd.add_argument("--real", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
-    gfvd.add_argument("--checkpoint", metavar="DIR", help="the tokenizer that decodes generated tokens")
+    gfvd.add_argument("--checkpoint", metavar="MODEL", help="the tokenizer that decodes generated tokens")
     _add_measuring(gfvd)
 
     beside = commands.add_parser("compare", help="two reports beside each other; refused when their protocols differ")
@@ -44,9 +45,12 @@ def _parser() -> argparse.ArgumentParser:
 
     look = commands.add_parser("reconstruct", help="what goes in, what comes out, and in which words")
     look.add_argument("videos", nargs="+", metavar="VIDEO")
-    look.add_argument("--checkpoint", required=True, metavar="DIR", help="config.json and model.safetensors")
+    look.add_argument("--checkpoint", required=True, metavar="MODEL", help="a folder, or user/name on the hub")
     look.add_argument("--out", required=True, metavar="DIR")
-    look.add_argument("--position", choices=POSITIONS, default="center", help="which frames (default: center)")
+    look.add_argument("--position", choices=POSITIONS[:3], default="center", help="which frames, unless --whole "
+                      "(default: center)")  # fmt: skip
+    look.add_argument("--aspect", choices=POLICIES, default="stretch", help="how frames become the tokenizer's size "
+                      "(default: stretch, as protocols measure)")  # fmt: skip
     look.add_argument("--whole", action="store_true", help="all of each video, in overlapping clips")
     return parser
 
@@ -68,7 +72,13 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; problems of the input become one line on stderr and exit code 1."""
     args = _parser().parse_args(argv)
-    return report_errors(lambda: COMMANDS[args.command](args))
+
+    def work() -> int:
+        if getattr(args, "checkpoint", None) is not None:
+            args.checkpoint = local(args.checkpoint)
+        return COMMANDS[args.command](args)
+
+    return report_errors(work)
 
 
 def _rfvd(args: argparse.Namespace) -> int:
@@ -144,13 +154,14 @@ def _table(args: argparse.Namespace) -> int:
 def _reconstruct(args: argparse.Namespace) -> int:
     from sweettok.eval.visual import reconstruct
 
-    for summary in reconstruct(args.videos, args.checkpoint, args.out, args.position, args.whole):
+    for summary in reconstruct(args.videos, args.checkpoint, args.out, args.position, args.whole, args.aspect):
         told = f"{summary['ids_per_clip']} ids"
         if args.whole:
             told = f"{summary['clips']} clips of {told}, seams {summary['seams']:+.2f} grey levels"
         print(f"{summary['video']}: PSNR {summary['psnr']:.2f} dB, {told} -> {summary['files']}")
         for side, queries in summary["words"].items():
-            print(f"  {side}: " + "; ".join(queries))
+            if queries:  # an image says nothing of motion
+                print(f"  {side}: " + "; ".join(queries))
     return 0
 
 

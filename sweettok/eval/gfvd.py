@@ -26,16 +26,21 @@ from sweettok.eval.sources import Chosen, VideoClips, chosen, decoded, is_tokens
 from sweettok.eval.tokenizers import load_tokenizer
 from sweettok.eval.usage import UsageCounter
 from sweettok.files import sha256
+from sweettok.hub import WEIGHTS
 from sweettok.models.tokenizer import SweetTok
 
 
 @dataclass
 class Fakes:
-    """Generated clips: what to read, how to describe them, and, where they are ids, what decodes them."""
+    """Generated clips: what to read, how to describe them; where they are ids, what decodes them and who wrote them.
+
+    generator: SHA-256 of its weights, None where that is not told.
+    """
 
     items: VideoClips | Chosen
     about: dict[str, Any]
     tokenizer: SweetTok | None = None
+    generator: str | None = None
 
     def usage(self) -> dict[str, Any] | None:
         """How much of each word list the ids use."""
@@ -99,7 +104,10 @@ def run(
         data={
             "real": {"source": str(real), "num_clips": len(reals), "sha256": clips.hash}, "fake": fakes.about,
         },
-        weights={"tokenizer": checkpoint_hashes(checkpoint) if checkpoint else None},
+        weights={
+            "tokenizer": checkpoint_hashes(checkpoint) if checkpoint else None,
+            "generator": {WEIGHTS: fakes.generator} if fakes.generator else None,
+        },
         settings={"batch_size": batch_size},
     )  # fmt: skip
 
@@ -174,7 +182,7 @@ def _open_fakes(fake: str | Path, checkpoint: str | Path | None, protocol: Proto
     if frames > tokens.manifest.num_frames:
         raise ValueError(f"the clips in {fake} have {tokens.manifest.num_frames} frames, the protocol takes {frames}")
     protocol = protocol.filled(frames=frames, height=height, width=width, codec="none")
-    return Fakes(Chosen(tokens, places), about, tokenizer), protocol
+    return Fakes(Chosen(tokens, places), about, tokenizer, tokens.manifest.settings.get("generator")), protocol
 
 
 def _differences(wanted: Protocol, found: Protocol) -> list[str]:

@@ -27,7 +27,8 @@ def batches(
     """This process's share of the items, in batches whose tensors are on its device; `told` heads the progress bar."""
     loader = make_eval_loader(dataset, batch_size, workers, state.process_index, state.num_processes)
     loaded = plain_errors(loader)
-    for batch in tqdm(loaded, desc=told, total=len(loader), unit="batch", disable=not state.is_main_process):
+    hidden = None if state.is_main_process else True  # None: shown on terminals alone
+    for batch in tqdm(loaded, desc=told, total=len(loader), unit="batch", disable=hidden):
         yield {
             name: value.to(state.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()

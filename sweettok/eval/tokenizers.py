@@ -5,7 +5,6 @@ Letters: B clips, T frames, H W pixels, L ids per clip.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sweettok.hub import CONFIG, find
 from sweettok.models.proxy import ProxyTokenizer
 from sweettok.models.tokenizer import SweetTok
+from sweettok.pretrained import read_about
 
 OVERSHOOT = 1.5  # farther from zero than a decoder of the right range goes
 TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}
@@ -39,15 +40,10 @@ class RoundTrip:
     clamped: int
 
 
-def load_tokenizer(folder: str | Path) -> torch.nn.Module:
-    """The SweetTok or ProxyTokenizer of a folder with config.json and model.safetensors, on the CPU."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path}: --checkpoint takes a folder written by save_pretrained or by training")
-    name = json.loads(path.read_text(encoding="utf-8")).get("model")
-    if name not in TOKENIZERS:
-        raise ValueError(f"{folder} holds {name!r}, which is no tokenizer; expected one of {', '.join(TOKENIZERS)}")
-    return TOKENIZERS[name].from_pretrained(folder)
+def load_tokenizer(source: str | Path) -> torch.nn.Module:
+    """The SweetTok or ProxyTokenizer of a folder, or of "user/name" on the hub; onto the CPU as `from_pretrained`."""
+    name = read_about(find(source).fetch(CONFIG), source, *TOKENIZERS)["model"]
+    return TOKENIZERS[name].from_pretrained(source)
 
 
 def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:

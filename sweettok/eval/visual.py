@@ -14,29 +14,34 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sweettok.data.lists import IMAGE_SUFFIXES
 from sweettok.data.processes import join_processes
-from sweettok.data.reader import VideoInfo, probe, read_clip, read_image
+from sweettok.data.reader import VideoInfo, probe
 from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
 from sweettok.eval.tokenizers import load_tokenizer, round_trip
-from sweettok.files import write_aside
+from sweettok.files import check_apart, write_aside
 from sweettok.models.output import TokenOutput
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
-from sweettok.video.files import DEFAULT_FPS, open_frames
-from sweettok.video.long import decode_blocks, encode_long
+from sweettok.video.files import DEFAULT_FPS, open_frames, read_fitted
+from sweettok.video.long import clip_length, decode_blocks, encode_long
 from sweettok.video.seams import FrameSteps, seam_excess
 
 STRIP_FRAMES = 6
 NUM_QUERIES = 8  # of each side, whose words are written out
+WRITTEN = ("mp4", "png", "json", "safetensors")  # kinds of files for each video
 LABELS = ("original", "reconstruction", "difference")
 
 
 @torch.no_grad()
 def reconstruct(
-    videos: Sequence[str | Path], checkpoint: str | Path, out: str | Path, position: str = "center", whole: bool = False
+    videos: Sequence[str | Path],
+    checkpoint: str | Path,
+    out: str | Path,
+    position: str = "center",
+    whole: bool = False,
+    aspect: str = "stretch",
 ) -> Iterator[dict[str, Any]]:
     """Send one clip of each video, or an image, through a tokenizer and write what came of it; yields their summaries.
 
@@ -44,27 +49,29 @@ def reconstruct(
     NAME.safetensors (`ids`, ready for `decode`) and NAME.json (PSNR of every frame, layout of the ids, first words).
     `whole` sends all of a video through a SweetTok, in memory that does not grow with its length: NAME.safetensors is
     then for `LongTokens.load`, and `seams` tells how much more the picture jumps between clips (`seam_metric`).
+    `aspect` is that of `Fit`; stretched frames are those that the protocols of `rfvd` measure by default.
     Videos of one name get numbers. Raises FileNotFoundError and ValueError (also ClipError) naming the file.
     """
     tokenizer = load_tokenizer(checkpoint).to(join_processes().device)
     if whole and not isinstance(tokenizer, SweetTok):
         raise ValueError(f"{checkpoint} holds a {type(tokenizer).__name__}: whole videos are for a SweetTok")
-    for path, name in zip(videos, unique_names(videos), strict=True):
+    names = unique_names(videos)
+    check_apart(videos, (Path(out) / f"{name}.{kind}" for name in names for kind in WRITTEN))
+    for path, name in zip(videos, names, strict=True):
         stem, info = Path(out) / name, probe(path)
-        told = _whole(tokenizer, path, stem) if whole else _clip(tokenizer, path, stem, position, info)
+        told = _whole(tokenizer, path, stem, aspect) if whole else _clip(tokenizer, path, stem, position, aspect, info)
         facts = {"video": str(path), "source": asdict(info), **told}
         write_json(f"{stem}.json", facts)
-        yield {**facts, "files": f"{stem}.{{mp4,png,json,safetensors}}"}
+        yield {**facts, "files": f"{stem}.{{{','.join(WRITTEN)}}}"}
 
 
-def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, info: VideoInfo) -> dict[str, Any]:
+def _clip(
+    tokenizer: Any, path: str | Path, stem: Path, position: str, aspect: str, info: VideoInfo
+) -> dict[str, Any]:
     config = tokenizer.config
     size = config.height, config.width
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        clip, black = read_image(path, size), 0
-    else:
-        clip = read_clip(path, config.num_frames, size, position=position)
-        black = max(0, config.num_frames - info.num_frames)
+    frames = clip_length(tokenizer) if isinstance(tokenizer, SweetTok) else config.num_frames
+    clip = read_fitted(path, aspect, size, frames, position=position, short="repeat")
     trip = round_trip(tokenizer, clip[None].to(next(tokenizer.parameters()).device))
     shown = to_uint8(trip.video).cpu()
     write_video(f"{stem}.mp4", compare(clip, shown[0], labels=LABELS), info.fps or DEFAULT_FPS)
@@ -73,7 +80,8 @@ def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, info: Vid
         aside.write_bytes(save({"ids": trip.ids.cpu().contiguous()}))
     return {
         "clip": {"position": position, "frames": clip.shape[1], "height": config.height, "width": config.width},
-        "black_frames": black,
+        "aspect": aspect,
+        "repeated_frames": max(0, clip.shape[1] - info.num_frames),
         "psnr": psnr(clip[None], shown).item(),
         "psnr_per_frame": frame_psnr(clip[None], shown)[0].tolist(),
         "ids_per_clip": trip.ids[0].numel(),
@@ -82,14 +90,14 @@ def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, info: Vid
     }
 
 
-def _whole(tokenizer: SweetTok, path: str | Path, stem: Path) -> dict[str, Any]:
-    tokens = encode_long(tokenizer, path, aspect="stretch")
+def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, aspect: str) -> dict[str, Any]:
+    tokens = encode_long(tokenizer, path, aspect=aspect)
     tokens.save(f"{stem}.safetensors")
     scores, strip, steps = [], [], (FrameSteps(), FrameSteps())
     places = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
 
     def panes() -> Iterator[Tensor]:
-        with open_frames(path, "stretch", tokens.fit.size) as stream:
+        with open_frames(path, aspect, tokens.fit.size) as stream:
             for block in decode_blocks(tokenizer, tokens, undo_aspect=False):
                 pair = torch.stack(list(islice(stream.frames, block.shape[1])), dim=1), to_uint8(block)
                 kept = [place for place in range(block.shape[1]) if len(scores) + place in places]
@@ -103,6 +111,7 @@ def _whole(tokenizer: SweetTok, path: str | Path, stem: Path) -> dict[str, Any]:
     _write_strip(stem, *(torch.cat(side, dim=1) for side in zip(*strip, strict=True)))
     errors = 10 ** (-torch.tensor(scores, dtype=torch.float64) / 10)
     return {
+        "aspect": aspect,
         "chunks": asdict(tokens.chunks),
         "clips": len(tokens.ids),
         "psnr": -10 * errors.mean().log10().item(),
@@ -119,8 +128,11 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
     stems = [Path(path).stem for path in paths]
     total, seen, names = Counter(stems), Counter(), []
     for stem in stems:
-        seen[stem] += 1
-        names.append(f"{stem}-{seen[stem]}" if total[stem] > 1 else stem)
+        name = stem
+        while total[stem] > 1 and name in total:  # numbers that another file has as its name are left out
+            seen[stem] += 1
+            name = f"{stem}-{seen[stem]}"
+        names.append(name)
     return names
 
 

@@ -34,10 +34,10 @@ from sweettok.data.tokens import MANIFEST, ShardWriter, TokenDataset, TokenManif
 from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
 from sweettok.files import sha256, write_aside
 from sweettok.generation.tokenize import PRECISIONS
+from sweettok.hub import CONFIG, WEIGHTS, local
 from sweettok.models.generator import Generator
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
-from sweettok.pretrained import CONFIG, WEIGHTS
 
 ROWS_PER_SHARD = 16  # what a process takes at once, and at most loses when it is stopped, but for its batch
 SHEET_ROWS, SHEET_PER_CLASS, SHEET_FRAMES = 64, 4, 5
@@ -47,8 +47,8 @@ UNSAFE = re.compile(r"[^\w.-]")  # in names of files
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--generator", required=True, metavar="DIR", help="a trained generator")
-    add("--tokenizer", required=True, metavar="DIR", help="the tokenizer whose ids it writes, of stage 1 or stage 2")
+    add("--generator", required=True, metavar="MODEL", help="a trained generator: a folder, or user/name on the hub")
+    add("--tokenizer", required=True, metavar="MODEL", help="the tokenizer whose ids it writes, of stage 1 or stage 2")
     add("--out", required=True, metavar="DIR", help="folder of the samples; what is there is kept")
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--per-class", type=int, metavar="N", help="samples of each class")
@@ -98,6 +98,7 @@ def main(args: argparse.Namespace) -> None:
     """
     check_numbers(args)
     how = SamplingConfig(args.cfg_scale, args.cfg_schedule, args.temperature, args.top_k, args.top_p)
+    args.generator, args.tokenizer = local(args.generator), local(args.tokenizer)
     state, out = join_processes(), Path(args.out)
     generator, tokenizer = Generator.from_pretrained(args.generator), SweetTok.from_pretrained(args.tokenizer)
     check_models(args, how, generator, tokenizer)
@@ -195,7 +196,8 @@ def describe(
     args: argparse.Namespace, how: SamplingConfig, generator: Generator, tokenizer: SweetTok, samples: Samples
 ) -> TokenManifest:
     """The manifest of the samples; its settings are all that their ids depend on."""
-    settings = {"generator": weights_hash(args.generator), "seed": args.seed, **asdict(how)}
+    hashes = {"generator": sha256(args.generator / WEIGHTS), "generator_config": sha256(args.generator / CONFIG)}
+    settings = {**hashes, "seed": args.seed, **asdict(how)}
     settings["precision"] = args.precision
     if samples.labels is not None:
         settings["classes"] = sorted(set(samples.labels))
@@ -215,11 +217,6 @@ def describe(
         rows_per_shard=ROWS_PER_SHARD,
         settings=settings,
     )
-
-
-def weights_hash(folder: str | Path) -> str:
-    """SHA-256 of the configuration and the weights in a folder that save_pretrained wrote."""
-    return sha256(Path(folder) / CONFIG, Path(folder) / WEIGHTS)
 
 
 def check_folder(out: Path, manifest: TokenManifest) -> None:
@@ -243,7 +240,8 @@ def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
 
 def settle_decoding(args: argparse.Namespace) -> None:
     """Write decoded.json, or raise ValueError where the folder's videos are of another tokenizer or frame rate."""
-    path, mine = Path(args.out) / "decoded.json", {"tokenizer": weights_hash(args.tokenizer), "fps": args.fps}
+    path = Path(args.out) / "decoded.json"
+    mine = {"tokenizer": sha256(args.tokenizer / CONFIG, args.tokenizer / WEIGHTS), "fps": args.fps}
     if not path.is_file():
         with write_aside(path) as aside:
             aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")

@@ -25,7 +25,8 @@ PRECISIONS = ("no", "bf16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="a trained tokenizer, of stage 1 or stage 2")
+    add("--checkpoint", required=True, metavar="MODEL", help="a trained tokenizer, of stage 1 or stage 2: a folder, or "
+        "user/name on the hub")  # fmt: skip
     add("--data", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
     add("--out", required=True, metavar="DIR", help="folder of the shards; those that are there are kept")
     add("--root", metavar="DIR", help="folder that paths in the list start from")
@@ -119,7 +120,7 @@ def write_shards(
     dataset = ClipDataset(clips, config.num_frames, (config.height, config.width), "even", **options)
     shards = [(rows, batches(rows, args.batch_size)) for rows in writer.pending()]
     loader = iter(plain_errors(make_loader(dataset, [part for _, parts in shards for part in parts], args.workers)))
-    with tqdm(total=sum(len(rows) for rows, _ in shards), unit="clip", disable=not state.is_main_process) as bar:
+    with tqdm(total=sum(len(rows) for rows, _ in shards), unit="clip", disable=None if state.is_main_process else True) as bar:
         for rows, parts in shards:
             encoded = []
             for _ in parts:

@@ -69,8 +69,9 @@ class Doors:
         batch_size: int = 8,
         workers: int = 2,
         aspect: str = "crop",
-        start: int = 0,
+        start: int | None = None,
         stride: int = 1,
+        position: str = "first",
     ) -> Iterator[TokenOutput]:
         """Many clips -> a TokenOutput for each `batch_size` of them, in order; the last one may be shorter.
 
@@ -79,14 +80,15 @@ class Doors:
         Args:
             sources: paths and tensors (3, T, H, W), uint8 or float in [-0.5, 0.5], in any mixture; a generator is
                 read as it is needed. All must have one number of frames.
-            aspect, start, stride: of files, as in `encode`.
+            aspect, start, stride, position: of files, as in `encode`.
 
         Raises ValueError for arguments and for no clips, at once; for a clip that cannot be read or does not fit, when
         its batch is asked for: it names the file (ClipError), or the tensor's place, from 0.
         """
         from sweettok.video.sources import encode_batches
 
-        return encode_batches(self, sources, batch_size, workers, aspect=aspect, start=start, stride=stride)
+        cut: dict[str, Any] = {"start": start, "stride": stride, "position": position}
+        return encode_batches(self, sources, batch_size, workers, aspect=aspect, **cut)
 
     def encode_long(
         self: SweetTok,

@@ -206,6 +206,8 @@ class Generator(Pretrained):
         """Class numbers (B,) from numbers or names. ValueError for an unknown class, naming the known ones."""
         if isinstance(labels, Tensor):
             return labels
+        if isinstance(labels, str | int):
+            raise ValueError(f"labels must be several, one for each sample; got {labels!r}: give [{labels!r}]")
         known = self.class_names or ()
         wrong = [label for label in labels if isinstance(label, str) and label not in known]
         if wrong:
@@ -258,7 +260,8 @@ class Generator(Pretrained):
         found = {"labels": labels, "given": given, "num_samples": num_samples}
         names = [name for name, value in found.items() if value is not None]
         if names != [wanted]:
-            raise ValueError(f"this generator's samples need {wanted}, and nothing else; got {names or 'nothing'}")
+            each = wanted if wanted == "num_samples" else f"{wanted}, one for each sample"
+            raise ValueError(f"this generator's samples need {each}, and nothing else; got {names or 'nothing'}")
         condition = given if labels is None else self.classes(labels)
         count = num_samples or 0 if condition is None else len(condition)
         if count < 1:

@@ -48,6 +48,7 @@ class TokenOutput:
     vocabulary: tuple[tuple[str, ...], ...]  # the word list of each segment of the layout
     # Rows and columns in which the queries of each branch stand, row by row; both grids cover the whole frame.
     grids: Grids
+    num_frames: int | None = None  # of the clips that were encoded; the ids themselves do not tell it
 
     def __len__(self) -> int:
         return len(self.ids)

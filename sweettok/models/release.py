@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sweettok.config import TokenizerConfig
 from sweettok.convert import Table, export_weights
 from sweettok.models.attention import SingleTokenAttention, Transformer, WindowAttention
 from sweettok.models.codebook import LanguageCodebook
@@ -68,3 +69,12 @@ def unused_mapping(codebook: LanguageCodebook) -> dict[str, Tensor]:
         for part, shape in shapes.items()
         for kind in ("weight", "bias")
     }
+
+
+def check_published(config: TokenizerConfig) -> None:
+    """ValueError for a tokenizer that published weights cannot fill."""
+    if config.lookup == "union":
+        raise ValueError(
+            "published weights are of lookup modifiers_and_head, and tokenizer.lookup is union: their latents are two "
+            "codes wide instead of one. Use folders written by save_pretrained or by training"
+        )

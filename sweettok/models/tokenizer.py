@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,8 @@ class SweetTok(Pretrained, Doors):
             config: sizes, if not the release's; ValueError for another lookup than the release's.
             proxy: for stage-1 weights, the proxy they were trained on; without it `decode` is not available.
         """
+        from sweettok.models.release import check_published
+
         config = config or TokenizerConfig()
         check_published(config)
         released = convert.read_weights(weights)
@@ -135,7 +138,7 @@ class SweetTok(Pretrained, Doors):
         The spatial branch alone gives the parts that a pretrained spatial branch has, to start stage 1 from.
         ValueError for another lookup than the release's.
         """
-        from sweettok.models.release import released_state
+        from sweettok.models.release import check_published, released_state
 
         check_published(self.config)
         released = released_state(self, convert.TOKENIZER)
@@ -246,7 +249,7 @@ class SweetTok(Pretrained, Doors):
 
         Takes what `encode` takes, but does not look whether float values lie in [-0.5, 0.5].
         """
-        video = pixels.check_video(as_clips(video), check_range=False)
+        video = pixels.check_video(pixels.as_clips(video), check_range=False)
         self.check_clip(*video.shape[2:])
         spatial, temporal = self.quantize(video)
         t = self.config.proxy.grid(*video.shape[2:])[0]
@@ -297,13 +300,18 @@ class SweetTok(Pretrained, Doors):
         self.layout_of(ids).check(ids)
         return self._output(ids.long())
 
-    def _output(self, ids: Tensor) -> TokenOutput:
+    def _output(self, ids: Tensor, num_frames: int | None = None) -> TokenOutput:
         layout = self.layout_of(ids)
-        return TokenOutput(ids, layout, self.vocabulary[: len(layout.segments)], self.config.query_grids)
+        return TokenOutput(ids, layout, self.vocabulary[: len(layout.segments)], self.config.query_grids, num_frames)
 
     @torch.no_grad()
     def encode(
-        self, source: Source, aspect: str | None = None, start: int | None = None, stride: int | None = None
+        self,
+        source: Source,
+        aspect: str | None = None,
+        start: int | None = None,
+        stride: int | None = None,
+        position: str | None = None,
     ) -> TokenOutput:
         """Clips -> TokenOutput with ids (B, L) int64, on this tokenizer's device.
 
@@ -314,29 +322,44 @@ class SweetTok(Pretrained, Doors):
                 (B, 3, 1, H, W); a path; or a list of paths, as one batch. Of a video file one clip is read, of the
                 configured frames and size, a shorter file's last frame repeated; of an image file the image.
             aspect: how frames of a file become the configured size: "crop" (default), "pad" or "stretch"; see `Fit`.
-            start, stride: of a video file, the first frame (default 0) and the step from frame to frame (default 1).
+            start, stride: of a video file, the first frame and the step from frame to frame (default 1).
+            position: of a video file, where its clip is unless `start` says so: "first" (default), "center" or "last".
 
         Raises ValueError for shapes, types and values that do not fit, for files that cannot be read (ClipError, which
-        names the file), for no files, images and videos in one list, and for `aspect`, `start`, `stride` with tensors.
+        names the file), for no files, images and videos in one list, and for options of files with tensors.
         """
-        video = self._checked(source, aspect=aspect, start=start, stride=stride)
-        return self._output(self.ids(*self.quantize(video)))
+        video = self._checked(source, aspect=aspect, start=start, stride=stride, position=position)
+        return self._output(self.ids(*self.quantize(video)), video.shape[2])
 
     def _checked(self, source: Source, **options: str | int | None) -> Tensor:
         """What `encode` takes -> float32 clips (B, 3, T, H, W) in [-0.5, 0.5] on this tokenizer's device."""
-        video = as_clips(self.read(source, **options))
+        self._check_precision()
+        video = self.read(source, **options)
+        if isinstance(video, Tensor) and video.ndim == 4 and 1 < len(video) == self.config.num_frames:
+            told = f"{len(video)} images: if they are the frames of one clip, give video.transpose(0, 1)[None]"
+            warnings.warn(told, stacklevel=3)
+        video = pixels.as_clips(video)
         video = pixels.check_video(video.to(self.device) if isinstance(video, Tensor) else video)
         self.check_clip(*video.shape[2:])
         return video
 
+    def _check_precision(self) -> None:
+        dtype = self.encoder.spatial_queries.dtype
+        if dtype != torch.float32:
+            raise ValueError(f"weights are {dtype}, expected float32: call .float(), and use torch.autocast for speed")
+
     @torch.no_grad()
-    def decode(self, ids: Tensor, num_frames: int | None = None) -> Tensor:
+    def decode(self, ids: Tensor | TokenOutput, num_frames: int | None = None) -> Tensor:
         """Global ids (B, L) -> float32 clips (B, 3, T, H, W) clamped to [-0.5, 0.5], on this tokenizer's device.
 
-        The ids of a clip do not tell its length: `num_frames` defaults to the configured one. Those of images are as
-        many as `layout.spatial` has, and give one frame.
+        The ids of a clip do not tell its length: `num_frames` defaults to that of a TokenOutput, or else to the
+        configured one. Those of images are as many as `layout.spatial` has, and give one frame.
         Raises ValueError for ids that are not words of their segment's list.
         """
+        if isinstance(ids, TokenOutput):
+            num_frames = ids.num_frames if num_frames is None else num_frames
+            ids = ids.ids
+        self._check_precision()
         layout = self.layout_of(ids)
         layout.check(ids)
         if num_frames is None:
@@ -406,11 +429,6 @@ class SweetTok(Pretrained, Doors):
         return self.to_pixels(self.predict(video).logits).clamp(-0.5, 0.5)
 
 
-def as_clips(video: Tensor) -> Tensor:
-    """Images (B, 3, H, W) as clips of one frame (B, 3, 1, H, W); anything else as it is."""
-    return video.unsqueeze(2) if isinstance(video, Tensor) and video.ndim == 4 and video.shape[1] == 3 else video
-
-
 def check_words(words: WordsConfig, prior: Prior | WordGraph) -> WordsConfig:
     """Word-list sizes of the prior; ValueError where the configuration names another size."""
     spatial, temporal = (prior.spatial, prior.temporal) if isinstance(prior, Prior) else (prior, None)
@@ -430,12 +448,3 @@ def check_words(words: WordsConfig, prior: Prior | WordGraph) -> WordsConfig:
 def quantizer(config: TokenizerConfig, graph: WordGraph) -> LanguageQuantizer:
     codebook = LanguageCodebook(graph, config.graph_hidden, config.codebook_dim, config.graph_dropout)
     return LanguageQuantizer(codebook, config.modifiers_per_query, config.lookup)
-
-
-def check_published(config: TokenizerConfig) -> None:
-    """ValueError for a tokenizer that published weights cannot fill."""
-    if config.lookup == "union":
-        raise ValueError(
-            "published weights are of lookup modifiers_and_head, and tokenizer.lookup is union: their latents are two "
-            "codes wide instead of one. Use folders written by save_pretrained or by training"
-        )

@@ -18,7 +18,7 @@ from sweettok.priors.io import load_prior, save_prior
 from sweettok.priors.released import load_released, save_released
 from sweettok.priors.show import describe, describe_neighbors, describe_overlap
 from sweettok.priors.statistics import curves, statistics
-from sweettok.priors.stream import pack_files
+from sweettok.priors.stream import alone_in, pack_files
 from sweettok.priors.tagging import SpacyTagger
 from sweettok.priors.vectors import CausalLMVectors, ClipVectors, TableVectors, VectorSource
 
@@ -134,16 +134,17 @@ def _build(args: argparse.Namespace) -> None:
     tagger = SpacyTagger(args.tagger, args.lemmatize) if plain else None
     tagging = f"tagged by {tagger.name}" if tagger else ""
     out = Path(args.out)
-    work = Path(args.work) if args.work else out / "work"
-    chunks = pack_files(args.captions, work, tagger, args.column, args.processes, progress=True)
-    built = build(chunks, rules, vectors, tagging)
-    save_prior(built.prior, out)
-    files = [{"path": str(path), "bytes": os.path.getsize(path)} for path in args.captions]
-    told = {"files": files, **statistics(built, rules)}
-    (out / "statistics.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "curves.svg").write_text(curves(built.prior), encoding="utf-8")
-    if not args.work:
-        chunks.remove()
+    work = args.work or out / "work"
+    with alone_in(out, args.work or out):
+        chunks = pack_files(args.captions, work, tagger, args.column, args.processes, progress=True)
+        built = build(chunks, rules, vectors, tagging)
+        save_prior(built.prior, out)
+        files = [{"path": str(path), "bytes": os.path.getsize(path)} for path in args.captions]
+        told = {"files": files, **statistics(built, rules)}
+        (out / "statistics.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (out / "curves.svg").write_text(curves(built.prior), encoding="utf-8")
+        if not args.work:
+            chunks.remove()
     print(describe(built.prior))
 
 

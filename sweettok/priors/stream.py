@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +17,7 @@ from sweettok.priors.captions import Piece, kind_of, piece_texts, piece_words, r
 from sweettok.priors.counting import Chunk, load_chunk, pack, save_chunk
 from sweettok.priors.tagging import Tagger
 
-PLAN = "plan.json"
+PLAN, LOCK = "plan.json", ".building"
 FORMAT = 1
 
 
@@ -34,6 +36,26 @@ class ChunkFolder:
             path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+
+@contextmanager
+def alone_in(*folders: str | Path) -> Iterator[None]:
+    """Inside, no other build has any of these folders, which are made. ValueError where one has.
+
+    The system gives up the locks of a process that dies. Where a disk knows no locks, nothing is noticed.
+    """
+    with ExitStack() as stack:
+        for folder in {Path(folder).resolve() for folder in folders}:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / LOCK).open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another build writes to {folder}: wait for it, or give another folder") from error
+            except OSError:
+                pass  # a network disk without locks
+            stack.callback((folder / LOCK).unlink, missing_ok=True)
+        yield
 
 
 def pack_files(

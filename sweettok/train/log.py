@@ -60,8 +60,8 @@ class Log:
             file.write(json.dumps(line) + "\n")
         for tracker in self._trackers:
             tracker(step, values)
-        shown = ((key, value) for key, value in values.items() if key.startswith(_SHOWN))
-        self.note(f"step {step}: " + "  ".join(f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown))
+        shown = [f"{key.removeprefix('train/')} {value:.4g}" for key, value in values.items() if key.startswith(_SHOWN)]
+        self.note(f"step {step}/{self._bar.total}: {'  '.join(shown)}")
 
     def has(self, step: int, prefix: str) -> bool:
         """Whether a value of that step whose name begins so was written, in this run or before an interruption."""

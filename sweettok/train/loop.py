@@ -21,8 +21,8 @@ from accelerate.utils import (
 from torch import Tensor
 
 from sweettok.config import RunConfig, TrainConfig, to_dict
-from sweettok.data.dataset import GlobalBatchSampler, LoaderError, make_loader, plain_errors
-from sweettok.train import checkpoint, sharding, signals
+from sweettok.data.dataset import GlobalBatchSampler, make_loader, plain_errors
+from sweettok.train import checkpoint, failures, sharding, signals
 from sweettok.train.checkpoint import RunState
 from sweettok.train.ema import EMA
 from sweettok.train.evaluate import check_best, evaluate, export, keep_best, write_samples
@@ -41,23 +41,21 @@ def fit(task: Task, run: RunConfig) -> bool:
     Goes on from the latest checkpoint of the output folder; a run that is finished does nothing more. Returns whether
     it is finished: False after SIGTERM or SIGINT, on any process, made all of them save after the same step. ValueError
     for settings that do not fit together and for too many clips that cannot be read, FloatingPointError after too many
-    steps that are not finite, OSError when a checkpoint cannot be written or a process that reads clips died or hangs;
-    the last whole one then stays.
+    steps that are not finite, OSError when a file cannot be written, a process that reads clips died or hangs, or one
+    of the run's is gone; the last whole checkpoint then stays.
     """
-    try:
-        with signals.listening() as request:
-            accelerator = make_accelerator(run.train)
-            found = checkpoint.find_resume(Path(run.train.output_dir), run.train.resume)
-            session = _start(task, run, accelerator, request)
-            changed = checkpoint.load(session.state, found) if found is not None else []
-            check_best(session)
-            accelerator.wait_for_everyone()
-            with closing(_open_log(session)) as log:
-                if found is not None:
-                    log.note("; ".join([f"resumed from {found}", *changed]))
-                return _train(session, log, found)
-    except LoaderError as error:
-        raise LoaderError(f"{error}. {checkpoint.what_is_left(Path(run.train.output_dir))}") from error
+    with failures.told(Path(run.train.output_dir)), signals.listening() as request:
+        accelerator = make_accelerator(run.train)
+        found = checkpoint.find_resume(Path(run.train.output_dir), run.train.resume)
+        session = _start(task, run, accelerator, request)
+        changed = checkpoint.load(session.state, found) if found is not None else []
+        check_best(session)
+        accelerator.wait_for_everyone()
+        with closing(_open_log(session)) as log:
+            log.note(_opening(session))
+            if found is not None:
+                log.note("; ".join([f"resumed from {found}", *changed]))
+            return _train(session, log, found)
 
 
 def _train(session: Session, log: Log, found: Path | None) -> bool:
@@ -93,7 +91,16 @@ def _train(session: Session, log: Log, found: Path | None) -> bool:
                 _validate(session, log, step)
     if state.step > first or not _exported(output_dir / "final", found):
         export(session, output_dir / "final")
+    log.note(f"finished: {output_dir / 'final'}")
     return True
+
+
+def _opening(session: Session) -> str:
+    """What is about to be trained, on what and where to, in a line."""
+    train, accelerator = session.state.run.train, session.accelerator
+    clips = f"{train.global_batch_size} of {len(session.state.task.train_dataset):,} clips"
+    where = f"{accelerator.num_processes} x {accelerator.device.type}"
+    return f"{session.state.task.name}: {train.max_steps} steps of {clips}, on {where}, to {train.output_dir}"
 
 
 # ------------------------------------------------------------------------------------------------------ setting up

@@ -17,7 +17,8 @@ from sweettok.config import SpatialRun, Stage1Run
 from sweettok.losses import proxy_cross_entropy, quantizer_loss, reconstruction_loss
 from sweettok.models.attention import set_gradient_checkpointing
 from sweettok.models.proxy import ProxyTokenizer
-from sweettok.models.tokenizer import SweetTok, check_published
+from sweettok.models.release import check_published
+from sweettok.models.tokenizer import SweetTok
 from sweettok.priors import load_prior
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.train.task import StepContext
@@ -140,10 +141,10 @@ class CodeTask(TokenizerTask):
         return {}
 
     def extra_state(self) -> dict[str, Any]:
-        return {"most_used": self.watch.most}
+        return {"best_perplexity": self.watch.best}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        self.watch.most = dict(state.get("most_used", {}))
+        self.watch.best = dict(state.get("best_perplexity", {}))
 
 
 class Stage1Task(CodeTask):

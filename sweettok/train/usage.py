@@ -15,7 +15,8 @@ from sweettok.models.proxy import distributed
 logger = logging.getLogger(__name__)
 
 LEAST = 0.05  # usage of a list below which a line warns
-FALLEN = 0.5  # share of the most that a list was used, below which a line warns
+FALLEN = 0.5  # of a list's best perplexity, and of the one last warned of: below that a line warns
+RECOVERED = 0.75  # of a list's best perplexity: from there on a new fall is told from its beginning
 
 
 class UsageWindow(nn.Module):
@@ -58,31 +59,33 @@ class UsageWindow(nn.Module):
 
 
 class UsageWatch:
-    """Warns when a word list's usage collapses, once until it has recovered.
+    """Warns when a word list collapses, and again whenever its perplexity has halved since.
 
-    That is below LEAST of the list, or of the ids of a window where those are fewer than its words; or below FALLEN of
-    the most that was ever used.
+    That is when its perplexity falls below FALLEN of its best: a list may be left with two words that count, and many
+    that are chosen now and then. Or when its usage falls below LEAST of the list, or of the ids of a window where those
+    are fewer than its words.
     """
 
     def __init__(self, layout: TokenLayout, clips: int):
         """clips: in a window."""
         self.least = {s.name: LEAST * min(1, clips * s.length / s.list_size) for s in layout.segments}
-        self.most: dict[str, float] = {}
-        self.low: set[str] = set()
+        self.best: dict[str, float] = {}  # perplexities
+        self.told: dict[str, float] = {}  # those last warned of, until they have recovered
 
     def see(self, means: Mapping[str, float]) -> None:
         """Look at what was logged; the scalars of `UsageWindow.read` may be among it."""
         for name, least in self.least.items():
-            usage = means.get(f"usage/{name}")
-            if usage is None:
+            if f"usage/{name}" not in means:
                 continue
-            most = self.most[name] = max(usage, self.most.get(name, 0.0))
-            if usage >= max(least, FALLEN * most):
-                self.low.discard(name)
-            elif name not in self.low:
-                self.low.add(name)
+            usage, perplexity = means[f"usage/{name}"], means[f"perplexity/{name}"]
+            best = self.best[name] = max(perplexity, self.best.get(name, 0.0))
+            unused = usage < least
+            if perplexity < FALLEN * self.told.get(name, best) or (unused and name not in self.told):
+                self.told[name] = perplexity
                 if not distributed() or dist.get_rank() == 0:
                     logger.warning(
-                        "the %s list collapses: %.1f%% of its words were chosen in the last window, %.1f%% in its best",
-                        name, 100 * usage, 100 * most,
+                        "the %s list collapses: perplexity %.1f in the last window, %.1f in its best; %.1f%% of its "
+                        "words were chosen", name, perplexity, best, 100 * usage,
                     )  # fmt: skip
+            elif perplexity >= RECOVERED * best and not unused:
+                self.told.pop(name, None)

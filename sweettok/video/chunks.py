@@ -28,7 +28,7 @@ class ChunkMap:
 
     num_frames: T. length: L. overlap: frames over which one clip goes over into the next.
 
-    Clips start every `length - overlap` frames; the last one is moved forward to end with the video, so that no frame
+    Clips start every `length - overlap` frames; the last one starts earlier, so that it ends with the video: no frame
     is made up, at no further cost. Only a video of fewer than L frames is padded, with repeats of its last frame, to
     the one length that tokenizers are trained at.
     """

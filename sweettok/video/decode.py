@@ -13,7 +13,7 @@ from sweettok.video.long import LongTokens, decode_long
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("tokens", metavar="TOKENS", help="what python -m sweettok.video encode has written")
-    add("--checkpoint", required=True, metavar="DIR", help="the tokenizer that encoded, or a later stage of it")
+    add("--checkpoint", required=True, metavar="MODEL", help="the tokenizer that encoded, or a later stage of it")
     add("--out", required=True, metavar="FILE", help="the video, an .mp4 file; sound is not kept")
     add("--batch-size", type=int, default=4, metavar="N", help="clips decoded together (default: 4)")
     add("--tokenizer-size", action="store_true", help="leave frames at the tokenizer's size, with their bars")

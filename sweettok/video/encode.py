@@ -14,7 +14,7 @@ from sweettok.video.long import encode_long
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("video", metavar="VIDEO", help="a video or an image")
-    add("--checkpoint", required=True, metavar="DIR", help="the tokenizer: config.json and model.safetensors")
+    add("--checkpoint", required=True, metavar="MODEL", help="the tokenizer: a folder, or user/name on the hub")
     add("--out", required=True, metavar="FILE", help="the ids, a .safetensors file")
     add("--overlap", type=int, metavar="N", help="frames that neighbouring clips share (default: 2 of 17, 1 of 9)")
     add("--aspect", choices=POLICIES, default="crop", help="how frames become the tokenizer's size (default: crop)")

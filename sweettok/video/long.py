@@ -1,20 +1,18 @@
 """Videos of any length and size: `encode_long`, `decode_long`, `reconstruct`, and the ids between them as one file.
 
-Memory does not grow with the length of a file, but for its ids. Letters: N clips of a long video, L ids per clip (in
-shapes of ids), B clips of a batch, T frames of the video, H W pixels.
+Memory does not grow with the length of a file, but for its ids and the decoder's table of its packets. Letters: N clips
+of a long video, L ids per clip (in shapes of ids), B clips of a batch, T frames of the video, H W pixels.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,17 +22,17 @@ from tqdm import tqdm
 
 from sweettok.data.aspect import Fit
 from sweettok.data.writer import write_video
-from sweettok.files import write_aside
+from sweettok.files import check_apart, write_aside
 from sweettok.layout import TokenLayout
 from sweettok.models.output import TokenOutput
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
+from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_output, open_frames
+from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_least, check_output, open_frames
 
 FORMAT = 1
 ABOUT = "sweettok_long_tokens"  # the entry of the file's metadata
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,7 +116,9 @@ class LongTokens:
             raise FileNotFoundError(f"no {path}: expected a file written by LongTokens.save")
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[ABOUT])
+                if ABOUT not in (metadata := file.metadata() or {}):
+                    raise ValueError("LongTokens.save did not write it")
+                about = json.loads(metadata[ABOUT])
                 version = about.pop("format")
                 if version != FORMAT:
                     raise ValueError(f"format {version}, this version reads {FORMAT}")
@@ -159,15 +159,17 @@ def encode_long(
 
     A tokenizer of clips repeats the last frame of a source that is shorter than a clip, as an image is, and
     `decode_long` cuts that off again. Raises ClipError naming file and frame for what cannot be read, and ValueError.
+    There is no limit on the time that reading takes: `python -m sweettok.data scan` finds files at which it hangs.
     """
     length = clip_length(tokenizer)
     overlap = default_overlap(length) if overlap is None else overlap
-    _check_batch_size(batch_size)
+    check_least("batch_size", batch_size)
     size = tokenizer.config.height, tokenizer.config.width
     ids: list[Tensor] = []
     with open_frames(source, aspect, size, max_frames) as stream:
         cutter = ClipCutter(stream.frames, length, overlap)
-        with closing(ahead(batched(cutter, batch_size))) as batches, tqdm(unit="clip", disable=not progress) as bar:
+        hidden = None if progress else True  # None: shown on terminals alone
+        with closing(one_ahead(batched(cutter, batch_size))) as batches, tqdm(unit="clip", disable=hidden) as bar:
             for clips in batches:
                 ids.append(tokenizer.encode(clips).ids.cpu())
                 bar.update(len(clips))
@@ -194,6 +196,8 @@ def decode_long(
     Raises ValueError for the ids of another tokenizer, and for an `out` that is no name of an MP4 (or MKV, MOV) file.
     """
     _check_out(out)
+    if not isinstance(tokens, LongTokens):
+        raise ValueError(f"tokens must be LongTokens, got {type(tokens).__name__}: LongTokens.load reads a file of them")
     tokens.check_tokenizer(tokenizer.ids_hash())
     return _finish(_blocks(tokenizer, tokens, batch_size, undo_aspect), tokens, out)
 
@@ -222,15 +226,20 @@ def reconstruct(
     For one clip of the configured shape it is decode(encode(clip)), bit for bit.
     """
     _check_out(out)
+    if out is not None and isinstance(source, str | Path):
+        check_apart([source], [out])
     tokens = encode_long(tokenizer, source, overlap, aspect, batch_size, max_frames, progress)
     return _finish(_blocks(tokenizer, tokens, batch_size, undo_aspect), tokens, out)
 
 
 def _blocks(tokenizer: SweetTok, tokens: LongTokens, batch_size: int, undo_aspect: bool) -> Iterator[Tensor]:
-    _check_batch_size(batch_size)
+    check_least("batch_size", batch_size)
     decoded = (clip for ids in tokens.ids.split(batch_size) for clip in tokenizer.decode(ids).float().cpu())
     for block in blend(decoded, tokens.chunks):
-        yield tokens.fit.undo(block) if undo_aspect else block
+        if undo_aspect:  # a single frame of the source may already be large
+            yield from map(tokens.fit.undo, block.split(1, dim=1))
+        else:
+            yield block
 
 
 def _finish(blocks: Iterator[Tensor], tokens: LongTokens, out: str | Path | None) -> Tensor | Path:
@@ -247,20 +256,6 @@ def batched(clips: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
         yield torch.stack(batch)
 
 
-def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items, each made on a thread of its own while the one before it is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="reading") as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
-
-
 def _check_out(out: str | Path | None) -> None:
     if out is not None:
         check_output(out, OUTPUTS)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")

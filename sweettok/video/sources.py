@@ -5,9 +5,9 @@ Letters: B batch, T frames, H W pixels.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,43 +16,45 @@ import torch
 from torch import Tensor
 
 from sweettok import pixels
-from sweettok.data.aspect import POLICIES, Fit
-from sweettok.data.lists import IMAGE_SUFFIXES
-from sweettok.data.reader import probe, read_clip, read_image
+from sweettok.data.aspect import POLICIES
+from sweettok.data.reader import POSITIONS
 from sweettok.models.output import TokenOutput
 from sweettok.models.tokenizer import SweetTok
+from sweettok.video.ahead import in_order
+from sweettok.video.files import check_least, read_fitted
 from sweettok.video.long import clip_length
 
-RESIZES = {"crop": "short_side_crop", "stretch": "stretch"}  # policies that the decoder's scaler follows by itself
+PLACES = POSITIONS[:3]  # those of one clip, without chance
 
 
 class ClipReader:
-    """Reads clips as one tokenizer takes them; for `aspect`, `start` and `stride` see `SweetTok.encode`.
+    """Reads clips as one tokenizer takes them; for `aspect`, `start`, `stride` and `position` see `SweetTok.encode`.
 
     ValueError for options that mean nothing.
     """
 
-    def __init__(self, tokenizer: SweetTok, aspect: str = "crop", start: int = 0, stride: int = 1):
+    def __init__(
+        self,
+        tokenizer: SweetTok,
+        aspect: str = "crop",
+        start: int | None = None,
+        stride: int = 1,
+        position: str = "first",
+    ):
         if aspect not in POLICIES:
             raise ValueError(f"aspect must be one of {', '.join(POLICIES)}; got {aspect!r}")
-        for name, value, least in (("start", start, 0), ("stride", stride, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
+        if position not in PLACES:
+            raise ValueError(f"position must be one of {', '.join(PLACES)}; got {position!r}")
+        check_least("start", 0 if start is None else start, 0)
+        check_least("stride", stride)
         self.tokenizer, self.aspect = tokenizer, aspect
-        cut = {"frames": clip_length(tokenizer), "start": start, "stride": stride, "short": "repeat"}
-        self.cut: dict[str, Any] = cut  # arguments of `read_clip`
+        cut = {"start": start, "stride": stride, "position": position, "short": "repeat"}
+        self.cut: dict[str, Any] = {"frames": clip_length(tokenizer), **cut}  # arguments of `read_clip`
 
     def file(self, path: str | Path) -> Tensor:
         """uint8 (3, T, H, W) of a video file, (3, 1, H, W) of an image; ClipError, naming the file."""
         size = (self.tokenizer.config.height, self.tokenizer.config.width)
-        if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-            image = read_image(path, None)
-            return Fit(self.aspect, (image.shape[2], image.shape[3]), size).apply(image)
-        if self.aspect in RESIZES:
-            return read_clip(path, size=size, resize=RESIZES[self.aspect], **self.cut)
-        info = probe(path)
-        fit = Fit(self.aspect, (info.height, info.width), size)
-        return fit.place(read_clip(path, size=fit.scaled, **self.cut))
+        return read_fitted(path, self.aspect, size, **self.cut)
 
     def clip(self, source: str | Path | Tensor, name: str) -> tuple[str, Tensor]:
         """A name for errors and the clip, of a file or from a tensor (3, T, H, W), which becomes float32."""
@@ -99,9 +101,8 @@ def encode_batches(
     tokenizer: SweetTok, sources: Iterable[str | Path | Tensor], batch_size: int, workers: int, **options: Any
 ) -> Iterator[TokenOutput]:
     """See `SweetTok.encode_batches`."""
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+    check_least("batch_size", batch_size)
+    check_least("workers", workers)
     if isinstance(sources, str | Path) or not isinstance(sources, Iterable):
         raise ValueError(f"sources must be several paths or tensors; got {sources!r}: for a single one there is encode")
     reader, sources = ClipReader(tokenizer, **options), iter(sources)
@@ -111,25 +112,10 @@ def encode_batches(
         raise ValueError("there are no clips to encode: sources hold no path and no tensor") from None
 
     def outputs() -> Iterator[TokenOutput]:
-        clips = read_ahead(reader, chain((first,), sources), batch_size, workers)
-        while batch := list(islice(clips, batch_size)):
-            yield tokenizer.encode(reader.stack(batch))
+        numbered = enumerate(chain((first,), sources))
+        tasks = (partial(reader.clip, source, f"clip {number}") for number, source in numbered)
+        with closing(in_order(tasks, batch_size, workers)) as clips:
+            while batch := list(islice(clips, batch_size)):
+                yield tokenizer.encode(reader.stack(batch))
 
     return outputs()
-
-
-def read_ahead(
-    reader: ClipReader, sources: Iterable[str | Path | Tensor], ahead: int, workers: int
-) -> Iterator[tuple[str, Tensor]]:
-    """`reader.clip` of every source, in order, by `workers` threads; `ahead` clips at most wait to be asked for."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[tuple[str, Tensor]]] = deque()
-    try:
-        for number, source in enumerate(sources):
-            waiting.append(pool.submit(reader.clip, source, f"clip {number}"))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -92,7 +92,7 @@ def ask(
         bar.update(1)
 
     pool, total = ThreadPoolExecutor(backend.concurrency), len(set(keys))
-    with tqdm(total=total, initial=total - len(pending), desc="asking", unit="answer") as bar:
+    with tqdm(total=total, initial=total - len(pending), desc="asking", unit="answer", disable=None) as bar:
         try:
             futures = [pool.submit(work, key) for key in pending]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

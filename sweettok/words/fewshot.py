@@ -51,7 +51,8 @@ OF_MODELS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tokens", required=True, metavar="SHARDS", help="folder of token shards with labels and names of classes")
-    add("--checkpoint", required=True, metavar="DIR", help="the tokenizer of these tokens")
+    add("--checkpoint", required=True, metavar="MODEL", help="the tokenizer of these tokens: a folder, or user/name on "
+        "the hub")  # fmt: skip
     add("--out", required=True, metavar="DIR", help="episodes.json, answers.jsonl and report.json")
     add("--use", metavar="FILE", help="the episodes of this file, instead of drawing some")
     tasks.add_sizes(parser)
@@ -187,7 +188,7 @@ def name_by_baselines(
         "vectors": (lambda c: baselines.mean_vectors(c, layout, how.kinds, codes), baselines.nearest_by_distance),
     }
     named: dict[str, Named] = {name: [] for name in ways}
-    for episode in tqdm(episodes, desc="baselines", unit="episode"):
+    for episode in tqdm(episodes, desc="baselines", unit="episode", disable=None):
         counts = clips.counts(episode.keys)
         for name, (features, nearest) in ways.items():
             support, queries = features(counts).tensor_split([len(episode.keys) - len(episode.queries)])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sweettok.data.writer import write_png, write_video
+from sweettok.files import check_apart
 from sweettok.models.output import TokenOutput
 from sweettok.models.tokenizer import SweetTok
 from sweettok.words import sources
@@ -42,7 +43,9 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--fps must be above 0, got {args.fps}")
     tokenizer = SweetTok.from_pretrained(args.checkpoint)
     for clip in sources.clips(args, tokenizer, pixels=True):
-        drawn, stem = overlay(clip.video, clip.output, cell=args.cell), Path(args.out) / clip.name
+        stem = Path(args.out) / clip.name
+        check_apart(args.videos, (f"{stem}.png", f"{stem}.mp4"))
+        drawn = overlay(clip.video, clip.output, cell=args.cell)
         write_png(f"{stem}.png", drawn[:, drawn.shape[1] // 2])
         write_video(f"{stem}.mp4", drawn, args.fps)
         print(f"{clip.name} -> {stem}.{{mp4,png}}")

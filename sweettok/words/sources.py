@@ -11,15 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sweettok.data.lists import IMAGE_SUFFIXES, some
+from sweettok.data.aspect import POLICIES
+from sweettok.data.lists import some
 from sweettok.data.processes import join_processes
-from sweettok.data.reader import read_clip, read_image
+from sweettok.data.reader import POSITIONS
 from sweettok.data.tokens import TokenDataset
 from sweettok.models.output import TokenOutput
 from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
-
-POSITIONS = ("first", "center", "last")
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,11 @@ class Told:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("videos", nargs="*", metavar="VIDEO", help="videos, or still images, to encode; or give --tokens")
-    add("--checkpoint", required=True, metavar="DIR", help="the tokenizer: config.json and model.safetensors")
+    add("--checkpoint", required=True, metavar="MODEL", help="the tokenizer: a folder, or user/name on the hub")
     add("--tokens", metavar="SHARDS", help="folder of token shards of this tokenizer, tokenized or generated")
     add("--rows", type=int, nargs="+", default=[0], metavar="N", help="clips of the shards, from 0 (default: 0)")
-    add("--position", choices=POSITIONS, default="center", help="which frames of a video (default: center)")
+    add("--position", choices=POSITIONS[:3], default="center", help="which frames of a video (default: center)")
+    add("--aspect", choices=POLICIES, default="crop", help="how frames become the tokenizer's size (default: crop)")
 
 
 def open_tokens(folder: str | Path, tokenizer: SweetTok) -> TokenDataset:
@@ -64,15 +64,9 @@ def _of_videos(args: argparse.Namespace, tokenizer: SweetTok) -> Iterator[Told]:
     if repeated:
         raise ValueError(f"files are named after the videos, and several have one name: give them one by one"
                          f"{some(repeated)}")  # fmt: skip
-    config = tokenizer.config
     for path in args.videos:
-        size = (config.height, config.width)
-        if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-            video = read_image(path, size)
-        else:
-            video = read_clip(path, config.num_frames, size, position=args.position)
-        output = tokenizer.encode(video[None])
-        yield Told(Path(path).stem, output, video)
+        video = tokenizer.read(path, aspect=args.aspect, position=args.position)
+        yield Told(Path(path).stem, tokenizer.encode(video), video[0])
 
 
 def _of_tokens(args: argparse.Namespace, tokenizer: SweetTok, pixels: bool) -> Iterator[Told]:
