@@ -141,8 +141,8 @@ def report_parts(report: Mapping[str, Any]) -> Iterator[str]:
         used = f"{use['used']} of {use['words']}, perplexity {use['perplexity']:.1f}"
         rows.append((f"words used: {name}", used, clips, label))
     frames = f"{protocol['frames']} frames of {protocol['height']}x{protocol['width']}"
-    yield (f"On {frames}, split: {protocol['split']}. Scores are means over clips, with 95% intervals. Numbers of different "
-           "protocols must not be compared.")  # fmt: skip
+    yield (f"On {frames}, split: {protocol['split']}. Scores are means over clips, with 95% intervals. Numbers of "
+           "different protocols must not be compared.")  # fmt: skip
     yield table(("metric", "value", "on", "protocol (hash)"), rows)
     if report[f"{kind}_refused"]:
         yield f"{kind[0]}FVD was not measured: {report[f'{kind}_refused']}."

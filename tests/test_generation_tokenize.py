@@ -177,9 +177,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(work, whole, tmp_path, monk
             raise KeyboardInterrupt
         return counted(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(tokenize, "encode", interrupted)
-        main(arguments(work, tmp_path / "out", *VIEWS))
+        assert main(arguments(work, tmp_path / "out", *VIEWS)) == 130
     assert encoded == [2, 1, 2, 1, 2]
     assert contents(tmp_path / "out").keys() == {"manifest.json", "clips.txt", shard_name(0), shard_name(1)}
     encoded.clear()

@@ -88,7 +88,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_a_file_is_no_folder(folder):
-    with pytest.raises(FileNotFoundError, match="model.safetensors holds no config.json: give a folder written by"):
+    with pytest.raises(FileNotFoundError, match="model.safetensors is a file: give its folder"):
         SweetTok.from_pretrained(folder / "model.safetensors")
 
 

@@ -120,7 +120,8 @@ def write_shards(
     dataset = ClipDataset(clips, config.num_frames, (config.height, config.width), "even", **options)
     shards = [(rows, batches(rows, args.batch_size)) for rows in writer.pending()]
     loader = iter(plain_errors(make_loader(dataset, [part for _, parts in shards for part in parts], args.workers)))
-    with tqdm(total=sum(len(rows) for rows, _ in shards), unit="clip", disable=None if state.is_main_process else True) as bar:
+    hidden = None if state.is_main_process else True  # None: shown on terminals alone
+    with tqdm(total=sum(len(rows) for rows, _ in shards), unit="clip", disable=hidden) as bar:
         for rows, parts in shards:
             encoded = []
             for _ in parts:

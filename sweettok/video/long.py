@@ -197,7 +197,7 @@ def decode_long(
     """
     _check_out(out)
     if not isinstance(tokens, LongTokens):
-        raise ValueError(f"tokens must be LongTokens, got {type(tokens).__name__}: LongTokens.load reads a file of them")
+        raise ValueError(f"tokens must be LongTokens, got {type(tokens).__name__}; of a file, LongTokens.load gives it")
     tokens.check_tokenizer(tokenizer.ids_hash())
     return _finish(_blocks(tokenizer, tokens, batch_size, undo_aspect), tokens, out)
 
