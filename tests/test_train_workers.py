@@ -25,7 +25,7 @@ HARMS = {
     "asleep": lambda: time.sleep(1000),
 }
 DIED = r"a process that reads clips died; if memory ran out, use fewer data.num_workers \(.*\)"
-HANGS = r"a process that reads clips hangs: no batch came in 4.2 seconds \(data.read_timeout\)"
+HANGS = r"a process that reads clips hangs: no batch came in 7 seconds \(data.read_timeout\)"
 
 
 class Harmed(Vectors):
@@ -45,7 +45,7 @@ class Harmed(Vectors):
 def train(folder, **datasets):
     """Six steps of four clips, saved after three; a batch may take 14 times `read_timeout`."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = toy_run(folder, num_workers=1, **({"read_timeout": 0.3} if datasets else {}))
+    run = toy_run(folder, num_workers=1, **({"read_timeout": 0.5} if datasets else {}))
     task = ToyTask(run)
     vars(task).update(datasets)
     fit(task, run)
