@@ -167,7 +167,7 @@ def test_many_clips_are_read_as_they_are_needed(model):
     next(batches), next(batches)
     assert next(taken) <= 3 * 3 + 1
     batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_a_clip_that_cannot_be_read_is_named(model, files):

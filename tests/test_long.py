@@ -328,7 +328,7 @@ def test_reading_stops_when_encoding_fails(tokenizer, tmp_path, monkeypatch):
     close = PyAVVideo.close
 
     def spied(video: PyAVVideo) -> None:
-        readers.append([thread.name for thread in threading.enumerate() if thread.name.startswith("reading")])
+        readers.append([thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")])
         close(video)
 
     monkeypatch.setattr(PyAVVideo, "close", spied)
@@ -348,7 +348,7 @@ def test_who_stops_early_leaves_no_thread():
 
     with closing(one_ahead(items())) as ahead:
         assert next(ahead) == 0
-    assert len(made) <= 2 and not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
+    assert len(made) <= 2 and not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
     assert list(one_ahead(items())) == list(range(100))
 
 

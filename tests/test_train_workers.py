@@ -83,8 +83,9 @@ def test_mistakes_in_a_worker_are_shown_as_they_are(tmp_path):
     def mistake():
         raise RuntimeError("sizes do not match")
 
-    with pytest.raises(RuntimeError, match="(?s)Traceback.*in mistake.*sizes do not match"):
+    with pytest.raises(RuntimeError, match="(?s)Traceback.*in mistake.*sizes do not match") as kept:
         train(tmp_path, train_dataset=Harmed(11, 1, 0, mistake))
+    assert kept.tb and not multiprocessing.active_children()  # which a program that ends would wait for
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -250,12 +250,13 @@ def plain_errors(loader: Iterable[Any], patience: float | None = None) -> Iterat
     workers = getattr(batches, "_workers", [])
     _quiet_children()
     while True:
-        asked, alarm = time.monotonic(), Timer(patience or 0, _kill, [workers])
+        asked, alarm, came = time.monotonic(), Timer(patience or 0, _kill, [workers]), False
         alarm.daemon = True
         if patience is not None and workers:
             alarm.start()
         try:
             batch = next(batches)
+            came = True
         except StopIteration:
             return
         except ClipError as error:
@@ -265,7 +266,6 @@ def plain_errors(loader: Iterable[Any], patience: float | None = None) -> Iterat
             raised_by_worker = "in DataLoader worker process" in str(error)
             if raised_by_worker or not (workers or str(error).startswith("DataLoader ")):
                 raise
-            _kill(workers)
             if patience is not None and time.monotonic() - asked >= patience:
                 told = f"a process that reads clips hangs: no batch came in {patience:g} seconds (data.read_timeout)"
             else:
@@ -274,6 +274,8 @@ def plain_errors(loader: Iterable[Any], patience: float | None = None) -> Iterat
             raise LoaderError(told) from error.with_traceback(None)
         finally:
             alarm.cancel()
+            if not came:  # workers ignore SIGTERM, and a program that ends waits for those that an error keeps
+                _kill(workers)
         yield batch
 
 

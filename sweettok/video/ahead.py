@@ -18,7 +18,7 @@ def in_order(tasks: Iterable[Callable[[], Item]], ahead: int, workers: int = 1) 
 
     Closing it waits for the tasks that are under way, and begins no other: what they read from can be closed then.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reading")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="ahead")
     waiting: deque[Future[Item]] = deque()
     try:
         for task in tasks:
