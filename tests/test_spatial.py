@@ -244,3 +244,21 @@ def test_run_script_uses_the_branch_when_it_is_there(tmp_path, environment, argu
     command = ["bash", str(tmp_path / "run_train_stage1.sh"), *arguments]
     done = subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["scripts/train.py", *expected]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ["configs/stage2/ucf101.yaml"]),
+        ({"CONFIG": "my.yaml"}, ["my.yaml"]),
+        ({"CONFIG": "my.yaml", "STAGE1": "a b"}, ["my.yaml", "tokenizer=a b"]),
+    ],
+)
+def test_run_script_of_stage_2_takes_the_tokenizer_of_the_configuration_unless_told(tmp_path, environment, expected):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "run_train_stage2.sh").write_bytes((ROOT / "run_train_stage2.sh").read_bytes())
+    (tmp_path / "scripts" / "launch.sh").write_text('printf "%s\\n" "$@"\n')
+    kept = {name: value for name, value in os.environ.items() if name not in ("CONFIG", "STAGE1")}
+    command = ["bash", str(tmp_path / "run_train_stage2.sh"), "train.seed=1"]
+    done = subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["scripts/train.py", *expected, "train.seed=1"]

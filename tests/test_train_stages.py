@@ -1,5 +1,6 @@
 """The stages, at a size that trains in a second: end to end, and part by part."""
 
+import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -69,6 +70,8 @@ def test_script_trains_a_stage(runs, stage, terms):
     averaged = load_file(folder / f"checkpoint-{STEPS}" / "ema.safetensors")
     assert model.state_dict().keys() == averaged.keys()
     assert all(torch.equal(value, averaged[name]) for name, value in model.state_dict().items())
+    training = json.loads((folder / "final" / "config.json").read_text())["training"]
+    assert (training["stage"], training["steps"], training["clips in a step"]) == (stage, STEPS, 4)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from stages import script
 from test_train_loop import assert_same_weights, log_lines, results
@@ -14,7 +15,7 @@ from torch.utils.data import get_worker_info
 from toy_task import ToyTask, Vectors, toy_run
 
 from sweettok.data.backends import ClipError
-from sweettok.data.dataset import ClipDataset, LoaderError
+from sweettok.data.dataset import ClipDataset, LoaderError, make_loader, plain_errors
 from sweettok.train.loop import fit
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -86,6 +87,12 @@ def test_mistakes_in_a_worker_are_shown_as_they_are(tmp_path):
     with pytest.raises(RuntimeError, match="(?s)Traceback.*in mistake.*sizes do not match") as kept:
         train(tmp_path, train_dataset=Harmed(11, 1, 0, mistake))
     assert kept.tb and not multiprocessing.active_children()  # which a program that ends would wait for
+
+
+def test_workers_serve_one_round_after_the_other():
+    loader = make_loader(Vectors(6, 0), [[0, 1], [2, 3], [4, 5]], 1)
+    rounds = [[batch["clip"] for batch in plain_errors(loader, 60)] for _ in range(2)]
+    assert len(rounds[0]) == 3 and all(map(torch.equal, *rounds))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -250,18 +250,19 @@ def plain_errors(loader: Iterable[Any], patience: float | None = None) -> Iterat
     workers = getattr(batches, "_workers", [])
     _quiet_children()
     while True:
-        asked, alarm, came = time.monotonic(), Timer(patience or 0, _kill, [workers]), False
+        asked, alarm, lost = time.monotonic(), Timer(patience or 0, _kill, [workers]), True
         alarm.daemon = True
         if patience is not None and workers:
             alarm.start()
         try:
             batch = next(batches)
-            came = True
+            lost = False
         except StopIteration:
+            lost = False  # the workers wait for the next round
             return
         except ClipError as error:
             told = str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)
-            raise ClipError(told) from error.with_traceback(None)  # its frames would keep the workers running
+            raise ClipError(told) from error.with_traceback(None)
         except (RuntimeError, OSError, EOFError) as error:
             raised_by_worker = "in DataLoader worker process" in str(error)
             if raised_by_worker or not (workers or str(error).startswith("DataLoader ")):
@@ -274,7 +275,7 @@ def plain_errors(loader: Iterable[Any], patience: float | None = None) -> Iterat
             raise LoaderError(told) from error.with_traceback(None)
         finally:
             alarm.cancel()
-            if not came:  # workers ignore SIGTERM, and a program that ends waits for those that an error keeps
+            if lost:  # workers ignore SIGTERM, and a program that ends waits for those that an error keeps
                 _kill(workers)
         yield batch
 
