@@ -42,7 +42,7 @@ fi
 
 step "tokens: every clip encoded once"
 for part in train val; do
-  "$python" -m sweettok.generation tokenize --checkpoint "$out/stage2/final" --data "$out/clips/$part.txt" \
+  "$python" -m sweettok.inference tokenize --checkpoint "$out/stage2/final" --data "$out/clips/$part.txt" \
     --classes "$out/clips/classes.txt" --out "$out/tokens/$part"
 done
 

@@ -1,7 +1,7 @@
 """Print what quickstart's stages have learned, beside baselines, from their reports and logs; fail if it is too little.
 
-    python scripts/quickstart_table.py tokenizer outputs/tiny     PSNR of every stage on held-out clips
-    python scripts/quickstart_table.py generator outputs/tiny     perplexity of held-out words
+python scripts/quickstart_table.py tokenizer outputs/tiny     PSNR of every stage on held-out clips
+python scripts/quickstart_table.py generator outputs/tiny     perplexity of held-out words
 """
 
 import json

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 
-from sweettok.config import RunConfig, load_config
+from sweettok.stages import STAGES, load_config
 from sweettok.train.loop import fit
 from sweettok.train.signals import STOPPED
-from sweettok.train.task import Task
 
 STATUSES = f"""exit status:
   0   the run is finished
@@ -19,28 +18,6 @@ STATUSES = f"""exit status:
   2   a setting or the data is wrong, as the message says
   {STOPPED}  SIGTERM or SIGINT stopped it: it saved, and goes on when started again
 """
-
-
-def build_task(run: RunConfig) -> Task:
-    if run.stage == "proxy":
-        from sweettok.train.proxy import ProxyTask
-
-        return ProxyTask(run)
-    if run.stage == "spatial":
-        from sweettok.train.spatial import SpatialTask
-
-        return SpatialTask(run)
-    if run.stage == "stage1":
-        from sweettok.train.stage1 import Stage1Task
-
-        return Stage1Task(run)
-    if run.stage == "stage2":
-        from sweettok.train.stage2 import Stage2Task
-
-        return Stage2Task(run)
-    from sweettok.train.generator import GeneratorTask
-
-    return GeneratorTask(run)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = load_config(options.config, options.overrides)
         set_seed(run.train.seed)
-        finished = fit(build_task(run), run)
+        finished = fit(STAGES[run.stage](run), run)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2 if isinstance(error, ValueError | FileNotFoundError) else 1

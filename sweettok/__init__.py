@@ -7,25 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sweettok.config import load_config as load_config
     from sweettok.data.reader import read_clip as read_clip
-    from sweettok.layout import TokenLayout as TokenLayout
-    from sweettok.models.generator import Generator as Generator
-    from sweettok.models.output import TokenOutput as TokenOutput
-    from sweettok.models.proxy import ProxyTokenizer as ProxyTokenizer
-    from sweettok.models.tokenizer import SweetTok as SweetTok
+    from sweettok.generator.model import Generator as Generator
+    from sweettok.proxy.model import ProxyTokenizer as ProxyTokenizer
+    from sweettok.stages import load_config as load_config
+    from sweettok.tokenizer.layout import TokenLayout as TokenLayout
+    from sweettok.tokenizer.model import SweetTok as SweetTok
+    from sweettok.tokenizer.output import TokenOutput as TokenOutput
     from sweettok.video.long import LongTokens as LongTokens
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "SweetTok": "sweettok.models.tokenizer",
-    "Generator": "sweettok.models.generator",
-    "ProxyTokenizer": "sweettok.models.proxy",
-    "TokenLayout": "sweettok.layout",
-    "TokenOutput": "sweettok.models.output",
+    "SweetTok": "sweettok.tokenizer.model",
+    "Generator": "sweettok.generator.model",
+    "ProxyTokenizer": "sweettok.proxy.model",
+    "TokenLayout": "sweettok.tokenizer.layout",
+    "TokenOutput": "sweettok.tokenizer.output",
     "LongTokens": "sweettok.video.long",
-    "load_config": "sweettok.config",
+    "load_config": "sweettok.stages",
     "read_clip": "sweettok.data.reader",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import sweettok
-from sweettok.config import GeneratorConfig, ProxyConfig, TokenizerConfig, to_dict
+from sweettok.config import to_dict
+from sweettok.generator.config import GeneratorConfig
 from sweettok.hub import WEIGHTS
-from sweettok.layout import TokenLayout
+from sweettok.proxy.config import ProxyConfig
+from sweettok.tokenizer.config import TokenizerConfig
+from sweettok.tokenizer.layout import TokenLayout
 
 MARK = "# written by sweettok ({}); an edited page is kept"
 MARKED = re.compile(r"---\n" + re.escape(MARK).replace(r"\{\}", r"\w+") + r"\n")

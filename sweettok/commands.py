@@ -20,9 +20,7 @@ def report_errors(work: Callable[[], int | None]) -> int:
         return 130
 
 
-def run_commands(
-    package: str, description: str, commands: Mapping[str, str], argv: Sequence[str] | None = None
-) -> int:
+def run_commands(package: str, description: str, commands: Mapping[str, str], argv: Sequence[str] | None = None) -> int:
     """Run one of the commands of `python -m package`; returns the exit code.
 
     commands: what each does, by name; the module `package.<name>` offers `add_arguments(parser)` and `main(args)`, and

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 import sweettok
 from sweettok import card, hub
 from sweettok import config as configs
-from sweettok.files import sha256, write_aside
 from sweettok.hub import CONFIG, WEIGHTS
+from sweettok.store import sha256, write_aside
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,9 +6,9 @@ from pathlib import Path
 import tiny
 
 from sweettok import Generator
-from sweettok.config import GeneratorConfig
 from sweettok.data.synthetic import synthetic_clip
 from sweettok.data.writer import write_video
+from sweettok.generator.config import GeneratorConfig
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "quickstart.sh"
 CLASSES = ("rise", "fall")

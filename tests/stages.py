@@ -10,11 +10,11 @@ from accelerate.utils import set_seed
 from omegaconf import OmegaConf
 from torch.utils.data import default_collate
 
-from sweettok.config import load_config
 from sweettok.data.synthetic import write_synthetic
-from sweettok.generation import __main__ as generation
+from sweettok.inference import __main__ as generation
 from sweettok.priors import save_prior
 from sweettok.priors.build import build_prior, read_tagged
+from sweettok.stages import load_config
 from sweettok.train import loop
 from sweettok.train.loop import make_accelerator
 

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
-from sweettok.models import attention
-from sweettok.models.attention import (
+from sweettok.layers import attention
+from sweettok.layers.attention import (
     Attention,
     FeedForward,
     PlaceTransformer,

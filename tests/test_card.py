@@ -11,14 +11,16 @@ import torch
 from huggingface_hub import ModelCard
 
 from sweettok import Generator, ProxyTokenizer, SweetTok, card
-from sweettok.config import GeneratorConfig, ProxyConfig, TokenizerConfig
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
 from sweettok.eval.__main__ import main
 from sweettok.eval.features import EXTRACTORS
-from sweettok.files import sha256
-from sweettok.layout import TokenLayout
+from sweettok.generator.config import GeneratorConfig
 from sweettok.pixels import to_uint8
+from sweettok.proxy.config import ProxyConfig
+from sweettok.store import sha256
+from sweettok.tokenizer.config import TokenizerConfig
+from sweettok.tokenizer.layout import TokenLayout
 
 SIZE = 32
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from toy_task import ToyTask, toy_run
 
-from sweettok.config import load_config
 from sweettok.data.dataset import GlobalBatchSampler
+from sweettok.stages import load_config
 from sweettok.train import checkpoint
 from sweettok.train.checkpoint import RunState, checkpoints, clean, find_resume, latest, load, save, written_aside
 from sweettok.train.ema import EMA

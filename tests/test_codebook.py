@@ -7,9 +7,9 @@ import pytest
 import tiny
 import torch
 
-from sweettok.models.codebook import LanguageCodebook, normalised_adjacency
-from sweettok.models.quantizer import LanguageQuantizer, nearest
 from sweettok.priors.graph import WordGraph
+from sweettok.tokenizer.codebook import LanguageCodebook, normalised_adjacency
+from sweettok.tokenizer.quantizer import LanguageQuantizer, nearest
 
 GRAPHS = {"spatial": tiny.prior().spatial, "temporal": tiny.prior().temporal}
 

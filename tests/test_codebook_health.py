@@ -11,10 +11,10 @@ import torch
 from stages import ROOT, begin, config_of, log_lines, make_task, script
 
 from sweettok.eval.usage import UsageCounter
-from sweettok.layout import TokenLayout
+from sweettok.stages.stage1 import CodePredictor, Stage1Task
+from sweettok.tokenizer.layout import TokenLayout
 from sweettok.train import checkpoint
 from sweettok.train.loop import Clock, evaluate, train_step
-from sweettok.train.stage1 import CodePredictor, Stage1Task
 from sweettok.train.task import StepContext
 from sweettok.train.usage import FALLEN, LEAST, RECOVERED, UsageWatch, UsageWindow
 

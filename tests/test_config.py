@@ -7,21 +7,14 @@ import tiny
 import yaml
 from omegaconf import OmegaConf
 
-from sweettok.config import (
-    RUNS,
-    AdversarialConfig,
-    BlockConfig,
-    OptimizerConfig,
-    PerceptualConfig,
-    ProxyConfig,
-    ProxyRun,
-    Stage1Run,
-    TokenizerConfig,
-    TrainConfig,
-    build,
-    load_config,
-    to_dict,
-)
+from sweettok.config import build, to_dict
+from sweettok.losses.config import AdversarialConfig, PerceptualConfig
+from sweettok.proxy.config import BlockConfig, ProxyConfig
+from sweettok.stages import RUNS, load_config
+from sweettok.stages.proxy import ProxyRun
+from sweettok.stages.stage1 import Stage1Run
+from sweettok.tokenizer.config import TokenizerConfig
+from sweettok.train.config import OptimizerConfig, TrainConfig
 
 STAGE1 = {
     "stage": "stage1", "proxy": "proxy.bin", "prior": "priors", "data": {"train": "list.txt"},

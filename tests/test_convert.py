@@ -15,9 +15,9 @@ import tiny
 import torch
 
 from sweettok import ProxyTokenizer, SweetTok, convert
-from sweettok.config import TokenizerConfig
 from sweettok.priors import save_prior
 from sweettok.priors.graph import Prior, WordGraph
+from sweettok.tokenizer.config import TokenizerConfig
 
 CONFIG = tiny.tokenizer_config()
 

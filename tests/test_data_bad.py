@@ -17,9 +17,9 @@ import tiny
 import torch
 from test_data_reader import places, stamped
 
-from sweettok.config import DataConfig
 from sweettok.data import backends
 from sweettok.data.backends import ClipError
+from sweettok.data.config import DataConfig
 from sweettok.data.dataset import (
     SUBSTITUTES,
     ClipDataset,
@@ -31,7 +31,7 @@ from sweettok.data.dataset import (
 from sweettok.data.lists import ClipList, load_clips
 from sweettok.data.reader import read_clip, read_image, read_within
 from sweettok.data.writer import write_png, write_video
-from sweettok.train.video import WithImages, clip_datasets, image_dataset
+from sweettok.stages.video import WithImages, clip_datasets, image_dataset
 
 # ------------------------------------------------------------------------------------------------------------- files
 

@@ -66,7 +66,7 @@ def test_absolute_paths(root, tmp_path_factory):
 
 
 def test_csv(root):
-    source = written(root, "note,label,path\nx,2,HammerThrow/b.avi\n\"a, b\",1,Hammering/a.avi\n", "list.csv")
+    source = written(root, 'note,label,path\nx,2,HammerThrow/b.avi\n"a, b",1,Hammering/a.avi\n', "list.csv")
     clips = load_clips(source, root)
     assert (clips.keys, clips.labels) == (("HammerThrow/b", "Hammering/a"), (1, 0))
     assert load_clips(written(root, "path\nHammering/a.avi\n", "list.csv"), root).labels is None

@@ -17,7 +17,7 @@ from sweettok.data.__main__ import main
 from sweettok.data.dataset import GlobalBatchSampler, make_loader
 from sweettok.data.lists import ClipList
 from sweettok.data.tokens import ShardWriter, TokenDataset, TokenManifest, clips_hash, shard_name
-from sweettok.layout import TokenLayout
+from sweettok.tokenizer.layout import TokenLayout
 
 LAYOUT = TokenLayout(2, 3, 40000, 20000, 5000, 536)  # 65,536 words, 15 ids
 KEYS, LABELS = tuple(f"class {i % 3}/clip_é{i}" for i in range(7)), tuple(i % 3 for i in range(7))

@@ -15,7 +15,7 @@ from sweettok.data.writer import (
     write_png,
     write_video,
 )
-from sweettok.files import write_aside
+from sweettok.store import write_aside
 
 
 def waves(frames: int, height: int, width: int) -> torch.Tensor:

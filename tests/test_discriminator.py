@@ -12,9 +12,9 @@ from training_golden import (
     golden_json,
 )
 
-from sweettok.config import DiscriminatorConfig
-from sweettok.losses import feature_matching_loss, generator_adversarial_loss, hinge_discriminator_loss
-from sweettok.models.discriminator import PatchDiscriminator, SyncedBatchNorm3d
+from sweettok.losses.config import DiscriminatorConfig
+from sweettok.losses.discriminator import PatchDiscriminator, SyncedBatchNorm3d
+from sweettok.losses.terms import feature_matching_loss, generator_adversarial_loss, hinge_discriminator_loss
 
 TINY = DiscriminatorConfig(base_channels=4, num_layers=2)
 SPLITS = (2, 1)  # clips of the two processes: unequal on purpose

@@ -22,9 +22,9 @@ from sweettok.eval.report import refusal
 from sweettok.eval.sets import cautions, measure
 from sweettok.eval.tokenizers import load_tokenizer, round_trip
 from sweettok.eval.visual import unique_names
-from sweettok.files import sha256
-from sweettok.layout import TokenLayout
 from sweettok.pixels import to_float, to_uint8
+from sweettok.store import sha256
+from sweettok.tokenizer.layout import TokenLayout
 
 FRAMES, SIZE = 9, 32
 RELEASE = PRESETS["sweettok-rfvd-ucf101"].filled(dtype="float64")

@@ -14,7 +14,7 @@ from sweettok import pixels
 from sweettok.data.aspect import Fit
 from sweettok.data.backends import ClipError
 from sweettok.data.writer import write_video
-from sweettok.models.tokenizer import SweetTok
+from sweettok.tokenizer.model import SweetTok
 from sweettok.words.__main__ import main as words_main
 
 

@@ -10,16 +10,16 @@ import pytest
 import tiny
 import torch
 
-from sweettok.config import GeneratorConfig
 from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.tokens import ShardWriter, TokenDataset, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
-from sweettok.files import sha256
-from sweettok.generation import sample
-from sweettok.generation.__main__ import main
-from sweettok.models.generator import Generator
-from sweettok.models.tokenizer import SweetTok
+from sweettok.generator.config import GeneratorConfig
+from sweettok.generator.model import Generator
+from sweettok.inference import sample
+from sweettok.inference.__main__ import main
 from sweettok.pixels import to_uint8
+from sweettok.store import sha256
+from sweettok.tokenizer.model import SweetTok
 
 NAMES = ("fall", "rise / turn", "7")  # one that is no name of a file, one that looks like a number
 FRAMES, SIZE = 9, 16

@@ -16,9 +16,9 @@ from sweettok.data.reader import read_clip
 from sweettok.data.tokens import TokenDataset, shard_name
 from sweettok.data.writer import write_video
 from sweettok.eval.presets import PRESETS
-from sweettok.generation import tokenize
-from sweettok.generation.__main__ import main
-from sweettok.models.tokenizer import SweetTok
+from sweettok.inference import tokenize
+from sweettok.inference.__main__ import main
+from sweettok.tokenizer.model import SweetTok
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES, SIZE = 9, (16, 16)
@@ -154,7 +154,7 @@ def test_stage_2_decodes_what_stage_1_wrote(whole):
 
 
 def test_two_processes_write_the_same_bytes(work, whole, tmp_path):
-    command = ["bash", str(ROOT / "scripts" / "launch.sh"), "-m", "sweettok.generation"]
+    command = ["bash", str(ROOT / "scripts" / "launch.sh"), "-m", "sweettok.inference"]
     environment = {**os.environ, "NUM_PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["VIRTUAL_ENV"] = sys.prefix
     command += arguments(work, tmp_path / "out", *VIEWS, "--workers", "1")

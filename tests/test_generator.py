@@ -7,11 +7,11 @@ import torch
 from test_sequence import SMALL, SMALL_UNION, some_ids, words_of
 
 from sweettok import Generator
-from sweettok.config import GeneratorConfig, SamplingConfig
-from sweettok.layout import TokenLayout
-from sweettok.models import generator as module
-from sweettok.models.generator import Cache
-from sweettok.models.sampling import draw, filter_logits, random_streams, scale_at
+from sweettok.generator import model as module
+from sweettok.generator.config import GeneratorConfig, SamplingConfig
+from sweettok.generator.model import Cache
+from sweettok.generator.sampling import draw, filter_logits, random_streams, scale_at
+from sweettok.tokenizer.layout import TokenLayout
 
 NAMES = ("run", "walk", "fly")
 VARIANTS = {

@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from sweettok import Generator, ProxyTokenizer, SweetTok
-from sweettok.config import GeneratorConfig
 from sweettok.data.writer import write_video
 from sweettok.eval.__main__ import main
+from sweettok.generator.config import GeneratorConfig
 from sweettok.hub import local
 from sweettok.pixels import to_uint8
 

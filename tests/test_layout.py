@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweettok.layout import TokenLayout
+from sweettok.tokenizer.layout import TokenLayout
 
 TINY = TokenLayout(num_spatial=2, num_temporal=3, adjectives=5, nouns=4, adverbs=3, verbs=6)
 UNION = TokenLayout(num_spatial=2, num_temporal=3, adjectives=5, nouns=4, adverbs=3, verbs=6, lookup="union")

@@ -12,8 +12,8 @@ import torch
 from sweettok.data.backends import ClipError
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_png, write_video
-from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_float
+from sweettok.tokenizer.model import SweetTok
 from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
 from sweettok.video.files import open_frames

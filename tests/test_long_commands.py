@@ -10,8 +10,8 @@ from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import visual
 from sweettok.eval.metrics import frame_psnr, psnr
-from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
+from sweettok.tokenizer.model import SweetTok
 from sweettok.video.__main__ import main
 from sweettok.video.long import LongTokens, decode_long, encode_long
 from sweettok.video.seams import seam_metric

@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from sweettok.models.patching import PatchEmbed, Unpatch
+from sweettok.layers.patching import PatchEmbed, Unpatch
 
 SIZES = [(9, 16, 16, 4, 4), (5, 8, 12, 4, 2), (1, 8, 8, 2, 4), (4, 6, 3, 3, 3)]
 

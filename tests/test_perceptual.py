@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from training_golden import PERCEPTUAL_FRAMES, assert_statistics, golden_clips, golden_convnext, golden_json
 
-from sweettok import weights
-from sweettok.config import PerceptualConfig
-from sweettok.losses import pick_frames
-from sweettok.models.perceptual import LPIPS, ConvNeXtPerceptual
+from sweettok.losses import weights as weights
+from sweettok.losses.config import PerceptualConfig
+from sweettok.losses.perceptual import LPIPS, ConvNeXtPerceptual
+from sweettok.losses.terms import pick_frames
 
 
 @pytest.fixture(scope="module")

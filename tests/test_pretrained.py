@@ -9,8 +9,8 @@ import torch
 
 import sweettok
 from sweettok import ProxyTokenizer, SweetTok
-from sweettok.files import sha256
 from sweettok.pretrained import FORMAT, MIGRATIONS
+from sweettok.store import sha256
 
 FILES = ["README.md", "config.json", "model.safetensors"]
 

@@ -110,7 +110,7 @@ def test_build_counts_and_connects(caption_file):
 
 
 def test_build_keeps_only_the_closest_partners():
-    """"big" stands with everything; by association "car" belongs to "red" and "dog" to "old"."""
+    """ "big" stands with everything; by association "car" belongs to "red" and "dog" to "old"."""
     spoken = [("red", "car")] * 3 + [("old", "dog")] * 2
     spoken += [("big", "car"), ("big", "dog"), ("big", "cat"), ("old", "cat")]
     tail = (("fast", "adverb"), ("go", "verb"))

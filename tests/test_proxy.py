@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from sweettok import pixels
-from sweettok.models.attention import FeedForward, set_gradient_checkpointing
-from sweettok.models.proxy import CodeTable, draw_rows
+from sweettok.layers.attention import FeedForward, set_gradient_checkpointing
+from sweettok.proxy.model import CodeTable, draw_rows
 
 CASES = {
     "release": (tiny.proxy_config(), 9),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sweettok.layout import SequenceLayout, TokenLayout
+from sweettok.generator.sequence import SequenceLayout
+from sweettok.tokenizer.layout import TokenLayout
 
 RELEASE = TokenLayout()
 PAPER = TokenLayout(lookup="union")

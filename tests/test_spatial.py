@@ -12,12 +12,13 @@ from PIL import Image
 from stages import ROOT, begin, config_of, log_lines, make_task, snapshot
 
 from sweettok import convert
-from sweettok.layout import SequenceLayout, TokenLayout
-from sweettok.models.tokenizer import SweetTok
+from sweettok.generator.sequence import SequenceLayout
 from sweettok.pixels import to_float
+from sweettok.stages.spatial import SpatialTask
+from sweettok.stages.stage1 import CodePredictor, Stage1Task, start_from
+from sweettok.tokenizer.layout import TokenLayout
+from sweettok.tokenizer.model import SweetTok
 from sweettok.train.loop import Clock, train_step
-from sweettok.train.spatial import SpatialTask
-from sweettok.train.stage1 import CodePredictor, Stage1Task, start_from
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from sweettok import pixels
-from sweettok.models.tokenizer import SweetTok
+from sweettok.tokenizer.model import SweetTok
 
 PATHS = ("expected", "argmax")
 

@@ -5,9 +5,9 @@ import pytest
 import tiny
 import torch
 
-from sweettok.config import WordsConfig
-from sweettok.models.tokenizer import SweetTok
 from sweettok.priors.graph import Prior
+from sweettok.tokenizer.config import WordsConfig
+from sweettok.tokenizer.model import SweetTok
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from accelerate.state import AcceleratorState
 from stages import begin, config_of, first_batch, make_task, tokenize
 
 from sweettok.data.tokens import TokenDataset
-from sweettok.models.generator import Generator
-from sweettok.models.tokenizer import SweetTok
-from sweettok.train.generator import GeneratorTask
+from sweettok.generator.model import Generator
+from sweettok.stages.generator import GeneratorTask
+from sweettok.tokenizer.model import SweetTok
 from sweettok.train.loop import Clock, train_step
 from sweettok.train.task import StepContext
 

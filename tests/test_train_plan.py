@@ -8,12 +8,12 @@ import torch
 from stages import STAGES, config_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from sweettok.config import load_config
-from sweettok.models.codebook import LanguageCodebook
+from sweettok.stages import load_config
+from sweettok.stages.facts import Facts
+from sweettok.stages.plan import RESERVE, Ledger, Rehearsal, leave_out_graph, plan, without_memory
+from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.train import __main__ as command
-from sweettok.train.facts import Facts
 from sweettok.train.loop import Clock, train_step
-from sweettok.train.plan import RESERVE, Ledger, Rehearsal, leave_out_graph, plan, without_memory
 from sweettok.train.session import BatchShare
 
 REHEARSED = ("stage2/ucf101", "generator/k600")

@@ -25,16 +25,16 @@ from stages import (
 )
 
 from sweettok import convert
-from sweettok.config import RUNS, load_config, to_dict
-from sweettok.models.decoder import HEAD_SHARPNESS
-from sweettok.models.generator import Generator
-from sweettok.models.proxy import ProxyTokenizer
-from sweettok.models.tokenizer import SweetTok
+from sweettok.config import to_dict
+from sweettok.generator.model import Generator
 from sweettok.pixels import to_float
-from sweettok.train import stage2
+from sweettok.proxy.model import ProxyTokenizer
+from sweettok.stages import RUNS, load_config, stage2
+from sweettok.stages.stage1 import Stage1Task
+from sweettok.stages.stage2 import Stage2Task
+from sweettok.tokenizer.decoder import HEAD_SHARPNESS
+from sweettok.tokenizer.model import SweetTok
 from sweettok.train.loop import Clock, train_step
-from sweettok.train.stage1 import Stage1Task
-from sweettok.train.stage2 import Stage2Task
 from sweettok.train.task import StepContext
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

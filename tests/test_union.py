@@ -9,14 +9,14 @@ import tiny
 import torch
 
 from sweettok import SweetTok, convert
-from sweettok.config import load_config
 from sweettok.eval.tokenizers import round_trip
-from sweettok.layout import TokenLayout
-from sweettok.models.codebook import LanguageCodebook
-from sweettok.models.quantizer import LanguageQuantizer
-from sweettok.models.release import released_state
 from sweettok.pixels import to_uint8
-from sweettok.train.stage1 import CodePredictor, start_from
+from sweettok.stages import load_config
+from sweettok.stages.stage1 import CodePredictor, start_from
+from sweettok.tokenizer.codebook import LanguageCodebook
+from sweettok.tokenizer.layout import TokenLayout
+from sweettok.tokenizer.quantizer import LanguageQuantizer
+from sweettok.tokenizer.release import released_state
 
 PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper"
 GRAPHS = {"spatial": tiny.prior().spatial, "temporal": tiny.prior().temporal}

@@ -12,8 +12,8 @@ from PIL import Image
 
 from sweettok.data.reader import probe
 from sweettok.data.writer import write_video
-from sweettok.models.output import TokenOutput, WordCount, kind_ranges
 from sweettok.pixels import to_uint8
+from sweettok.tokenizer.output import TokenOutput, WordCount, kind_ranges
 from sweettok.words import summary
 from sweettok.words.__main__ import main
 from sweettok.words.overlay import LINE, overlay

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sweettok import losses
-from sweettok.config import BlockConfig, ProxyConfig, TokenizerConfig
-from sweettok.models.proxy import ProxyTokenizer
-from sweettok.models.tokenizer import SweetTok
+from sweettok.losses import terms as losses
 from sweettok.priors.graph import Prior, WordGraph
+from sweettok.proxy.config import BlockConfig, ProxyConfig
+from sweettok.proxy.model import ProxyTokenizer
+from sweettok.tokenizer.config import TokenizerConfig
+from sweettok.tokenizer.model import SweetTok
 
 VALUES = Path(__file__).with_name("values.json")
 SCALES = ("weight", "gamma", "q_scale", "k_scale", "counts")

@@ -10,7 +10,8 @@ from safetensors.torch import save_model
 from torch import nn
 from torch.utils.data import Dataset
 
-from sweettok.config import ProxyRun, build
+from sweettok.config import build
+from sweettok.stages.proxy import ProxyRun
 from sweettok.train.task import Player, Task
 
 START = 2

@@ -4,9 +4,9 @@ import json
 
 import torch
 
-from sweettok.config import DiscriminatorConfig
-from sweettok.models.discriminator import PatchDiscriminator
-from sweettok.models.perceptual import ConvNeXtPerceptual
+from sweettok.losses.config import DiscriminatorConfig
+from sweettok.losses.discriminator import PatchDiscriminator
+from sweettok.losses.perceptual import ConvNeXtPerceptual
 
 # Our layer names -> the names by which the golden discriminator was filled.
 DISCRIMINATOR_NAMES = {

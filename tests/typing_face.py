@@ -21,11 +21,13 @@ from sweettok import (
     load_config,
     read_clip,
 )
-from sweettok.config import GeneratorConfig, ProxyConfig, TokenizerConfig
-from sweettok.config.runs import RunConfig
-from sweettok.layout import Segment
-from sweettok.models.output import EmbeddingMatrix, QueryFeatures, WordCount
+from sweettok.generator.config import GeneratorConfig
 from sweettok.pixels import to_float, to_uint8
+from sweettok.proxy.config import ProxyConfig
+from sweettok.tokenizer.config import TokenizerConfig
+from sweettok.tokenizer.layout import Segment
+from sweettok.tokenizer.output import EmbeddingMatrix, QueryFeatures, WordCount
+from sweettok.train.config import RunConfig
 
 
 def loading(video: Tensor) -> None:

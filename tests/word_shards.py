@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
-from sweettok.layout import TokenLayout
+from sweettok.tokenizer.layout import TokenLayout
 
 CLASSES = ("delta", "alpha", "charlie", "bravo", "echo")  # not in alphabetical order
 EACH = 6  # clips of a class

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from sweettok.config import load_config
 from sweettok.eval.tokenizers import round_trip
 from sweettok.eval.usage import UsageCounter
-from sweettok.models.tokenizer import SweetTok
-from sweettok.train.video import clip_datasets
+from sweettok.stages import load_config
+from sweettok.stages.video import clip_datasets
+from sweettok.tokenizer.model import SweetTok
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "tiny" / "stage1.yaml"

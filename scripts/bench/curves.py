@@ -28,9 +28,9 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
 from sweettok.commands import report_errors
-from sweettok.config import load_config
 from sweettok.eval.plot import GRID, INK, ticks
-from sweettok.files import write_aside
+from sweettok.stages import load_config
+from sweettok.store import write_aside
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "tiny"
@@ -94,7 +94,7 @@ def train_all(seed: int, work: Path) -> None:
     train("stage2", seed, folder, **data)
     tokenizer, tokens = folder / "stage2" / "final", folder / "tokens"
     for part in ("train", "val"):
-        run([sys.executable, "-m", "sweettok.generation", "tokenize", "--checkpoint", tokenizer,
+        run([sys.executable, "-m", "sweettok.inference", "tokenize", "--checkpoint", tokenizer,
              "--data", clips / f"{part}.txt", "--classes", clips / "classes.txt", "--out", tokens / part])  # fmt: skip
     data = {"data.train": tokens / "train", "data.validation": tokens / "val"}
     train("generator", seed, folder, tokenizer=tokenizer, **data)

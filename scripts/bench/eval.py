@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from accelerate import PartialState
 
 from sweettok import ProxyTokenizer
-from sweettok.config import BlockConfig, ProxyConfig
 from sweettok.data.synthetic import synthetic_clip
 from sweettok.data.writer import write_video
 from sweettok.eval.features import EXTRACTORS, I3DFeatures, detector_frames
@@ -33,6 +32,7 @@ from sweettok.eval.presets import PRESETS
 from sweettok.eval.reconstruction import reconstructed, score
 from sweettok.eval.rfvd import open_tokenizer, run
 from sweettok.eval.tokenizers import load_tokenizer
+from sweettok.proxy.config import BlockConfig, ProxyConfig
 
 PROTOCOL = PRESETS["exact"]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from sweettok import Generator, TokenLayout
-from sweettok.config import GeneratorConfig
-from sweettok.models import generator as module
+from sweettok.generator import model as module
+from sweettok.generator.config import GeneratorConfig
 
 PLACES = (16, 128, 256, 512, 1024, 2048, 3820)
 LENGTHS = (128, 512, 3840)
@@ -107,8 +107,11 @@ def bench(model: Generator, batch: int, guided: bool, device: torch.device) -> l
         rate = bandwidth(device)
         seconds.append(step_seconds(model, batch, guided, past, device))
         floor = floor_bytes(model, rows, past) / rate
-        print(f"{label:16} past {past:5} {1e3 * seconds[-1]:8.1f} ms a word, floor {1e3 * floor:7.1f} ms "
-              f"({rate / 1e9:.1f} GB/s), {seconds[-1] / floor:.2f}x", flush=True)
+        print(
+            f"{label:16} past {past:5} {1e3 * seconds[-1]:8.1f} ms a word, floor {1e3 * floor:7.1f} ms "
+            f"({rate / 1e9:.1f} GB/s), {seconds[-1] / floor:.2f}x",
+            flush=True,
+        )
     rates = ", ".join(f"{n}: {batch * n / integral(PLACES, seconds, n):.1f}" for n in LENGTHS)
     growth = seconds[PLACES.index(512)] / seconds[0] - 1
     print(f"{label:16} words/s over a run of {rates}; past 512 against past 16: {growth:+.0%}", flush=True)
@@ -133,8 +136,11 @@ def main() -> None:
     sizes = {"dim": args.dim, "num_layers": args.layers, "num_heads": args.heads}
     model = Generator(GeneratorConfig(**sizes, layout=TokenLayout(), num_classes=101))
     model = model.to(device, getattr(torch, args.dtype)).eval()
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {args.dtype}, {device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {args.dtype}, {device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        flush=True,
+    )
     for batch in args.batches:
         plain, guided = (bench(model, batch, guided, device) for guided in (False, True))
         ratios = ", ".join(f"{past}: {b / a:.2f}x" for past, a, b in zip(PLACES, plain, guided, strict=True))
@@ -153,8 +159,10 @@ def main() -> None:
         synchronize(device)
         seconds = time.perf_counter() - start
         floor = sum(floor_bytes(model, 1, past) for past in range(model.sequence.layout.length)) / rate
-        print(f"a clip of {model.sequence.layout.length} words: {seconds:.1f} s, floor {floor:.1f} s, "
-              f"{seconds / floor:.2f}x")
+        print(
+            f"a clip of {model.sequence.layout.length} words: {seconds:.1f} s, floor {floor:.1f} s, "
+            f"{seconds / floor:.2f}x"
+        )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sweettok import SweetTok
-from sweettok.config import TokenizerConfig
 from sweettok.priors import Prior, WordGraph
+from sweettok.tokenizer.config import TokenizerConfig
 
 SIZES = {"spatial": (5078, 5403), "temporal": (1872, 9267)}
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -78,8 +78,10 @@ def main() -> None:
     video = torch.rand(args.batch, 3, config.num_frames, config.height, config.width, device=device) - 0.5
     ids = model.encode(video).ids
     passes = {"encode": lambda: model.encode(video), "decode": lambda: model.decode(ids)}
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, batch {args.batch}, {device}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, batch {args.batch}, {device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     print(f"{'':12} {'s/clip':>8} {'GFLOP/clip':>11} {'GFLOP/s':>9} {'peak':>9} {'share':>6} {'peak GiB':>9}")
     for name in args.dtypes:
         dtype = DTYPES[name]
@@ -93,8 +95,11 @@ def main() -> None:
                     rates.append(peak_rate(device, dtype, size=4096 if device.type == "cpu" else 16384))
                     times.append(seconds(run, device))
             gflop, best, peak = counter.get_total_flops() / 1e9, min(times), max(rates)
-            print(f"{label + ' ' + name:12} {best / args.batch:8.3f} {gflop / args.batch:11.1f} {gflop / best:9.1f} "
-                  f"{peak:9.1f} {gflop / best / peak:6.1%} {memory(device):9.2f}", flush=True)
+            print(
+                f"{label + ' ' + name:12} {best / args.batch:8.3f} {gflop / args.batch:11.1f} {gflop / best:9.1f} "
+                f"{peak:9.1f} {gflop / best / peak:6.1%} {memory(device):9.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from sweettok import ProxyTokenizer, SweetTok
-from sweettok.config import RunConfig, load_config
 from sweettok.data.dataset import make_loader
 from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.priors import Prior, save_prior
+from sweettok.stages import load_config
 from sweettok.train import loop
+from sweettok.train.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from sweettok.config import DataConfig
+from sweettok.data.config import DataConfig
 from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import read_entries, write_list
 from sweettok.data.scan import KINDS, Problem, scan

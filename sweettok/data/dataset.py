@@ -203,16 +203,12 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.global_batches = state["global_batches"]
 
 
-def make_loader(
-    dataset: Dataset, sampler: GlobalBatchSampler | Sequence[Sequence[int]], workers: int
-) -> DataLoader:
+def make_loader(dataset: Dataset, sampler: GlobalBatchSampler | Sequence[Sequence[int]], workers: int) -> DataLoader:
     """The loader of one process: collated batches, without end from a GlobalBatchSampler, or those that are listed."""
     return DataLoader(dataset, batch_sampler=sampler, **_loading(workers))
 
 
-def make_eval_loader(
-    dataset: Dataset, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
-) -> DataLoader:
+def make_eval_loader(dataset: Dataset, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
     """One pass over the items rank, rank + world_size, ...: together the processes see every item exactly once.
 
     No process is padded, so they may have different numbers of batches, and the last batch may be short.

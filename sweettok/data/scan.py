@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sweettok.config import DataConfig
 from sweettok.data.backends import ClipError
+from sweettok.data.config import DataConfig
 from sweettok.data.lists import IMAGE_SUFFIXES, Entry
 from sweettok.data.reader import count_frames, read_image, read_within
-from sweettok.files import sha256
+from sweettok.store import sha256
 
 KINDS = {
     "missing": "there is no such file",

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sweettok.data.lists import some
-from sweettok.files import write_aside
-from sweettok.layout import TokenLayout
+from sweettok.store import write_aside
+from sweettok.tokenizer.layout import TokenLayout
 
 FORMAT = 1
 KINDS = ("tokenized", "generated")
@@ -114,7 +114,7 @@ class TokenManifest:
         """The manifest of a folder. FileNotFoundError if there is none, ValueError if it cannot be understood."""
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"no {path}: expected a folder of tokens, as python -m sweettok.generation writes")
+            raise FileNotFoundError(f"no {path}: expected a folder of tokens, as python -m sweettok.inference writes")
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
             version = about.pop("format")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweettok.files import write_aside
+from sweettok.store import write_aside
 
 CRF = "16"
 

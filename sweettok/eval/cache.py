@@ -13,7 +13,7 @@ from sweettok.data.lists import ClipList
 from sweettok.eval.checks import PixelCheck
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.sets import FeatureSet
-from sweettok.files import write_aside
+from sweettok.store import write_aside
 
 # Fields of a protocol that the features of real clips do not depend on.
 OTHERS = (

@@ -25,9 +25,9 @@ from sweettok.eval.sets import FeatureSet, cautions, keeps_features, measure
 from sweettok.eval.sources import Chosen, VideoClips, chosen, decoded, is_tokens, shape_of_files, tokens_hash
 from sweettok.eval.tokenizers import load_tokenizer
 from sweettok.eval.usage import UsageCounter
-from sweettok.files import sha256
 from sweettok.hub import WEIGHTS
-from sweettok.models.tokenizer import SweetTok
+from sweettok.store import sha256
+from sweettok.tokenizer.model import SweetTok
 
 
 @dataclass

@@ -100,9 +100,7 @@ def baselines(video: Tensor) -> dict[str, Tensor]:
     return {"first frame": video[:, :, :1].expand_as(video), "mean frame": video.mean(2, keepdim=True).expand_as(video)}
 
 
-def reconstructed(
-    batches: Iterable[Mapping[str, Any]], tokenizer: Any, protocol: Protocol
-) -> Iterator[dict[str, Any]]:
+def reconstructed(batches: Iterable[Mapping[str, Any]], tokenizer: Any, protocol: Protocol) -> Iterator[dict[str, Any]]:
     """Batches of "video" with their "fake" added, and the "trip" that it took (see `round_trip`)."""
     dtype = AUTOCAST[protocol.autocast]
     for batch in batches:

@@ -13,8 +13,8 @@ from accelerate import PartialState
 import sweettok
 from sweettok.eval.features import I3D_FILE, FeatureExtractor
 from sweettok.eval.protocol import Protocol
-from sweettok.files import sha256, write_aside
 from sweettok.pretrained import CONFIG, WEIGHTS
+from sweettok.store import sha256, write_aside
 
 FORMAT = 2
 PACKAGES = ("torch", "numpy", "scipy", "av")
@@ -46,8 +46,13 @@ def refusal(num_clips: int, num_frames: int, extractor: FeatureExtractor | None)
 
 
 def report(
-    kind: str, protocol: Protocol, results: dict[str, Any], state: PartialState, refused: str | None,
-    settings: dict[str, Any], **parts: Any,
+    kind: str,
+    protocol: Protocol,
+    results: dict[str, Any],
+    state: PartialState,
+    refused: str | None,
+    settings: dict[str, Any],
+    **parts: Any,
 ) -> dict[str, Any]:
     """A report of a kind, "rfvd" or "gfvd", as plain JSON data. refused: why that number is missing, if it is."""
     return {

@@ -20,8 +20,8 @@ from sweettok.eval.report import checkpoint_hashes, refusal, report
 from sweettok.eval.sets import cautions, keeps_features, measure
 from sweettok.eval.sources import VideoClips, chosen, shape_of_files
 from sweettok.eval.tokenizers import load_tokenizer
-from sweettok.files import sha256
-from sweettok.weights import LPIPS_LINEAR, VGG16, find_weights, load_lpips
+from sweettok.losses.weights import LPIPS_LINEAR, VGG16, find_weights, load_lpips
+from sweettok.store import sha256
 
 
 @dataclass
@@ -92,7 +92,10 @@ def run(
 
 
 def open_tokenizer(
-    checkpoint: str | Path, data: str | Path, protocol: Protocol, root: str | Path | None = None,
+    checkpoint: str | Path,
+    data: str | Path,
+    protocol: Protocol,
+    root: str | Path | None = None,
 ) -> tuple[Source, Protocol]:
     """The tokenizer in a folder and the videos of a list or folder; and the protocol, filled in.
 

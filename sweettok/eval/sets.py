@@ -19,7 +19,7 @@ from torch import Tensor
 from sweettok.data.lists import some
 from sweettok.eval.frechet import FeatureStats, frechet_distance
 from sweettok.eval.protocol import Protocol
-from sweettok.files import write_aside
+from sweettok.store import write_aside
 
 FEW_CLIPS = 2048  # below this FVD is mostly bias
 

@@ -23,8 +23,8 @@ from sweettok.data.lists import ClipList
 from sweettok.data.reader import clip_places, probe
 from sweettok.data.tokens import MANIFEST, TokenDataset
 from sweettok.eval.protocol import Protocol
-from sweettok.files import sha256
 from sweettok.pixels import to_uint8
+from sweettok.store import sha256
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sweettok.hub import CONFIG, find
-from sweettok.models.proxy import ProxyTokenizer
-from sweettok.models.tokenizer import SweetTok
 from sweettok.pretrained import read_about
+from sweettok.proxy.model import ProxyTokenizer
+from sweettok.tokenizer.model import SweetTok
 
 OVERSHOOT = 1.5  # farther from zero than a decoder of the right range goes
 TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}

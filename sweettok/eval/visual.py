@@ -20,10 +20,10 @@ from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
 from sweettok.eval.tokenizers import load_tokenizer, round_trip
-from sweettok.files import check_apart, write_aside
-from sweettok.models.output import TokenOutput
-from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
+from sweettok.store import check_apart, write_aside
+from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.output import TokenOutput
 from sweettok.video.files import DEFAULT_FPS, open_frames, read_fitted
 from sweettok.video.long import clip_length, decode_blocks, encode_long
 from sweettok.video.seams import FrameSteps, seam_excess
@@ -65,9 +65,7 @@ def reconstruct(
         yield {**facts, "files": f"{stem}.{{{','.join(WRITTEN)}}}"}
 
 
-def _clip(
-    tokenizer: Any, path: str | Path, stem: Path, position: str, aspect: str, info: VideoInfo
-) -> dict[str, Any]:
+def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, aspect: str, info: VideoInfo) -> dict[str, Any]:
     config = tokenizer.config
     size = config.height, config.width
     frames = clip_length(tokenizer) if isinstance(tokenizer, SweetTok) else config.num_frames

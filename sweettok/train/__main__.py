@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from sweettok.commands import report_errors
-from sweettok.config import load_config
+from sweettok.stages import load_config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from sweettok.train.plan import plan, summary
+    from sweettok.stages.plan import plan, summary
 
     paths = [word for word in args.words if "=" not in word]
     overrides = [word for word in args.words if "=" in word]

@@ -29,9 +29,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.amp import GradScaler
 
-from sweettok.config import RunConfig, to_dict
+from sweettok.config import to_dict
 from sweettok.data.dataset import GlobalBatchSampler
-from sweettok.files import write_aside
+from sweettok.store import write_aside
+from sweettok.train.config import RunConfig
 from sweettok.train.ema import EMA
 from sweettok.train.sharding import gather, scatter, scatter_moments, sharded
 from sweettok.train.task import Player, Task

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sweettok.files import write_aside
+from sweettok.store import write_aside
 
 Writer = Callable[[int, Mapping[str, float]], None]
 

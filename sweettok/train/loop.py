@@ -20,10 +20,11 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
-from sweettok.config import RunConfig, TrainConfig, to_dict
+from sweettok.config import to_dict
 from sweettok.data.dataset import GlobalBatchSampler, make_loader, plain_errors
 from sweettok.train import checkpoint, failures, sharding, signals
 from sweettok.train.checkpoint import RunState
+from sweettok.train.config import RunConfig, TrainConfig
 from sweettok.train.ema import EMA
 from sweettok.train.evaluate import check_best, evaluate, export, keep_best, write_samples
 from sweettok.train.health import Buffers, Health
@@ -156,9 +157,7 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def _start(
-    task: Task, run: RunConfig, accelerator: Accelerator, request: StopRequest | None = None
-) -> Session:
+def _start(task: Task, run: RunConfig, accelerator: Accelerator, request: StopRequest | None = None) -> Session:
     """Move and wrap the players, and make what the run needs beside them."""
     for player in task.players.values():
         if not player.optimizer.defaults.get("fused"):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from sweettok.config import OptimizerConfig
+from sweettok.train.config import OptimizerConfig
 
 # Layers whose `weight` is a matrix (or kernel) applied to activations.
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

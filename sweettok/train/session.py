@@ -7,9 +7,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sweettok.config import DataConfig, TrainConfig
+from sweettok.data.config import DataConfig
 from sweettok.data.dataset import patience
 from sweettok.train.checkpoint import RunState
+from sweettok.train.config import TrainConfig
 from sweettok.train.health import Buffers, Health
 from sweettok.train.task import StepContext
 

@@ -25,8 +25,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import Dataset
 
-from sweettok.config import TrainConfig
 from sweettok.data.dataset import make_eval_loader
+from sweettok.train.config import TrainConfig
 from sweettok.train.task import Task
 
 # Layers whose weights autocast rounds.
@@ -206,9 +206,7 @@ def stand_in(task: Task, weightless: nn.Module, weights: Mapping[str, Tensor], d
         task.model = own
 
 
-def in_step(
-    batches: Iterable[Any], dataset: Dataset, batch_size: int, world_size: int
-) -> Iterator[tuple[Any, bool]]:
+def in_step(batches: Iterable[Any], dataset: Dataset, batch_size: int, world_size: int) -> Iterator[tuple[Any, bool]]:
     """Batches of a `make_eval_loader` and True; then a clip and False, until all processes have had as many."""
     rounds = math.ceil(math.ceil(len(dataset) / world_size) / batch_size)
     for batch in batches:

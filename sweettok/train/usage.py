@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sweettok.layout import Segment, TokenLayout
-from sweettok.models.proxy import distributed
+from sweettok.proxy.model import distributed
+from sweettok.tokenizer.layout import Segment, TokenLayout
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sweettok.data.processes import join_processes
-from sweettok.models.tokenizer import SweetTok
+from sweettok.tokenizer.model import SweetTok
 from sweettok.video.files import OUTPUTS, check_output
 from sweettok.video.long import LongTokens, decode_long
 

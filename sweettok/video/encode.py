@@ -6,7 +6,7 @@ import argparse
 
 from sweettok.data.aspect import POLICIES
 from sweettok.data.processes import join_processes
-from sweettok.models.tokenizer import SweetTok
+from sweettok.tokenizer.model import SweetTok
 from sweettok.video.files import check_output
 from sweettok.video.long import encode_long
 

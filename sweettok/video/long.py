@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from sweettok.data.aspect import Fit
 from sweettok.data.writer import write_video
-from sweettok.files import check_apart, write_aside
-from sweettok.layout import TokenLayout
-from sweettok.models.output import TokenOutput
-from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
+from sweettok.store import check_apart, write_aside
+from sweettok.tokenizer.layout import TokenLayout
+from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.output import TokenOutput
 from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
 from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_least, check_output, open_frames

@@ -18,8 +18,8 @@ from torch import Tensor
 from sweettok import pixels
 from sweettok.data.aspect import POLICIES
 from sweettok.data.reader import POSITIONS
-from sweettok.models.output import TokenOutput
-from sweettok.models.tokenizer import SweetTok
+from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.output import TokenOutput
 from sweettok.video.ahead import in_order
 from sweettok.video.files import check_least, read_fitted
 from sweettok.video.long import clip_length

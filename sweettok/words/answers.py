@@ -77,9 +77,7 @@ def question_key(backend: Backend, question: Question) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def ask(
-    backend: Backend, questions: Sequence[Question], cache: AnswerCache
-) -> tuple[list[Answer], list[Answer]]:
+def ask(backend: Backend, questions: Sequence[Question], cache: AnswerCache) -> tuple[list[Answer], list[Answer]]:
     """The answers to all questions, in order; and those that had to be asked for, each question once.
 
     If one question fails, no more are begun, what is under way is kept, and the error of the first is raised.

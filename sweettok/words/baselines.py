@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sweettok.layout import TokenLayout
-from sweettok.models.output import kind_ranges
+from sweettok.tokenizer.layout import TokenLayout
+from sweettok.tokenizer.output import kind_ranges
 from sweettok.words.summary import frequent_only
 
 # What each baseline looks at; `listed` sees the very words that a prompt would hold, without their counts.

@@ -18,7 +18,7 @@ from typing import Any
 
 from sweettok.data.lists import load_clips, some
 from sweettok.data.tokens import TokenDataset
-from sweettok.files import write_aside
+from sweettok.store import write_aside
 
 FORMAT = 1
 

@@ -26,8 +26,8 @@ from tqdm import tqdm
 import sweettok
 from sweettok.data.processes import join_processes
 from sweettok.data.tokens import TokenDataset
-from sweettok.files import write_aside
-from sweettok.models.tokenizer import SweetTok
+from sweettok.store import write_aside
+from sweettok.tokenizer.model import SweetTok
 from sweettok.words import baselines, prompts, sources
 from sweettok.words import episodes as tasks
 from sweettok.words.answers import AnswerCache, Prices, ask
@@ -198,7 +198,11 @@ def name_by_baselines(
 
 
 def name_by_model(
-    episodes: Sequence[Episode], clips: ClipWords, backend: Backend, how: PromptConfig, cache: AnswerCache,
+    episodes: Sequence[Episode],
+    clips: ClipWords,
+    backend: Backend,
+    how: PromptConfig,
+    cache: AnswerCache,
     prices: Prices,
 ) -> tuple[Named, dict[str, Any]]:
     """What a language model names, and what that cost: `all` answers, and those that this run asked for (`new`)."""

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sweettok.data.writer import write_png, write_video
-from sweettok.files import check_apart
-from sweettok.models.output import TokenOutput
-from sweettok.models.tokenizer import SweetTok
+from sweettok.store import check_apart
+from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.output import TokenOutput
 from sweettok.words import sources
 
 LINE = 12  # pixels from one line of text to the next

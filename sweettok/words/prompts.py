@@ -1,15 +1,15 @@
 """From an episode to the text that a language model reads.
 
-    Name each clip from the words that describe it. Answer with exactly one of: fall, rise.
+Name each clip from the words that describe it. Answer with exactly one of: fall, rise.
 
-    Input: <adjectives: small, red; nouns: square; adverbs: slowly; verbs: drops, sinks>
-    Output: fall
+Input: <adjectives: small, red; nouns: square; adverbs: slowly; verbs: drops, sinks>
+Output: fall
 
-    Input: <...>
-    Output: rise
+Input: <...>
+Output: rise
 
-    Input: <...>
-    Output:
+Input: <...>
+Output:
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PromptConfig:
 
 
 def described(words: Words) -> str:
-    """"adjectives: small, red; nouns: square"; kinds without words are left out."""
+    """ "adjectives: small, red; nouns: square"; kinds without words are left out."""
     return "; ".join(f"{kind}s: {', '.join(said)}" for kind, said in words.items() if said)
 
 
@@ -70,9 +70,7 @@ def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[
     return grouped
 
 
-def build(
-    episode: Episode, query: str, words_of: Callable[[str], Words], config: PromptConfig, number: int = 0
-) -> str:
+def build(episode: Episode, query: str, words_of: Callable[[str], Words], config: PromptConfig, number: int = 0) -> str:
     """The prompt that asks for the class of the clip `query`; it ends in "Output:"."""
     shown = [f"Input: <{described(words_of(key))}>\nOutput: {name}" for key, name in examples(episode, config, number)]
     parts = shown * (config.repeats + 1)

@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from sweettok.files import write_aside
-from sweettok.models.tokenizer import SweetTok
+from sweettok.store import write_aside
+from sweettok.tokenizer.model import SweetTok
 from sweettok.words import sources
 from sweettok.words.summary import as_json, as_text
 

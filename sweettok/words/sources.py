@@ -16,9 +16,9 @@ from sweettok.data.lists import some
 from sweettok.data.processes import join_processes
 from sweettok.data.reader import POSITIONS
 from sweettok.data.tokens import TokenDataset
-from sweettok.models.output import TokenOutput
-from sweettok.models.tokenizer import SweetTok
 from sweettok.pixels import to_uint8
+from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.output import TokenOutput
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweettok.layout import TokenLayout
-from sweettok.models.output import KINDS, WordCount, kind_ranges
+from sweettok.tokenizer.layout import TokenLayout
+from sweettok.tokenizer.output import KINDS, WordCount, kind_ranges
 
 
 def check_kinds(kinds: Sequence[str]) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from sweettok.config import GeneratorConfig, OptimizerConfig
-from sweettok.layout import SequenceLayout, TokenLayout
-from sweettok.losses import word_losses
-from sweettok.models.generator import Cache, CausalTransformer
-from sweettok.models.sampling import filter_logits, guide
+from sweettok.generator.config import GeneratorConfig
+from sweettok.generator.model import Cache, CausalTransformer
+from sweettok.generator.sampling import filter_logits, guide
+from sweettok.generator.sequence import SequenceLayout
+from sweettok.losses.terms import word_losses
+from sweettok.tokenizer.layout import TokenLayout
+from sweettok.train.config import OptimizerConfig
 from sweettok.train.optim import lr_factor
 
 ATOL = 1e-4  # of logits with a deviation of 1; float32 against float64 differs by 2e-6

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sweettok import ProxyTokenizer, SweetTok
-from sweettok.losses import quantizer_loss
+from sweettok.losses.terms import quantizer_loss
 
 TOLERANCE = 1e-5
 VIDEO_TOLERANCE = 1e-4  # the softmax over 8192 logits is sharp and amplifies rounding

@@ -1,0 +1,149 @@
+"""The sequences that a generator reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sweettok.tokenizer.layout import TokenLayout
+
+# Separators of the release by their names there, in the order of their ids: the start token first, then what opens (s)
+# and closes (n) the spatial (s) and temporal (t) half, and, between a half's two segments, its middle (m).
+_SPECIALS: dict[str, tuple[str, ...]] = {"union": ("sos", "ss", "sn", "ts", "tn")}
+_SPECIALS["modifiers_and_head"] = (*_SPECIALS["union"], "sms", "smn", "tms", "tmn")
+# What stands before each segment; after the last stands the temporal half's end.
+_SEPARATORS = {
+    "union": (("ss",), ("sn", "ts")),
+    "modifiers_and_head": (("ss",), ("smn", "sms"), ("sn", "ts"), ("tms", "tmn")),
+}
+_END = "tn"
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """What a generator reads and writes: a prompt, then the ids of a clip with separators between its segments.
+
+    prompt    start token | start token, class | start token, target of the given clip
+    target    ss, adjectives, smn, sms, nouns, sn, ts, adverbs, tms, tmn, verbs, tn   (union: ss, spatial, sn, ts,
+              temporal, tn)
+    fed       prompt, then target without its last
+    scored    the outputs from the prompt's last place on: one for each place of the target
+
+    Vocabulary: start token and separators, classes, words (global ids of `layout`), and last the null class, if any.
+    Every id has one meaning. Letters: B batch, L ids per clip, P length of the prompt, R length of the target.
+
+    Args:
+        layout: of a clip's ids.
+        num_classes: of class-conditional generators; 0 for others.
+        null_class: whether a class that means "any" is among the vocabulary, for guidance.
+        given_clip: whether the prompt holds the ids of another clip, as of the frames that are given in prediction.
+    """
+
+    layout: TokenLayout
+    num_classes: int = 0
+    null_class: bool = False
+    given_clip: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.layout.num_temporal:
+            raise ValueError("sequences are of clips, and this layout is that of images: it has no temporal queries")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0; got {self.num_classes}")
+        if self.null_class and not self.num_classes:
+            raise ValueError("a null class needs classes beside it")
+        if self.given_clip and self.num_classes:
+            raise ValueError("a prompt holds a class or a given clip, not both")
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of the start token and of the separators, by their names."""
+        return {name: number for number, name in enumerate(_SPECIALS[self.layout.lookup])}
+
+    @property
+    def class_start(self) -> int:
+        """Id of class 0."""
+        return len(self.special_ids)
+
+    @property
+    def word_start(self) -> int:
+        """Id of the word with global id 0."""
+        return self.class_start + self.num_classes
+
+    @property
+    def null_id(self) -> int | None:
+        """Id of the null class."""
+        return self.word_start + self.layout.vocab_size if self.null_class else None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.word_start + self.layout.vocab_size + self.null_class
+
+    @cached_property
+    def separators(self) -> tuple[tuple[int, ...], ...]:
+        """Ids that stand before each segment, in order."""
+        return tuple(tuple(self.special_ids[name] for name in run) for run in _SEPARATORS[self.layout.lookup])
+
+    @cached_property
+    def segment_starts(self) -> tuple[int, ...]:
+        """Place in the target of each segment's first word."""
+        starts, place = [], 0
+        for run, segment in zip(self.separators, self.layout.segments, strict=True):
+            starts.append(place + len(run))
+            place = starts[-1] + segment.length
+        return tuple(starts)
+
+    @property
+    def target_length(self) -> int:
+        return self.segment_starts[-1] + self.layout.segments[-1].length + 1
+
+    @property
+    def prompt_length(self) -> int:
+        if self.given_clip:
+            return 1 + self.target_length
+        return 2 if self.num_classes else 1
+
+    @property
+    def block_size(self) -> int:
+        """Places that are fed."""
+        return self.prompt_length + self.target_length - 1
+
+    def target(self, ids: Tensor) -> Tensor:
+        """Global ids (B, L) -> (B, R), words shifted and separators set; `ids` stays as it is."""
+        words, parts = ids + self.word_start, []
+        for run, segment in zip(self.separators, self.layout.segments, strict=True):
+            parts += [self._constant(run, words), words[:, segment.places]]
+        return torch.cat([*parts, self._constant((self.special_ids[_END],), words)], dim=1)
+
+    def prompt(self, condition: Tensor | None = None, batch: int = 1, device: torch.device | None = None) -> Tensor:
+        """(B, P) from classes (B,), where -1 is the null class, or from the ids (B, L) of the given clip.
+
+        Without a condition, as of unconditional generators, `batch` and `device` say what to make. ValueError for
+        a condition of the wrong kind, classes out of range and ids that are no words of their segment.
+        """
+        wanted = "the ids of a given clip" if self.given_clip else "classes" if self.num_classes else "no condition"
+        if (condition is None) != (wanted == "no condition"):
+            got = "none" if condition is None else f"{condition.dtype} {tuple(condition.shape)}"
+            raise ValueError(f"this generator's prompt takes {wanted}; got {got}")
+        if condition is None:
+            return torch.full((batch, 1), self.special_ids["sos"], device=device)
+        condition = condition.long()
+        start = self._constant((self.special_ids["sos"],), condition[:, None] if condition.ndim == 1 else condition)
+        if self.given_clip:
+            self.layout.check(condition)
+            return torch.cat((start, self.target(condition)), dim=1)
+        return torch.cat((start, self._class_ids(condition)[:, None]), dim=1)
+
+    def _class_ids(self, classes: Tensor) -> Tensor:
+        lowest = -1 if self.null_class else 0
+        wrong = classes[(classes < lowest) | (classes >= self.num_classes)] if classes.ndim == 1 else None
+        if wrong is None or len(wrong):
+            got = f"shape {tuple(classes.shape)}" if wrong is None else f"class {int(wrong[0])}"
+            raise ValueError(f"classes must be one number of 0..{self.num_classes - 1} for each clip; got {got}")
+        return torch.where(classes < 0, self.null_id or 0, classes + self.class_start)
+
+    @staticmethod
+    def _constant(run: tuple[int, ...], like: Tensor) -> Tensor:
+        return torch.tensor(run, device=like.device, dtype=like.dtype).expand(len(like), -1)

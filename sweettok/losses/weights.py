@@ -1,0 +1,82 @@
+"""Find, read and build the frozen networks of the losses. Nothing is ever downloaded: a missing file is an error."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sweettok.losses.config import PerceptualConfig
+from sweettok.losses.perceptual import LPIPS, ConvNeXtPerceptual
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A published file: what it is, its name in torchvision's cache, and where it comes from."""
+
+    title: str
+    file: str
+    url: str
+
+
+CONVNEXT_SMALL = PublishedWeights(
+    "ConvNeXt-S weights",
+    "convnext_small-0c510722.pth",
+    "https://download.pytorch.org/models/convnext_small-0c510722.pth",
+)
+VGG16 = PublishedWeights(
+    "VGG-16 weights", "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth"
+)
+LPIPS_LINEAR = PublishedWeights(
+    "LPIPS linear weights",
+    "lpips_v0.1_vgg.pth",
+    "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
+)
+
+
+def find_weights(published: PublishedWeights, path: str | Path | None = None) -> Path:
+    """`path` itself, or the file in torchvision's cache when `path` is None; FileNotFoundError says how to get it."""
+    found = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / published.file
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"{published.title} are not at {found}. Get them with\n"
+            f"  mkdir -p {found.parent} && curl -L -o {found} {published.url}"
+        )
+    return found
+
+
+def read_weights(published: PublishedWeights, path: str | Path | None = None) -> dict[str, Tensor]:
+    """The flat state dict in a published file, on the CPU. ValueError if the file holds anything else."""
+    found = find_weights(published, path)
+    try:
+        state = torch.load(found, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many unrelated types for a damaged file
+        raise ValueError(f"{found} is no readable file of {published.title}; get it from {published.url}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{found} does not hold a state dict of tensors; get {published.title} from {published.url}")
+    return state
+
+
+def load_convnext(path: str | Path | None = None) -> ConvNeXtPerceptual:
+    """The release's perceptual network with its published weights, from `path` or torchvision's cache."""
+    return ConvNeXtPerceptual(read_weights(CONVNEXT_SMALL, path))
+
+
+def load_lpips(vgg_path: str | Path | None = None, linear_path: str | Path | None = None) -> LPIPS:
+    """LPIPS with its published weights, from the paths or torchvision's cache."""
+    return LPIPS(read_weights(VGG16, vgg_path), read_weights(LPIPS_LINEAR, linear_path))
+
+
+def load_perceptual(config: PerceptualConfig) -> ConvNeXtPerceptual | LPIPS | None:
+    """The network that a loss configuration asks for; None for kind "none"."""
+    if config.kind == "none":
+        return None
+    if config.untrained:
+        if config.weights or config.linear_weights:
+            raise ValueError("perceptual.untrained=true ignores weight files: leave weights and linear_weights empty")
+        return (ConvNeXtPerceptual if config.kind == "convnext" else LPIPS)(untrained=True)
+    if config.kind == "lpips":
+        return load_lpips(config.weights, config.linear_weights)
+    if config.linear_weights:
+        raise ValueError("perceptual.linear_weights belongs to kind 'lpips', but the kind is 'convnext'")
+    return load_convnext(config.weights)

@@ -1,0 +1,79 @@
+"""Sizes of the proxy tokenizer and of transformer layers; the defaults are the release's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sweettok.config import choice, pattern, positive
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Sizes shared by all transformer layers of a model."""
+
+    dim: int = 512
+    num_heads: int = 8
+    head_dim: int = 64
+    ff_mult: float = 4.0
+    window_size: int = 8
+    # How temporal transformers lay tokens out for the position convolution: "scrambled" keeps the release's
+    # reading of the memory order, which its weights were trained with; "grid" uses the true (t, h, w) grid.
+    temporal_peg: str = "scrambled"
+
+    def __post_init__(self):
+        positive(self, "block", "dim", "num_heads", "head_dim", "ff_mult", "window_size")
+        choice("block.temporal_peg", self.temporal_peg, ("scrambled", "grid"))
+        if self.head_dim % 4:
+            raise ValueError(f"block.head_dim must divide by 4 for 2-D rotary positions; got {self.head_dim}")
+
+    @property
+    def ff_dim(self) -> int:
+        """Width of each of the two halves of the gated feed-forward layer."""
+        return int(self.dim * self.ff_mult * 2 / 3)
+
+
+@dataclass(frozen=True)
+class ProxyConfig:
+    """The proxy tokenizer (OmniTokenizer VQ) and the clip geometry that every other model shares.
+
+    The proxy itself accepts any clip that its patches and windows divide; `num_frames`, `height` and `width` are
+    the size it is trained at and the size of the tokenizer built on it.
+    """
+
+    num_frames: int = 17
+    height: int = 256
+    width: int = 256
+    patch_size: int = 8
+    temporal_patch_size: int = 4
+    block: BlockConfig = field(default_factory=BlockConfig)
+    encoder_spatial: str = "ttww"
+    encoder_temporal: str = "tttt"
+    decoder_temporal: str = "tttt"
+    decoder_spatial: str = "tttt"
+    num_codes: int = 8192
+    code_dim: int = 8
+
+    def __post_init__(self):
+        positive(self, "proxy", "patch_size", "temporal_patch_size", "num_codes", "code_dim")
+        pattern("proxy.encoder_spatial", self.encoder_spatial, "tw")
+        pattern("proxy.decoder_spatial", self.decoder_spatial, "tw")
+        pattern("proxy.encoder_temporal", self.encoder_temporal, "t")
+        pattern("proxy.decoder_temporal", self.decoder_temporal, "t")
+        self.check_clip(self.num_frames, self.height, self.width)
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise ValueError, with the nearest valid size, for a clip that the proxy cannot take."""
+        step = self.temporal_patch_size
+        if num_frames < 1 or (num_frames - 1) % step:
+            low = 1 + max(num_frames - 1, 0) // step * step
+            raise ValueError(f"{num_frames} frames do not fit: 1 + a multiple of {step} fits ({low} or {low + step})")
+        windows = "w" in self.encoder_spatial + self.decoder_spatial
+        unit = self.patch_size * (self.block.window_size if windows else 1)
+        for name, size in (("height", height), ("width", width)):
+            if size < unit or size % unit:
+                low = max(size // unit, 1) * unit
+                raise ValueError(f"{name} {size} does not fit: a multiple of {unit} is needed ({low} or {low + unit})")
+
+    def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent grid (t, h, w) of a clip of this size."""
+        return 1 + (num_frames - 1) // self.temporal_patch_size, height // self.patch_size, width // self.patch_size

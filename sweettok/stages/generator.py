@@ -1,0 +1,181 @@
+"""The generator's stage: predict every next word of tokenized clips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional  # noqa: UP035  (OmegaConf reads these annotations)
+
+import torch
+from torch import Tensor, nn
+
+from sweettok import pixels
+from sweettok.data.config import TokenDataConfig
+from sweettok.data.tokens import TokenDataset
+from sweettok.generator.config import GeneratorConfig, SamplingConfig
+from sweettok.generator.model import Generator
+from sweettok.layers.attention import set_gradient_checkpointing
+from sweettok.losses.terms import WordLosses, word_losses
+from sweettok.stages.video import player
+from sweettok.tokenizer.model import SweetTok
+from sweettok.train.config import OptimizerConfig, TrainConfig
+from sweettok.train.task import StepContext, Task
+
+
+@dataclass(frozen=True)
+class GeneratorLossConfig:
+    label_smoothing: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing must be in [0, 1); got {self.label_smoothing}")
+
+
+@dataclass(frozen=True)
+class GeneratorRun:
+    """Train a generator on token shards."""
+
+    stage: str = "generator"
+    # Decodes the samples to look at; its ids must be those of the shards. Null: no samples.
+    tokenizer: Optional[str] = None  # noqa: UP045
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    data: TokenDataConfig = field(default_factory=TokenDataConfig)
+    loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+class NextWord(nn.Module):
+    """Prompt (B, P) and target (B, R) -> losses of every place of the target, (B, R) each."""
+
+    def __init__(self, generator: Generator, label_smoothing: float):
+        super().__init__()
+        self.generator, self.label_smoothing = generator, label_smoothing
+
+    def forward(self, prompt: Tensor, target: Tensor) -> WordLosses:
+        return word_losses(self.generator(prompt, target), target, self.label_smoothing)
+
+
+class GeneratorTask(Task):
+    """All places of the target are scored, separators included; what is given is not."""
+
+    name = "generator"
+    read_tokens = TokenDataset  # replaced by the plan of a run
+
+    def __init__(self, run: GeneratorRun):
+        self.run = run
+        self.train_dataset = self.read_tokens(run.data.train)
+        self.validation_dataset = self.read_tokens(run.data.validation) if run.data.validation else None
+        config = settle(run.generator, self.train_dataset)
+        if self.validation_dataset is not None:
+            settle(config, self.validation_dataset)
+        self.tokenizer = self._load_tokenizer()
+        self.model = Generator(config, self.train_dataset.class_names if config.num_classes else None)
+        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
+        module = NextWord(self.model, run.loss.label_smoothing)
+        names = {"released_name": released_parameter}
+        self.players = {"generator": player("generator", module, run.optimizer, run.train, **names)}
+
+    def _load_tokenizer(self) -> SweetTok | None:
+        train = self.run.train
+        if self.run.tokenizer is None:
+            if train.sample_every > 0 and train.num_samples > 0:
+                raise ValueError("samples need a tokenizer to decode them: set tokenizer, or train.sample_every=0")
+            return None
+        tokenizer = SweetTok.from_pretrained(self.run.tokenizer).requires_grad_(False)
+        self.train_dataset.check_tokenizer(tokenizer.ids_hash())
+        return tokenizer
+
+    def prompt(self, batch: dict, dropped: Tensor | None = None) -> Tensor:
+        """(B, P) of a batch; `dropped` (B,) says whose class becomes the null class."""
+        sequence, ids = self.model.sequence, batch["ids"]
+        if sequence.given_clip:
+            return sequence.prompt(batch["given"])
+        if not sequence.num_classes:
+            return sequence.prompt(batch=len(ids), device=ids.device)
+        labels = batch["label"]
+        return sequence.prompt(labels if dropped is None else labels.masked_fill(dropped.to(labels.device), -1))
+
+    def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        sequence, dropped = self.model.sequence, None
+        if sequence.null_class:
+            draws = torch.rand(context.global_batch, generator=context.generator("class dropout"))
+            dropped = context.own(draws) < self.model.config.class_dropout
+        target = sequence.target(batch["ids"])
+        losses = self.players["generator"].module(self.prompt(batch, dropped), target)
+        report = {name: value.mean() for name, value in self.metrics(losses).items()}
+        yield "generator", losses.smoothed.mean(), report
+
+    def metrics(self, losses: WordLosses) -> dict[str, Tensor]:
+        """Cross-entropy in nats and accuracy (B,) of the words of each clip, and of those of each segment."""
+        sequence = self.model.sequence
+        found = {"cross_entropy": losses.plain, "accuracy": losses.correct}
+        report = {}
+        for start, segment in zip(sequence.segment_starts, sequence.layout.segments, strict=True):
+            places = slice(start, start + segment.length)
+            report |= {f"{name}/{segment.name}": values[:, places].mean(1) for name, values in found.items()}
+        for name in found:
+            parts = [segment.length * report[f"{name}/{segment.name}"] for segment in sequence.layout.segments]
+            report[name] = sum(parts) / sequence.layout.length
+        return report
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity of all words and of each segment's; `perplexity_uniform` is that of guessing within the lists."""
+        layout = self.model.sequence.layout
+        report = {
+            name.replace("cross_entropy", "perplexity"): math.exp(value)
+            for name, value in means.items()
+            if name.startswith("cross_entropy")
+        }
+        return report | {"perplexity_uniform": 2 ** (layout.bits / layout.length)}
+
+    @torch.no_grad()
+    def validate(self, batch: dict) -> dict[str, Tensor]:
+        target = self.model.sequence.target(batch["ids"])
+        return self.metrics(word_losses(self.model(self.prompt(batch), target), target, 0.0))
+
+    @torch.no_grad()
+    def sample(self, batch: dict) -> Tensor | None:
+        """Clips drawn for the conditions of the batch."""
+        if self.tokenizer is None:
+            return None
+        sequence, condition = self.model.sequence, {"num_samples": len(batch["ids"])}
+        if sequence.given_clip:
+            condition = {"given": batch["given"]}
+        elif sequence.num_classes:
+            condition = {"labels": batch["label"]}
+        ids = self.model.sample(**condition, seed=self.run.train.seed, **asdict(self.run.sampling))
+        return pixels.to_uint8(self.tokenizer.decode(ids))
+
+    def export(self, folder: Path, training: Mapping[str, Any]) -> None:
+        self.model.save_pretrained(folder, training=training)
+
+
+def settle(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
+    """The configuration with what null leaves to the shards filled in; ValueError where a value differs from theirs."""
+    given = config.given_frames
+    facts = {"layout": tokens.layout, "tokenizer_hash": tokens.tokenizer_hash}
+    if given is not None:
+        facts["given_frames"] = tokens.given_frames
+    elif config.num_classes != 0:
+        facts["num_classes"] = tokens.num_classes
+    for name, fact in facts.items():
+        value = getattr(config, name)
+        if value is not None and value != fact:
+            raise ValueError(f"generator.{name} is {value}, but the token shards at {tokens.folder} have {fact}")
+    if given is None and config.num_classes is None and not tokens.num_classes:
+        raise ValueError(f"{tokens.folder} has no labels: set generator.num_classes=0 for an unconditional generator")
+    return replace(config, **facts)
+
+
+def released_parameter(name: str) -> str:
+    """Published name of a parameter: what the release's rule on weight decay reads."""
+    for ours, released in (
+        ("generator.transformer.", ""), ("tokens.", "tok_emb."), ("positions", "pos_emb"), ("norm1.", "ln1."),
+        ("norm2.", "ln2."), ("attention.out.", "attn.proj."), ("attention.qkv.", "attn.query."),
+    ):  # fmt: skip
+        name = name.replace(ours, released)
+    return "ln_f." + name.removeprefix("norm.") if name.startswith("norm.") else name

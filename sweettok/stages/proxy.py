@@ -1,0 +1,140 @@
+"""Train a proxy tokenizer from scratch: clips and single frames, a code table of moving averages, pixel losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Optional  # noqa: UP035  (OmegaConf reads these annotations)
+
+import torch
+from torch import Tensor, nn
+
+from sweettok import pixels
+from sweettok.data.config import DataConfig
+from sweettok.layers.attention import set_gradient_checkpointing
+from sweettok.losses.config import AdversarialConfig, DiscriminatorConfig, PerceptualConfig, PixelLossConfig
+from sweettok.losses.terms import perceptual_frame_indices, pick_frames
+from sweettok.proxy.config import ProxyConfig
+from sweettok.proxy.model import ProxyOutput, ProxyTokenizer
+from sweettok.stages.video import PixelLosses, TokenizerTask, WithImages, clip_psnr, player
+from sweettok.train.config import OptimizerConfig, TrainConfig
+from sweettok.train.task import StepContext
+
+
+@dataclass(frozen=True)
+class ProxyLossConfig(PixelLossConfig):
+    reconstruction: str = "l1"
+    commitment_weight: float = 0.25
+    perceptual: PerceptualConfig = field(default_factory=lambda: PerceptualConfig(kind="lpips", weight=4.0))
+    adversarial: AdversarialConfig = field(
+        default_factory=lambda: AdversarialConfig(feature_matching_weight=4.0, start_step=0)
+    )
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """Moving-average training of the proxy's code table."""
+
+    decay: float = 0.99
+    # A code used less than this share of the mean is moved onto a feature of the current batch; 0 turns it off.
+    dead_threshold: float = 0.05
+
+    def __post_init__(self):
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"codebook.decay must be in [0, 1); got {self.decay}")
+
+
+@dataclass(frozen=True)
+class ProxyRun:
+    """Train a proxy tokenizer from scratch, on clips and single frames alike."""
+
+    stage: str = "proxy"
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    images: Optional[str] = None  # noqa: UP045  (list or folder of images; null draws single frames from the clips)
+    image_weight: float = 0.5  # share of the loss that images get beside the clips of each step
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: ProxyLossConfig = field(default_factory=ProxyLossConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+class ClipsAndImages(nn.Module):
+    """One pass over both, so that every parameter takes part in every step."""
+
+    def __init__(self, proxy: ProxyTokenizer):
+        super().__init__()
+        self.proxy = proxy
+
+    def forward(self, video: Tensor, image: Tensor) -> tuple[ProxyOutput, ProxyOutput]:
+        return self.proxy(video), self.proxy(image)
+
+
+class ProxyTask(TokenizerTask):
+    """The share `image_weight` of the loss is that of one image for each clip."""
+
+    name = "proxy"
+
+    def __init__(self, run: ProxyRun):
+        self.run = run
+        self.model = ProxyTokenizer(run.proxy)
+        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
+        self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train)
+        self.perceptual = self.pixels.perceptual
+        self.players = {"generator": player("generator", ClipsAndImages(self.model), run.optimizer, run.train)}
+        if self.pixels.opponent is not None:
+            self.players["discriminator"] = self.pixels.opponent
+        self.train_dataset, self.validation_dataset = self.read_clips(run.data, run.proxy, run.train.seed)
+        if run.images:
+            images = self.read_images(run.images, run.data, run.proxy, run.train.seed)
+            self.train_dataset = WithImages(self.train_dataset, images)
+        self.chosen: list[list[tuple[Tensor, Tensor]]] = []  # of each micro-batch: features and codes, clips and images
+
+    def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        video = pixels.to_float(batch["video"])
+        image = pixels.to_float(batch["image"]) if "image" in batch else single_frames(video, context)
+        outputs = self.players["generator"].module(video, image)
+        self.chosen.append([(output.features.flatten(0, -2), output.codes.flatten()) for output in outputs])
+
+        clip, still = outputs
+        share, total, report = self.run.image_weight, 0.0, {}
+        for prefix, weight, output, (loss, terms) in (
+            ("", 1 - share, clip, self.pixels.generator(clip.video, video, context)),
+            ("image_", share, still, self.pixels.still(still.video, image)),
+        ):
+            commitment = self.run.loss.commitment_weight * output.commitment
+            total = total + weight * (loss + commitment)
+            report |= {f"{prefix}{key}": value for key, value in terms.items()}
+            report[f"{prefix}commitment_loss"] = output.commitment.detach()
+            report[f"{prefix}commitment_weighted"] = commitment.detach()
+        yield "generator", total, report
+        if self.pixels.started(context):
+            yield "discriminator", *self.pixels.discriminator(clip.video, video)
+
+    def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
+        kinds = [[torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in zip(*self.chosen, strict=True)]
+        features, codes = [kind[0] for kind in kinds], torch.cat([kind[1] for kind in kinds])
+        self.chosen.clear()
+        config = self.run.codebook
+        moved = self.model.codebook.update(
+            features, codes, config.decay, config.dead_threshold, context.generator("dead codes")
+        )
+        return {"codes_moved": moved, "code_perplexity": self.model.codebook.perplexity()}
+
+    @torch.no_grad()
+    def validate(self, batch: dict) -> dict[str, Tensor]:
+        video = pixels.to_float(batch["video"])
+        fake = self.model(video).video
+        image = self.model(video[:, :, :1]).video
+        return {"psnr": clip_psnr(fake, video), "image_psnr": clip_psnr(image, video[:, :, :1])}
+
+    def reconstruct(self, video: Tensor) -> Tensor:
+        return self.model(video).video
+
+
+def single_frames(video: Tensor, context: StepContext) -> Tensor:
+    """One random frame of each clip: (B, 3, T, H, W) -> (B, 3, 1, H, W)."""
+    draws = perceptual_frame_indices(context.global_batch, video.shape[2], context.generator("image frame"))
+    return pick_frames(video, context.own(draws)).unsqueeze(2)

@@ -1,0 +1,151 @@
+"""Sizes and recipe of SweetTok; the defaults are the release's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional, Tuple  # noqa: UP035  (OmegaConf reads these annotations)
+
+from sweettok.config import choice, pattern, positive
+from sweettok.proxy.config import BlockConfig, ProxyConfig
+from sweettok.tokenizer.layout import LOOKUPS
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    """Sizes of the four word lists; null takes what the prior holds, a number must match it."""
+
+    adjectives: Optional[int] = None  # noqa: UP045
+    nouns: Optional[int] = None  # noqa: UP045
+    adverbs: Optional[int] = None  # noqa: UP045
+    verbs: Optional[int] = None  # noqa: UP045
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """SweetTok: decoupled query autoencoder (DQAE) and language codebooks (MLC) over the proxy's code grid."""
+
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    block: BlockConfig = field(default_factory=BlockConfig)
+    encoder_spatial: str = "ttwwtttt"
+    encoder_temporal: str = "tttt"
+    decoder_spatial: str = "tttttttt"
+    decoder_temporal: str = "tttt"
+    spatial_query_grid: Tuple[int, int] = (16, 16)  # noqa: UP006
+    num_null_kv: int = 2
+    head_hidden: int = 1024
+    words: WordsConfig = field(default_factory=WordsConfig)
+    # What a query says: the nearest modifiers and the nearest head word (release), or the nearest word of its two
+    # lists together (paper).
+    lookup: str = "modifiers_and_head"
+    modifiers_per_query: int = 2
+    codebook_dim: int = 256
+    graph_hidden: int = 256
+    graph_dropout: float = 0.5
+    # What the spatial branch reads: all slices, averaged over time (release), or the first frame (paper).
+    spatial_source: str = "all_slices"
+    # What the temporal branch reads: differences of consecutive slices (release) or to the first slice (paper).
+    temporal_source: str = "differences"
+    # From logits to pixels: expected code vector (stage 2), the likeliest code (stage 1), or no pixel decoder.
+    pixel_path: str = "expected"
+
+    def __post_init__(self):
+        object.__setattr__(self, "spatial_query_grid", tuple(self.spatial_query_grid))
+        if len(self.spatial_query_grid) != 2 or min(self.spatial_query_grid) < 1:
+            raise ValueError(f"tokenizer.spatial_query_grid must be two sizes; got {list(self.spatial_query_grid)}")
+        positive(self, "tokenizer", "head_hidden", "modifiers_per_query", "codebook_dim", "graph_hidden")
+        if not 0 <= self.graph_dropout < 1:
+            raise ValueError(f"tokenizer.graph_dropout must be in [0, 1); got {self.graph_dropout}")
+        if self.num_null_kv < 0:
+            raise ValueError(f"tokenizer.num_null_kv must be at least 0; got {self.num_null_kv}")
+        pattern("tokenizer.encoder_spatial", self.encoder_spatial, "tw")
+        pattern("tokenizer.decoder_spatial", self.decoder_spatial, "tw")
+        pattern("tokenizer.encoder_temporal", self.encoder_temporal, "t")
+        pattern("tokenizer.decoder_temporal", self.decoder_temporal, "t")
+        choice("tokenizer.lookup", self.lookup, LOOKUPS)
+        if self.lookup == "union" and self.modifiers_per_query != type(self).modifiers_per_query:
+            raise ValueError(
+                "with tokenizer.lookup union a query gives one word: leave tokenizer.modifiers_per_query out; "
+                f"got {self.modifiers_per_query}"
+            )
+        choice("tokenizer.spatial_source", self.spatial_source, ("all_slices", "first_frame"))
+        choice("tokenizer.temporal_source", self.temporal_source, ("differences", "first_frame_residuals"))
+        choice("tokenizer.pixel_path", self.pixel_path, ("expected", "argmax", "none"))
+        if len(self.decoder_spatial) % len(self.decoder_temporal):
+            raise ValueError(
+                f"tokenizer.decoder_spatial has {len(self.decoder_spatial)} layers, which the "
+                f"{len(self.decoder_temporal)} layers of decoder_temporal do not divide"
+            )
+        for name in ("encoder_spatial", "decoder_spatial"):
+            if getattr(self, name).endswith("w"):
+                raise ValueError(
+                    f"tokenizer.{name} must end in t: a window layer looks at no other branch, and nothing would see "
+                    f"the last layer; got {getattr(self, name)!r}"
+                )
+        self.check_clip(self.num_frames, self.height, self.width)
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        size = self.block.window_size
+        _, h, w = self.grid
+        grids = {}
+        if "w" in self.encoder_spatial:
+            grids = {"latent grid": (h, w), "tokenizer.spatial_query_grid": self.spatial_query_grid}
+        elif "w" in self.decoder_spatial:
+            grids = {"latent grid": (h, w)}
+        if "w" in self.decoder_spatial:
+            grids["tokenizer.spatial_query_grid"] = self.spatial_query_grid
+        for name, (rows, columns) in grids.items():
+            if rows % size or columns % size:
+                hint = ""
+                if name == "latent grid":
+                    hint = f": height and width must be multiples of {self.proxy.patch_size * size}"
+                raise ValueError(f"{name} {rows}x{columns} does not divide into windows of {size}x{size}{hint}")
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise ValueError, naming what would fit, for a clip that the tokenizer cannot take."""
+        if (height, width) != (self.height, self.width):
+            raise ValueError(
+                f"frames are {height}x{width}, but this tokenizer's tables are for {self.height}x{self.width}: "
+                f"resize the clip (read_clip does) or take at_size({height}, {width})"
+            )
+        self.proxy.check_clip(num_frames, height, width)
+        if num_frames == 1:
+            raise ValueError(
+                f"one frame has no motion to tokenize: at least {1 + self.proxy.temporal_patch_size} frames are needed"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        return self.proxy.num_frames
+
+    @property
+    def height(self) -> int:
+        return self.proxy.height
+
+    @property
+    def width(self) -> int:
+        return self.proxy.width
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent grid (t, h, w) of a clip of the configured length."""
+        return self.proxy.grid(self.num_frames, self.height, self.width)
+
+    @property
+    def query_grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns in which the queries of each branch stand; both grids cover the whole frame."""
+        return {"spatial": self.spatial_query_grid, "temporal": self.grid[1:]}
+
+    @property
+    def latent_dim(self) -> int:
+        """Width of a query's latent: one code, or a modifier half and a head half."""
+        return self.codebook_dim if self.lookup == "union" else 2 * self.codebook_dim
+
+    @property
+    def num_spatial_queries(self) -> int:
+        return self.spatial_query_grid[0] * self.spatial_query_grid[1]
+
+    @property
+    def num_temporal_queries(self) -> int:
+        """One query per place of the latent grid."""
+        return self.grid[1] * self.grid[2]

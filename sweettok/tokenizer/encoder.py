@@ -1,0 +1,92 @@
+"""DQAE encoder: spatial queries read appearance, temporal queries read motion.
+
+Letters: B batch, t h w latent grid, S spatial queries, M = h*w temporal queries, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sweettok.layers.attention import EPS, PlaceTransformer, SpatialTransformer, TemporalTransformer
+from sweettok.layers.patching import PatchEmbed
+from sweettok.tokenizer.config import TokenizerConfig
+
+
+class QueryEncoder(nn.Module):
+    """Patch grid -> one vector per spatial query and one per temporal query (paper, decoupled query autoencoder).
+
+    Without `motion` there is no temporal branch, and clips are images: of one frame.
+    """
+
+    def __init__(self, config: TokenizerConfig, motion: bool = True):
+        super().__init__()
+        block, dim, latent = config.block, config.block.dim, config.latent_dim
+        self.grid = config.grid[1:]
+        self.query_grid = config.spatial_query_grid
+        self.spatial_source, self.temporal_source = config.spatial_source, config.temporal_source
+        self.patches = PatchEmbed(config.proxy, dim)
+
+        self.spatial_queries = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))
+        self.spatial_positions = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))
+        self.spatial = SpatialTransformer(block, config.encoder_spatial, peg=True, norm_out=False)
+        self.spatial_query = SpatialTransformer(block, config.encoder_spatial, cross=True)
+        self.spatial_out = latent_head(dim, latent)
+
+        if not motion:
+            self.patches.tubes = self.temporal_queries = self.temporal_positions = None
+            return
+        # Temporal query n belongs to grid place n (row-major).
+        self.temporal_queries = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
+        self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
+        self.temporal = TemporalTransformer(block, config.encoder_temporal, norm_out=False)
+        self.temporal_query = PlaceTransformer(block, config.encoder_temporal, cross=True)
+        self.temporal_out = latent_head(dim, latent)
+
+    def spatial_branch(self, patches: Tensor) -> Tensor:
+        """Patches (B, t, h, w, D) -> (B, S, latent), before normalisation."""
+        slices = patches if self.spatial_source == "all_slices" else patches[:, :1]
+        layers = self.spatial(slices.flatten(2, 3), self.grid)
+        queries = (self.spatial_queries + self.spatial_positions).expand(len(patches), 1, -1, -1)
+        contexts = [layer.mean(1) for layer in layers]
+        x = self.spatial_query(queries, self.query_grid, contexts)[-1].squeeze(1)
+        return self.spatial_out(self.spatial_query.norm_out(x))
+
+    def temporal_branch(self, patches: Tensor) -> Tensor:
+        """Patches (B, t, h, w, D) -> (B, M, latent), before normalisation."""
+        past = patches[:, :-1] if self.temporal_source == "differences" else patches[:, :1]
+        motion = (patches[:, 1:] - past).flatten(2, 3).transpose(1, 2)
+        layers = self.temporal(motion, self.grid)
+        queries = (self.temporal_queries + self.temporal_positions).expand(len(patches), -1, -1)
+        x = self.temporal_query(queries, layers)[-1]
+        return self.temporal_out(self.temporal_query.norm_out(x))
+
+    @torch.no_grad()
+    def start_centred(self, video: Tensor) -> dict[str, Tensor]:
+        """Shift fresh output layers so that the latents of `video` differ in direction; their deviations, by branch."""
+        patches, deviations = self.patches(video), {}
+        branches = {"spatial": (self.spatial_branch, self.spatial_out)}
+        if patches.shape[1] > 1:
+            branches["temporal"] = (self.temporal_branch, self.temporal_out)
+        for name, (branch, head) in branches.items():
+            latents = branch(patches).flatten(0, 1)
+            centre = latents.mean(0)
+            head[-1].bias.sub_(centre)
+            deviations[name] = nn.functional.normalize(latents - centre, dim=-1).std(0).mean()
+        return deviations
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.
+
+        An image, a clip of one frame, has no motion: None stands for its temporal vectors.
+        """
+        patches = self.patches(video)
+        spatial = nn.functional.normalize(self.spatial_branch(patches).float(), dim=-1)
+        if video.shape[2] == 1:
+            return spatial, None
+        return spatial, nn.functional.normalize(self.temporal_branch(patches).float(), dim=-1)
+
+
+def latent_head(dim: int, latent: int) -> nn.Sequential:
+    """Final norm and the two linear layers between a query and its latent vector."""
+    return nn.Sequential(nn.LayerNorm(dim, eps=EPS), nn.Linear(dim, dim), nn.Linear(dim, latent))
