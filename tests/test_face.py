@@ -432,6 +432,6 @@ def test_processes_that_do_not_know_of_each_other_are_refused(files, tmp_path, m
     tiny.tokenizer().save_pretrained(tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("sweettok.data.processes.PartialState", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(num_processes=1))
     assert words_main(["show", str(files / "waves.mkv"), "--checkpoint", str(tmp_path)]) == 1
     assert "2 processes were launched, but each sees 1" in capsys.readouterr().err

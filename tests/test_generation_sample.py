@@ -380,6 +380,6 @@ def test_two_processes_equal_one(folder, tmp_path):
 def test_processes_that_do_not_know_of_each_other_are_refused(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("sweettok.data.processes.PartialState", lambda **_: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(num_processes=1))
     assert "2 processes were launched, but each sees 1" in refusal(capsys, folder, tmp_path / "out", "--num", 2)
     assert not (tmp_path / "out").exists()

@@ -123,7 +123,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _finish(report: dict[str, Any], out: str | None) -> int:
     """Print a report and write it, on the main process."""
-    from sweettok.data.processes import join_processes
+    from sweettok.distributed import join_processes
     from sweettok.eval.report import write_json
     from sweettok.eval.summary import summary
 

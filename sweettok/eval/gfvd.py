@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from sweettok.data.lists import load_clips
-from sweettok.data.processes import join_processes
 from sweettok.data.tokens import TokenDataset
+from sweettok.distributed import join_processes
 from sweettok.eval.cache import RealCache
 from sweettok.eval.checks import PixelCheck, suspicions
 from sweettok.eval.features import FeatureExtractor, detector_frames, find_i3d, load_extractor

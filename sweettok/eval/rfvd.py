@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from sweettok.data.lists import load_clips, some
-from sweettok.data.processes import join_processes
+from sweettok.distributed import join_processes
 from sweettok.eval.cache import RealCache
 from sweettok.eval.features import find_i3d, load_extractor
 from sweettok.eval.pipeline import batches, merged, precision

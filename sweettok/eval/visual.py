@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sweettok.data.processes import join_processes
 from sweettok.data.reader import VideoInfo, probe
 from sweettok.data.writer import compare, film_strip, write_png, write_video
+from sweettok.distributed import join_processes
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
 from sweettok.eval.tokenizers import load_tokenizer, round_trip

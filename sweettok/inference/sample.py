@@ -28,9 +28,9 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from sweettok.data.processes import join_processes, main_first
 from sweettok.data.tokens import MANIFEST, ShardWriter, TokenDataset, TokenManifest, clips_hash
 from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
+from sweettok.distributed import join_processes, main_first
 from sweettok.generator.config import SamplingConfig
 from sweettok.generator.model import Generator
 from sweettok.hub import CONFIG, WEIGHTS, local
@@ -106,8 +106,8 @@ def main(args: argparse.Namespace) -> None:
     manifest = describe(args, how, generator, tokenizer, samples)
     check_folder(out, manifest)
     place = {"rank": state.process_index, "world_size": state.num_processes}
-    writer = main_first(state, lambda: ShardWriter(out, manifest, samples.names, samples.labels, **place))
-    main_first(state, lambda: settle_decoding(args))
+    writer = main_first(lambda: ShardWriter(out, manifest, samples.names, samples.labels, **place))
+    main_first(lambda: settle_decoding(args))
     draw(args, how, generator.to(state.device), samples, writer)
     state.wait_for_everyone()
     state.destroy_process_group()

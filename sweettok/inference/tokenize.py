@@ -15,9 +15,9 @@ from tqdm import tqdm
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset, make_loader, plain_errors
 from sweettok.data.lists import ClipList, load_clips
-from sweettok.data.processes import join_processes, main_first
 from sweettok.data.reader import RESIZES, SHORT
 from sweettok.data.tokens import ShardWriter, TokenManifest
+from sweettok.distributed import join_processes, main_first
 from sweettok.tokenizer.model import SweetTok
 
 PRECISIONS = ("no", "bf16")
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     clips, num_classes = find_clips(args)
     manifest = describe(args, tokenizer, clips, num_classes)
     place = {"rank": state.process_index, "world_size": state.num_processes}
-    writer = main_first(state, lambda: ShardWriter(args.out, manifest, clips.keys, clips.labels, **place))
+    writer = main_first(lambda: ShardWriter(args.out, manifest, clips.keys, clips.labels, **place))
     state.destroy_process_group()  # from here on nobody waits for anybody: shares may take very different times
     try:
         write_shards(args, tokenizer.to(state.device), clips, writer, state)

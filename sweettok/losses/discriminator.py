@@ -4,10 +4,10 @@ Letters: B clips, T frames, H W pixels.
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sweettok.distributed import add_up, distributed, gather_rows, rank
 from sweettok.losses.config import DiscriminatorConfig
 
 
@@ -16,15 +16,11 @@ class _GatherProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
-        gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, value.contiguous())
-        return torch.stack(gathered)
+        return gather_rows(value[None])
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank()]
+        return add_up(gradient.contiguous())[rank()]
 
 
 class SyncedBatchNorm3d(nn.BatchNorm3d):
@@ -39,7 +35,7 @@ class SyncedBatchNorm3d(nn.BatchNorm3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, channels, T, H, W) -> same shape."""
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (self.training and distributed()):
             return super().forward(x)
         mean, var, count = self._global_statistics(x)
         with torch.no_grad():

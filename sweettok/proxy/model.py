@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sweettok import convert, pixels
+from sweettok.distributed import add_up, gather_rows
 from sweettok.layers.attention import SpatialTransformer, TemporalTransformer, init_linears
 from sweettok.layers.patching import PatchEmbed, Unpatch
 from sweettok.pretrained import Pretrained
@@ -60,9 +60,8 @@ class CodeTable(nn.Module):
         # bincount would wait for the device.
         counts = torch.zeros(K, device=codes.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
         sums = torch.zeros_like(self.sums).index_add_(0, codes, torch.cat(features))
-        if distributed():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
+        add_up(counts)
+        add_up(sums)
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
         # Laplace smoothing keeps rarely used codes finite.
@@ -81,19 +80,6 @@ class CodeTable(nn.Module):
         """Exponential of the entropy of the moving counts: how many codes are in use, as a scalar tensor."""
         share = self.counts / self.counts.sum().clamp_min(1e-8)
         return torch.special.entr(share).sum().exp()
-
-
-def distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """(N, c) of this process -> (N * processes, c), in rank order."""
-    if not distributed():
-        return rows
-    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, rows.contiguous())
-    return torch.cat(gathered)
 
 
 def draw_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from sweettok.proxy.model import distributed
+from sweettok.distributed import add_up, rank
 from sweettok.tokenizer.layout import Segment, TokenLayout
 
 logger = logging.getLogger(__name__)
@@ -45,8 +44,7 @@ class UsageWindow(nn.Module):
         usage/<list>: share of its words that were chosen. perplexity/<list>: the number of words, were all chosen
         equally, that would say as much. dead/<list>: words that were never chosen.
         """
-        if distributed():
-            dist.all_reduce(self.counts)
+        add_up(self.counts)
         report = {}
         for segment in self.segments:
             counts = self._counts(segment)
@@ -82,7 +80,7 @@ class UsageWatch:
             unused = usage < least
             if perplexity < FALLEN * self.told.get(name, best) or (unused and name not in self.told):
                 self.told[name] = perplexity
-                if not distributed() or dist.get_rank() == 0:
+                if rank() == 0:
                     logger.warning(
                         "the %s list collapses: perplexity %.1f in the last window, %.1f in its best; %.1f%% of its "
                         "words were chosen", name, perplexity, best, 100 * usage,

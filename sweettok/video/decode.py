@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sweettok.data.processes import join_processes
+from sweettok.distributed import join_processes
 from sweettok.tokenizer.model import SweetTok
 from sweettok.video.files import OUTPUTS, check_output
 from sweettok.video.long import LongTokens, decode_long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sweettok.data.aspect import POLICIES
-from sweettok.data.processes import join_processes
+from sweettok.distributed import join_processes
 from sweettok.tokenizer.model import SweetTok
 from sweettok.video.files import check_output
 from sweettok.video.long import encode_long

@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sweettok
-from sweettok.data.processes import join_processes
 from sweettok.data.tokens import TokenDataset
+from sweettok.distributed import join_processes
 from sweettok.store import write_aside
 from sweettok.tokenizer.model import SweetTok
 from sweettok.words import baselines, prompts, sources

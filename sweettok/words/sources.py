@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sweettok.data.aspect import POLICIES
 from sweettok.data.lists import some
-from sweettok.data.processes import join_processes
 from sweettok.data.reader import POSITIONS
 from sweettok.data.tokens import TokenDataset
+from sweettok.distributed import join_processes
 from sweettok.pixels import to_uint8
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import TokenOutput
