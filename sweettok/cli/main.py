@@ -14,11 +14,14 @@ or a group of commands
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+from sweettok.cli.launcher import report_to_launcher
 
 # Subcommand -> one-line description. The module of the same name in this package implements it.
 SUBCOMMANDS = {
@@ -35,6 +38,7 @@ SUBCOMMANDS = {
     "eval": "evaluate reconstruction and generation",
 }
 
+FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
 STATUS_HELP = """exit status:
   0    success
   1    the work failed, for example because the disk is full or a process was lost
@@ -42,6 +46,12 @@ STATUS_HELP = """exit status:
   75   training was stopped by a signal after saving a checkpoint; start it again to resume
   130  interrupted with Ctrl-C
 """
+
+# Errors of the input and errors of the environment: one line, no traceback. All others are bugs and keep theirs.
+INPUT_ERRORS = (
+    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+)  # fmt: skip
+ENVIRONMENT_ERRORS = (OSError, FloatingPointError, ImportError, MemoryError)
 
 
 class Command(NamedTuple):
@@ -52,22 +62,34 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], int | None]
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises ValueError for wrong arguments, so that they are reported as any other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
 def main(argv: Sequence[str] | None = None, prog: str = "sweettok") -> int:
     """Run a subcommand and return its exit status; `argv` defaults to the arguments of the program."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(argv, prog).parse_args(argv)
-    return run_reporting_errors(args.run, args)
+
+    def work() -> int | None:
+        args = build_parser(argv, prog).parse_args(argv)
+        return args.run(args)
+
+    return run_reporting_errors(work)
 
 
 def build_parser(argv: Sequence[str], prog: str = "sweettok") -> argparse.ArgumentParser:
     """The parser of the whole command, with the options of the one subcommand that `argv` names."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description="SweetTok: video clips as words, and back.",
         epilog=STATUS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(run=lambda args: parser.print_help())
+    subparsers = parser.add_subparsers(metavar="COMMAND")
     for name, text in SUBCOMMANDS.items():
         subparser = subparsers.add_parser(name, help=text, description=sentence(text))
         if argv and argv[0] == name:
@@ -82,7 +104,8 @@ def add_subcommand(parser: argparse.ArgumentParser, module: ModuleType) -> None:
         module.add_arguments(parser)
         parser.set_defaults(run=module.run)
         return
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(run=lambda args: parser.print_help())
+    subparsers = parser.add_subparsers(metavar="COMMAND")
     for name, command in commands.items():
         subparser = subparsers.add_parser(name, help=command.help, description=sentence(command.help))
         command.add_arguments(subparser)
@@ -94,15 +117,41 @@ def sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def run_reporting_errors(work: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
-    """Exit status of `work(args)`; errors become one line on stderr (see STATUS_HELP)."""
+def run_reporting_errors(work: Callable[[], int | None]) -> int:
+    """Run `work` and return the exit status of the process (see STATUS_HELP).
+
+    An error becomes the last line of stderr, `error: ...`. In a process that scripts/launch.sh started, status and line
+    go to the launcher, which prints them once for all processes.
+    """
     try:
-        return work(args) or 0
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        status, text = 2, f"error: {error}"
-    except (OSError, FloatingPointError, ImportError) as error:
-        status, text = 1, f"error: {error}"
+        status, text = work() or 0, ""
+        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter exits
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except KeyboardInterrupt:
-        status, text = 130, "interrupted"
-    print(text, file=sys.stderr)
+        status, text = INTERRUPTED, "interrupted"
+    except INPUT_ERRORS as error:
+        status, text = WRONG_INPUT, f"error: {describe(error)}"
+    except ENVIRONMENT_ERRORS as error:
+        status, text = FAILED, f"error: {describe(error)}"
+    except Exception as error:
+        text = f"error: {describe(error)}"
+        if type(error).__name__ != "OutOfMemoryError":  # of PyTorch, for accelerators
+            report_to_launcher(FAILED, text)
+            raise
+        status = FAILED
+    if status == 0:
+        return 0
+    if report_to_launcher(status, text):
+        return 0 if status == STOPPED else status  # the launcher ends all processes when one fails
+    if text:
+        print(text, file=sys.stderr)
     return status
+
+
+def describe(error: Exception) -> str:
+    """The message of an error on one line; of an error of the system, what is wrong with which file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
