@@ -207,7 +207,7 @@ def clip_row(config: Any, images: bool = False) -> tuple[str, str]:
 
 def layout_rows(layout: TokenLayout) -> Rows:
     what = "a clip" if layout.num_temporal else "an image"
-    lists = [(f"{s.name} ids", f"{s.length:,}, each one of {s.list_size:,} words") for s in layout.segments]
+    lists = [(f"{s.name} ids", f"{s.length:,}, each one of {s.vocab_size:,} words") for s in layout.segments]
     return [(f"ids of {what}", f"{layout.length:,}"), (f"bits of {what}", f"{layout.bits:,.0f}"), *lists]
 
 

@@ -26,14 +26,14 @@ LISTS = ("adjective", "noun", "adverb", "verb")
 def local_ids(layout: TokenLayout, seed: int, clips: int = 3) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randint(max(1, segment.list_size // 2), (clips, segment.length), generator=generator)
+        torch.randint(max(1, segment.vocab_size // 2), (clips, segment.length), generator=generator)
         for segment in layout.segments
     ]
 
 
 @pytest.mark.parametrize("layout", [tiny.tokenizer().layout, tiny.tokenizer(tiny.union_config()).layout])
 def test_window_counts_as_the_evaluation_does(layout):
-    window, counter = UsageWindow(layout), UsageCounter({s.name: s.list_size for s in layout.segments})
+    window, counter = UsageWindow(layout), UsageCounter({s.name: s.vocab_size for s in layout.segments})
     for seed in range(3):
         ids = local_ids(layout, seed)
         window(*ids)

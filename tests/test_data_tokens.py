@@ -36,9 +36,9 @@ def manifest(keys=KEYS, labels=LABELS, **changes) -> TokenManifest:
 def made_ids(count: int, layout: TokenLayout = LAYOUT, seed: int = 0) -> torch.Tensor:
     """(count, L) global ids; the first row has the last word of each list, the second one the first."""
     generator = torch.Generator().manual_seed(seed)
-    parts = [torch.randint(s.list_size, (count, s.length), generator=generator) for s in layout.segments]
+    parts = [torch.randint(s.vocab_size, (count, s.length), generator=generator) for s in layout.segments]
     for part, segment in zip(parts, layout.segments, strict=True):
-        part[0], part[1] = segment.list_size - 1, 0
+        part[0], part[1] = segment.vocab_size - 1, 0
     return layout.to_global(torch.cat(parts, dim=1))
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     model = tiny.tokenizer(tiny.tokenizer_config(tiny.proxy_config(SIZE, SIZE, FRAMES, patch_size=8)))
     model.save_pretrained(folder / "tok")
     generator = torch.Generator().manual_seed(0)
-    columns = [torch.randint(s.list_size, (COUNT, s.length), generator=generator) for s in model.layout.segments]
+    columns = [torch.randint(s.vocab_size, (COUNT, s.length), generator=generator) for s in model.layout.segments]
     ids = model.layout.to_global(torch.cat(columns, dim=1))
     keys = [f"sample-{i}" for i in range(COUNT)]
     manifest = TokenManifest(

@@ -140,7 +140,7 @@ def test_only_legal_words_are_drawn(layout):
     layout.check(ids)
     for segment in layout.segments:  # nearly even at this temperature: both ends of each list appear
         words = ids[:, segment.places] - segment.vocab_start
-        assert words.max() - words.min() >= segment.list_size // 2
+        assert words.max() - words.min() >= segment.vocab_size // 2
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_temperature_zero_is_the_likeliest_word(model):
                 logits = model.transformer.logits(model.transformer(context)[:, -1])
             legal = torch.full_like(logits, -torch.inf)
             first = sequence.word_start + segment.vocab_start
-            legal[:, first : first + segment.list_size] = 0
+            legal[:, first : first + segment.vocab_size] = 0
             context = torch.cat((context, (logits + legal).argmax(-1, keepdim=True)), 1)
     ids = words_of(sequence, context[:, sequence.prompt_length :])
     assert model.sample([0, 2], temperature=0.0).equal(ids)

@@ -12,13 +12,14 @@ UNION = TokenLayout(num_spatial=2, num_temporal=3, adjectives=5, nouns=4, adverb
 
 def random_ids(layout, batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(s.list_size, (batch, s.length), generator=generator) + s.vocab_start for s in layout.segments]
+    segments = layout.segments
+    rows = [torch.randint(s.vocab_size, (batch, s.length), generator=generator) + s.vocab_start for s in segments]
     return torch.cat(rows, dim=1)
 
 
 def test_release_layout():
     layout = TokenLayout()
-    assert [(s.name, s.length, s.list_size) for s in layout.segments] == [
+    assert [(s.name, s.length, s.vocab_size) for s in layout.segments] == [
         ("adjective", 512, 5078), ("noun", 256, 5403), ("adverb", 2048, 1872), ("verb", 1024, 9267),
     ]  # fmt: skip
     assert [s.start for s in layout.segments] == [0, 512, 768, 2816]
@@ -35,7 +36,7 @@ def test_one_word_per_query():
 
 def test_paper_layout():
     layout = TokenLayout(lookup="union")
-    assert [(s.name, s.start, s.length, s.vocab_start, s.list_size) for s in layout.segments] == [
+    assert [(s.name, s.start, s.length, s.vocab_start, s.vocab_size) for s in layout.segments] == [
         ("spatial", 0, 256, 0, 10481), ("temporal", 256, 1024, 10481, 11139),
     ]  # fmt: skip
     assert (layout.length, layout.vocab_size) == (1280, 21620)
@@ -51,7 +52,7 @@ def test_segments_are_adjacent_and_ranges_disjoint():
     segments = TINY.segments
     assert [s.places for s in segments] == [slice(0, 4), slice(4, 6), slice(6, 12), slice(12, 15)]
     assert TINY.length == 15 and TINY.vocab_size == 18
-    words = [set(range(s.vocab_start, s.vocab_start + s.list_size)) for s in segments]
+    words = [set(range(s.vocab_start, s.vocab_start + s.vocab_size)) for s in segments]
     assert set.union(*words) == set(range(18)) and sum(map(len, words)) == 18
     assert TINY.segment("verb") is segments[3]
     with pytest.raises(ValueError, match="no segment 'adverbs'; there are adjective, noun, adverb, verb"):
@@ -79,11 +80,11 @@ def test_split_is_query_major():
 
 def test_union_gives_each_word_the_id_it_has_apart():
     """Local ids of the union count modifiers, then heads, as the prior lists them; the global id is the same."""
-    ranges = {s.name: list(range(s.vocab_start, s.vocab_start + s.list_size)) for s in TINY.segments}
+    ranges = {s.name: list(range(s.vocab_start, s.vocab_start + s.vocab_size)) for s in TINY.segments}
     apart = {"spatial": ranges["adjective"] + ranges["noun"], "temporal": ranges["adverb"] + ranges["verb"]}
     for name, words in apart.items():
         segment = UNION.segment(name)
-        for local in range(segment.list_size):
+        for local in range(segment.vocab_size):
             ids = torch.zeros(1, UNION.length, dtype=torch.int64)
             ids[:, segment.places] = local
             assert (UNION.to_global(ids)[:, segment.places] == words[local]).all()
@@ -124,7 +125,7 @@ def test_check_accepts_words_of_the_right_list(dtype):
 @pytest.mark.parametrize("place", range(15))
 def test_check_finds_each_wrong_id(place):
     segment = next(s for s in TINY.segments if s.start <= place < s.start + s.length)
-    for wrong in (segment.vocab_start - 1, segment.vocab_start + segment.list_size, -1, 10**6):
+    for wrong in (segment.vocab_start - 1, segment.vocab_start + segment.vocab_size, -1, 10**6):
         ids = random_ids(TINY, 3)
         ids[1, place] = wrong
         with pytest.raises(ValueError, match=f"id {wrong} at place {place} of clip 1 is no {segment.name}: those are "):

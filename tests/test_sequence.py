@@ -15,7 +15,7 @@ SMALL_UNION = TokenLayout(num_spatial=2, num_temporal=3, adjectives=4, nouns=5, 
 def some_ids(layout, batch=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     parts = [
-        torch.randint(s.vocab_start, s.vocab_start + s.list_size, (batch, s.length), generator=generator)
+        torch.randint(s.vocab_start, s.vocab_start + s.vocab_size, (batch, s.length), generator=generator)
         for s in layout.segments
     ]
     return torch.cat(parts, 1)

@@ -42,7 +42,7 @@ def test_generator_s_metrics_are_those_of_the_words(runs):
     derived = task.derive({name: value.mean().item() for name, value in metrics.items()})
     assert derived["perplexity"] == pytest.approx(math.exp(entropy.mean()), rel=1e-5)
     assert derived["perplexity/verb"] == pytest.approx(math.exp(entropy[:, verbs].mean()), rel=1e-5)
-    lists = [segment.list_size for segment in sequence.layout.segments for _ in range(segment.length)]
+    lists = [segment.vocab_size for segment in sequence.layout.segments for _ in range(segment.length)]
     assert derived["perplexity_uniform"] == pytest.approx(math.prod(size ** (1 / len(lists)) for size in lists))
 
 

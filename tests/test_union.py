@@ -173,7 +173,7 @@ def test_another_word_changes_the_video(model, video, name):
     ids = model.encode(video[:1]).ids
     segment, changed = model.layout.segment(name), ids.clone()
     place = segment.start + 1
-    changed[0, place] = segment.vocab_start + (ids[0, place] - segment.vocab_start + 12) % segment.list_size
+    changed[0, place] = segment.vocab_start + (ids[0, place] - segment.vocab_start + 12) % segment.vocab_size
     assert (model.decode(changed) - model.decode(ids)).abs().max() > 1e-4
 
 

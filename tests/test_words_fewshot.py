@@ -153,7 +153,7 @@ def test_histograms_compare_shares_of_each_kind():
     counts = summary.word_counts(word_shards.random_ids(layout, 3), layout)
     features = baselines.histograms(counts, layout, ("noun", "verb"))
     assert torch.allclose(features.square().sum(1), torch.ones(3))  # a clip is equal to itself
-    nouns = summary.kind_ranges(layout)["noun"]
+    nouns = layout.kind_ranges["noun"]
     shares = counts[:, nouns.start : nouns.stop] / layout.segment("noun").length
     expected = (shares[0] * shares[1]).sqrt().sum()
     assert torch.allclose(2 * features[0, : len(nouns)] @ features[1, : len(nouns)], expected)
@@ -174,7 +174,7 @@ def test_mean_vectors_are_those_of_the_words():
 def test_listed_words_lose_their_counts():
     layout = tiny.tokenizer().layout
     counts = torch.zeros(2, layout.vocab_size)
-    nouns = summary.kind_ranges(layout)["noun"].start
+    nouns = layout.kind_ranges["noun"].start
     counts[0, nouns : nouns + 3] = torch.tensor([9.0, 5.0, 1.0])
     counts[1, nouns : nouns + 3] = torch.tensor([2.0, 3.0, 1.0])
     features = baselines.listed(counts, layout, ("noun",), 2)

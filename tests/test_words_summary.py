@@ -13,7 +13,7 @@ from PIL import Image
 from sweettok.data.reader import probe
 from sweettok.data.writer import write_video
 from sweettok.pixels import to_uint8
-from sweettok.tokenizer.output import TokenOutput, WordCount, kind_ranges
+from sweettok.tokenizer.output import TokenOutput, WordCount
 from sweettok.words import summary
 from sweettok.words.__main__ import main
 from sweettok.words.overlay import LINE, overlay
@@ -218,4 +218,4 @@ def test_a_word_of_a_union_has_the_same_name_under_its_global_id():
     model, union = tiny.tokenizer(), tiny.tokenizer(tiny.union_config())
     output = model.encode(tiny.clip())
     assert union.encode(tiny.clip()).names == output.names
-    assert kind_ranges(union.layout) == kind_ranges(replace(output.layout, lookup="union"))
+    assert union.layout.kind_ranges == replace(output.layout, lookup="union").kind_ranges

@@ -24,8 +24,8 @@ from sweettok import (
 from sweettok.generator.config import GeneratorConfig
 from sweettok.pixels import to_float, to_uint8
 from sweettok.proxy.config import ProxyConfig
+from sweettok.segments import Segment
 from sweettok.tokenizer.config import TokenizerConfig
-from sweettok.tokenizer.layout import Segment
 from sweettok.tokenizer.output import EmbeddingMatrix, QueryFeatures, WordCount
 from sweettok.train.config import RunConfig
 

@@ -14,7 +14,7 @@ EACH = 6  # clips of a class
 
 def random_ids(layout: TokenLayout, count: int, seed: int = 0) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
-    parts = [s.vocab_start + torch.randint(s.list_size, (count, s.length), generator=rng) for s in layout.segments]
+    parts = [s.vocab_start + torch.randint(s.vocab_size, (count, s.length), generator=rng) for s in layout.segments]
     return torch.cat(parts, dim=1)
 
 

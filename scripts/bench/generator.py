@@ -90,7 +90,7 @@ def floor_bytes(model: Generator, rows: int, past: int) -> float:
     """Weights of the layers, the head's rows of a mean segment, and the cache, read once."""
     size = model.transformer.norm.weight.element_size()
     segments = model.sequence.layout.segments
-    head = sum(s.length * s.list_size for s in segments) / model.sequence.layout.length * model.config.dim
+    head = sum(s.length * s.vocab_size for s in segments) / model.sequence.layout.length * model.config.dim
     weights = sum(param.numel() for param in model.transformer.blocks.parameters()) + head
     return size * (weights + 2 * model.config.num_layers * rows * past * model.config.dim)
 

@@ -64,7 +64,7 @@ def prepare(folder: Path, run: RunConfig, size: str) -> None:
     )  # fmt: skip
     writer = ShardWriter(folder / "tokens", manifest, keys, labels)
     for rows in writer.pending():
-        ids = [torch.randint(s.vocab_start, s.vocab_start + s.list_size, (len(rows), s.length))
+        ids = [torch.randint(s.vocab_start, s.vocab_start + s.vocab_size, (len(rows), s.length))
                for s in tokenizer.layout.segments]  # fmt: skip
         writer.write(rows, torch.cat(ids, dim=1))
 

@@ -135,7 +135,7 @@ def _import_k600(args: argparse.Namespace) -> int:
 def _tokens(args: argparse.Namespace) -> int:
     manifest = TokenManifest.read(args.folder)
     layout, missing = manifest.layout, len(manifest.missing(args.folder))
-    segments = ", ".join(f"{s.length} of {s.list_size} ({s.name})" for s in layout.segments)
+    segments = ", ".join(f"{s.length} of {s.vocab_size} ({s.name})" for s in layout.segments)
     mirrored = ", each also mirrored" if manifest.flips else ""
     given = f", and those of the first {manifest.given_frames} frames" if manifest.given_frames else ""
     print(f"{args.folder}: {manifest.kind} with tokenizer {manifest.tokenizer_hash[:12]}")

@@ -47,7 +47,7 @@ class Fakes:
         if self.tokenizer is None:
             return None
         layout = self.tokenizer.layout
-        counter = UsageCounter({segment.name: segment.list_size for segment in layout.segments})
+        counter = UsageCounter({segment.name: segment.vocab_size for segment in layout.segments})
         for item in (self.items[index] for index in range(len(self.items))):
             local = layout.to_local(item["ids"][None])
             counter.update({segment.name: local[:, segment.places] for segment in layout.segments})

@@ -61,7 +61,7 @@ def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
         ids, layout = output.ids, output.layout
         local = layout.to_local(ids)
         lists = {segment.name: local[:, segment.places] for segment in layout.segments}
-        sizes = {segment.name: segment.list_size for segment in layout.segments}
+        sizes = {segment.name: segment.vocab_size for segment in layout.segments}
         bits = layout.bits
     decoded = tokenizer.decode(ids)
     if decoded.shape != video.shape or not decoded.isfinite().all():

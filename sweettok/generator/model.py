@@ -290,7 +290,7 @@ class Generator(Pretrained):
             first = sequence.word_start + segment.vocab_start
             for _ in range(segment.length):
                 hidden = transformer(torch.cat(unread, dim=1), cache)[:, -1]
-                logits = transformer.logits(hidden, slice(first, first + segment.list_size)).float()
+                logits = transformer.logits(hidden, slice(first, first + segment.vocab_size)).float()
                 if how.guided:
                     scale = scale_at(how.cfg_scale, how.cfg_schedule, len(words), sequence.layout.length)
                     conditional, unconditional = logits.chunk(2)

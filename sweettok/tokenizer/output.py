@@ -1,28 +1,28 @@
-"""What a batch of ids says: the result of `SweetTok.encode`, query by query and counted.
+"""What SweetTok returns: ids with the words they stand for, query features, and word vectors.
 
-Letters: B clips, L ids per clip, V words of all lists together, C width of a code.
+Letters: B clips, L ids per clip, S spatial queries, M temporal queries, V words of all lists, C width of a code.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sweettok.tokenizer.layout import TokenLayout
-
-KINDS = ("adjective", "noun", "adverb", "verb")
-BRANCHES = ("spatial", "temporal")
-Grids = dict[str, tuple[int, int]]
+from sweettok.segments import TokenBatch
+from sweettok.tokenizer.layout import BRANCHES, TokenLayout
 
 
 @dataclass(frozen=True)
 class WordCount:
-    """One word of a clip. share: of the clip's words of this kind. places: (row, column) of the queries that say it."""
+    """One word of a clip.
+
+    share: its part of the clip's words of the same kind. places: (row, column) of the queries that chose it.
+    """
 
     word: str
     count: int
@@ -37,38 +37,28 @@ class WordCount:
 
 
 @dataclass(frozen=True, repr=False)
-class TokenOutput:
-    """Ids (B, L) int64 of a batch of clips or images, and what they mean.
+class TokenOutput(TokenBatch):
+    """Ids (B, L) int64 of a batch of clips or images, and the words they stand for.
 
-    `len(out)` is B. `out[i]` is clip i alone, still a batch; `out[2:5]` several; a loop gives clip after clip.
+    `len(out)` is B. `out[i]` is clip i alone, still a batch; `out[2:5]` several; a loop yields clip after clip.
+
+    Attributes:
+        layout: segments of the ids.
+        vocabulary: the word list of each segment.
+        grids: rows and columns in which the queries of each branch stand, row by row; both cover the whole frame.
+        num_frames: frames of the encoded clips, None if unknown; the ids themselves do not contain it.
     """
 
-    ids: Tensor
     layout: TokenLayout
-    vocabulary: tuple[tuple[str, ...], ...]  # the word list of each segment of the layout
-    # Rows and columns in which the queries of each branch stand, row by row; both grids cover the whole frame.
-    grids: Grids
-    num_frames: int | None = None  # of the clips that were encoded; the ids themselves do not tell it
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int | slice) -> TokenOutput:
-        ids = self.ids[index]
-        return replace(self, ids=ids[None] if ids.ndim == 1 else ids)
-
-    def __iter__(self) -> Iterator[TokenOutput]:
-        return (self[clip] for clip in range(len(self)))
+    vocabulary: tuple[tuple[str, ...], ...]
+    grids: dict[str, tuple[int, int]]
+    num_frames: int | None = None
 
     def __repr__(self) -> str:
         segments = ", ".join(f"{segment.length} {segment.name}" for segment in self.layout.segments)
-        told = f"TokenOutput({len(self)} x {self.layout.length} ids ({segments}) on {self.ids.device}"
-        said = [queries[0] for queries in self.words(0, 1).values() if queries] if len(self) else []
-        return f"{told}; the first begins {said})" if said else f"{told})"
-
-    def to(self, device: torch.device | str) -> TokenOutput:
-        """The same with its ids on another device."""
-        return replace(self, ids=self.ids.to(device))
+        text = f"TokenOutput({len(self)} x {self.layout.length} ids ({segments}) on {self.ids.device}"
+        first = [queries[0] for queries in self.words(0, 1).values() if queries] if len(self) else []
+        return f"{text}; the first begins {first})" if first else f"{text})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,59 +66,69 @@ class TokenOutput:
         return tuple(word for words in self.vocabulary for word in words)
 
     def queries(self, clip: int = 0) -> dict[str, list[list[int]]]:
-        """{"spatial": [global ids that query 0 says, those of query 1, ...], "temporal": [...]}.
+        """Global ids of each query of a clip: {"spatial": [[ids of query 0], ...], "temporal": [...]}.
 
-        Modifiers stand nearest first, a query's head word last. Images have no temporal queries: an empty list.
+        Modifiers come nearest first, the head word last. Images have no temporal queries: an empty list.
         """
         split = [part[0] for part in self.layout.split(self.ids[clip][None].cpu()).values()]
         branches = zip(BRANCHES, self.layout.by_branch(split), strict=True)
         return {branch: torch.cat(parts, dim=1).tolist() if parts else [] for branch, parts in branches}
 
     def words(self, clip: int = 0, max_queries: int | None = None) -> dict[str, list[str]]:
-        """What each query of one clip says: {"spatial": ["small red | square", ...], "temporal": [...]}.
+        """Words of each query of a clip: {"spatial": ["small red | square", ...], "temporal": [...]}.
 
-        Modifiers, nearest first, stand before the bar and the head word after it; one word of the union stands alone.
-        `max_queries` limits each list. For images the second list is empty.
+        Modifiers, nearest first, stand before the bar and the head word after it; under lookup union each query has a
+        single word. `max_queries` limits each list. For images the second list is empty.
         """
         names = self.names
 
-        def said(ids: list[int]) -> str:
+        def text(ids: list[int]) -> str:
             *modifiers, head = (names[i] for i in ids)
             return f"{' '.join(modifiers)} | {head}" if modifiers else head
 
-        return {branch: [said(ids) for ids in told[:max_queries]] for branch, told in self.queries(clip).items()}
+        return {branch: [text(ids) for ids in queries[:max_queries]] for branch, queries in self.queries(clip).items()}
 
     def summary(self, clip: int = 0, top: int | None = None) -> dict[str, list[WordCount]]:
-        """The words of one clip by kind (adjective, noun, adverb, verb), most frequent first, with their places.
+        """Words of a clip by kind (adjective, noun, adverb, verb), most frequent first, with their places.
 
-        Words of one count stand in the order of their lists. `top` limits each list to so many.
+        Words with equal counts keep the order of their lists. `top` limits each list.
         """
-        names, said = self.names, defaultdict(list)
-        for branch, told in self.queries(clip).items():
+        names, places = self.names, defaultdict(list)
+        for branch, queries in self.queries(clip).items():
             columns = self.grids[branch][1]
-            for query, ids in enumerate(told):
+            for query, ids in enumerate(queries):
                 for word in ids:
-                    said[word].append(divmod(query, columns))
+                    places[word].append(divmod(query, columns))
         summary = {}
-        for kind, places in kind_ranges(self.layout).items():
-            found = sorted((word for word in said if word in places), key=lambda word: (-len(said[word]), word))
-            total = sum(len(said[word]) for word in found)
+        for kind, ids_of_kind in self.layout.kind_ranges.items():
+            found = sorted((word for word in places if word in ids_of_kind), key=lambda w: (-len(places[w]), w))
+            total = sum(len(places[word]) for word in found)
             summary[kind] = [
-                WordCount(names[word], len(said[word]), len(said[word]) / total, tuple(said[word]))
+                WordCount(names[word], len(places[word]), len(places[word]) / total, tuple(places[word]))
                 for word in found[:top]
             ]
         return summary
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the ids, as JSON data."""
+        return {"layout": asdict(self.layout), "vocabulary": self.vocabulary, "grids": self.grids}
+
+    @classmethod
+    def from_dict(cls, ids: Tensor, data: Mapping[str, Any]) -> TokenOutput:
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for other data."""
+        grids = {branch: tuple(grid) for branch, grid in data["grids"].items()}
+        return cls(ids, TokenLayout(**data["layout"]), tuple(map(tuple, data["vocabulary"])), grids)
+
 
 class QueryFeatures(NamedTuple):
-    """What the queries have read of a batch of clips, before the lookup of their words."""
+    """Unit vectors of the queries of a batch of clips, before the lookup of their words."""
 
-    spatial: Tensor  # (B, S, latent), float32, unit vectors
+    spatial: Tensor  # (B, S, latent), float32
     temporal: Tensor | None  # (B, M, latent), likewise; None for images
 
 
 class EmbeddingMatrix(NamedTuple):
-    """The words of a tokenizer as rows for the table of a language model, from row `offset` on."""
+    """Vectors of all words, to append to the embedding table of a language model from row `offset` on."""
 
     words: tuple[str, ...]  # of every global id; a word may be in several lists, and has then several ids
     vectors: Tensor  # (V, C), float32: row i is the projected vector of global id i
@@ -139,18 +139,9 @@ class EmbeddingMatrix(NamedTuple):
         return ids + self.offset
 
     def from_table(self, rows: Tensor) -> Tensor:
-        """Rows of the table, as a language model has written them -> global ids; ValueError where one is no word."""
+        """Rows of the table, as generated by a language model -> global ids; ValueError for rows of other tokens."""
         wrong = rows[(rows < self.offset) | (rows >= self.offset + len(self.words))]
         if len(wrong):
             last = self.offset + len(self.words) - 1
             raise ValueError(f"row {int(wrong[0])} is no word of this tokenizer: those are {self.offset}..{last}")
         return rows - self.offset
-
-
-def kind_ranges(layout: TokenLayout) -> dict[str, range]:
-    """Global ids of the words of each kind."""
-    ranges, start = {}, 0
-    for kind, size in zip(KINDS, (layout.adjectives, layout.nouns, layout.adverbs, layout.verbs), strict=True):
-        ranges[kind] = range(start, start + size)
-        start += size
-    return ranges

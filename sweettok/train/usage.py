@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sweettok.distributed import add_up, rank
-from sweettok.tokenizer.layout import Segment, TokenLayout
+from sweettok.segments import Segment, SegmentLayout
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ RECOVERED = 0.75  # of a list's best perplexity: from there on a new fall is tol
 class UsageWindow(nn.Module):
     """Counts how often each word is chosen. The counts stay on the device and are no part of any weights."""
 
-    def __init__(self, layout: TokenLayout):
+    def __init__(self, layout: SegmentLayout):
         super().__init__()
         self.segments = layout.segments
         self.register_buffer("counts", torch.zeros(layout.vocab_size, dtype=torch.int64), persistent=False)
@@ -35,7 +35,7 @@ class UsageWindow(nn.Module):
             self._counts(segment).index_add_(0, flat, torch.ones_like(flat))
 
     def _counts(self, segment: Segment) -> Tensor:
-        return self.counts[segment.vocab_start :][: segment.list_size]
+        return self.counts[segment.vocab_start :][: segment.vocab_size]
 
     @torch.no_grad()
     def read(self) -> dict[str, Tensor]:
@@ -64,9 +64,9 @@ class UsageWatch:
     are fewer than its words.
     """
 
-    def __init__(self, layout: TokenLayout, clips: int):
+    def __init__(self, layout: SegmentLayout, clips: int):
         """clips: in a window."""
-        self.least = {s.name: LEAST * min(1, clips * s.length / s.list_size) for s in layout.segments}
+        self.least = {s.name: LEAST * min(1, clips * s.length / s.vocab_size) for s in layout.segments}
         self.best: dict[str, float] = {}  # perplexities
         self.told: dict[str, float] = {}  # those last warned of, until they have recovered
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sweettok.tokenizer.layout import TokenLayout
-from sweettok.tokenizer.output import kind_ranges
 from sweettok.words.summary import frequent_only
 
 # What each baseline looks at; `listed` sees the very words that a prompt would hold, without their counts.
@@ -56,7 +55,7 @@ def nearest_by_distance(queries: Tensor, support: Tensor) -> Tensor:
 
 def _parts(values: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> list[Tensor]:
     """Columns of each of the kinds; those without words are left out."""
-    ranges = kind_ranges(layout)
+    ranges = layout.kind_ranges
     chosen = [ranges[kind] for kind in kinds if len(ranges[kind])]
     if not chosen:
         raise ValueError(f"these ids have no words of the kinds {', '.join(kinds)}: they are those of images")

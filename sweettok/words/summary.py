@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sweettok.tokenizer.layout import TokenLayout
-from sweettok.tokenizer.output import KINDS, WordCount, kind_ranges
+from sweettok.tokenizer.layout import KINDS, TokenLayout
+from sweettok.tokenizer.output import WordCount
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -33,14 +33,14 @@ def frequent_words(
     counts: Tensor, layout: TokenLayout, names: Sequence[str], number: int, kinds: Iterable[str] = KINDS
 ) -> dict[str, list[str]]:
     """Counts (V,) of one clip -> its `number` most frequent words of each kind, in the order of `summary`."""
-    ranges = kind_ranges(layout)
+    ranges = layout.kind_ranges
     return {kind: [names[ranges[kind][i]] for i in _top(counts[_slice(ranges[kind])], number)] for kind in kinds}
 
 
 def frequent_only(counts: Tensor, layout: TokenLayout, number: int) -> Tensor:
     """Counts (B, V) with zeros for all words but the `number` most frequent of each kind, as `frequent_words` lists."""
     kept = torch.zeros_like(counts)
-    for ids in kind_ranges(layout).values():
+    for ids in layout.kind_ranges.values():
         for row, part in enumerate(counts[:, _slice(ids)]):
             places = torch.tensor(_top(part, number), dtype=torch.long) + ids.start
             kept[row, places] = counts[row, places]
