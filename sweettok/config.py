@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+
+def find_config(path: str | Path) -> Path:
+    """The file at `path`, or else the one of this name in the package, such as configs/stage1/ucf101.yaml."""
+    path, packaged = Path(path), Path(__file__).parent / path
+    return packaged if path.parts[:1] == ("configs",) and packaged.is_file() and not path.exists() else path
 
 
 def build(cls: type, *sources: Any) -> Any:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sweettok.config import build
+from sweettok.config import build, find_config
 from sweettok.stages.generator import GeneratorRun, GeneratorTask
 from sweettok.stages.proxy import ProxyRun, ProxyTask
 from sweettok.stages.spatial import SpatialRun, SpatialTask
@@ -34,7 +34,7 @@ STAGES = {
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Read a run's YAML file, apply `key.path=value` overrides, and return the typed configuration of its stage."""
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
     for override in overrides:

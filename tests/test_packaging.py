@@ -1,0 +1,52 @@
+"""What `pip install .` installs: the package, its configurations and the command."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The contents of the wheel, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("sweettok", "configs"):
+        shutil.copytree(ROOT / name, folder / "source" / name, symlinks=True, ignore=shutil.ignore_patterns("*.pyc"))
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(folder)], cwd=folder / "source", capture_output=True, text=True, check=True
+    )
+    zipfile.ZipFile(folder / done.stdout.split()[-1]).extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_the_wheel_is_complete(installed):
+    there = {path.relative_to(installed).as_posix() for path in installed.rglob("*")}
+    expected = [*(ROOT / "sweettok").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml")]
+    names = {path.relative_to(ROOT).as_posix() for path in expected}
+    assert {name if name.startswith("sweettok/") else f"sweettok/{name}" for name in names} <= there
+    assert "sweettok/py.typed" in there and not (installed / "tests").exists() and not (installed / "configs").exists()
+    assert "sweettok = sweettok.cli:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
+
+
+def test_configurations_are_found_from_any_folder(installed, tmp_path):
+    """Those of the package, unless the working folder has a file of this name."""
+    code = "from sweettok.config import find_config; print(find_config('configs/tiny/proxy.yaml').resolve())"
+
+    def found() -> Path:
+        command = [sys.executable, "-c", code]
+        environment = {"PYTHONPATH": str(installed)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return Path(done.stdout.strip())
+
+    assert found() == installed / "sweettok/configs/tiny/proxy.yaml"
+    (tmp_path / "configs/tiny").mkdir(parents=True)
+    (tmp_path / "configs/tiny/proxy.yaml").touch()
+    assert found() == tmp_path / "configs/tiny/proxy.yaml"
