@@ -377,8 +377,8 @@ def test_things_that_are_no_weights(weights, message):
 # -------------------------------------------------------------------------------------------------- published names
 
 
-def published_shapes(shared: Path, name: str) -> dict[str, tuple[int, ...]]:
-    recipe = json.loads((shared / "reference" / "golden" / f"{name}.json").read_text())
+def published_shapes(golden_folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    recipe = json.loads((golden_folder / f"{name}.json").read_text())
     return {entry: tuple(shape) for entry, shape in {**recipe["shapes"], **recipe["integers"]}.items()}
 
 
@@ -396,13 +396,13 @@ def without_numbers(monkeypatch):
         yield
 
 
-def test_tokenizer_has_the_published_names_and_shapes(shared, without_numbers):
+def test_tokenizer_has_the_published_names_and_shapes(golden_folder, without_numbers):
     prior = Prior(graph_of_sizes(5078, 5403), graph_of_sizes(1872, 9267))
     ours = SweetTok(TokenizerConfig(), prior).to_release()
-    assert {name: tuple(value.shape) for name, value in ours.items()} == published_shapes(shared, "tokenizer_0")
+    assert {name: tuple(value.shape) for name, value in ours.items()} == published_shapes(golden_folder, "tokenizer_0")
 
 
-def test_proxy_has_the_published_names_and_shapes(shared, without_numbers):
+def test_proxy_has_the_published_names_and_shapes(golden_folder, without_numbers):
     ours = ProxyTokenizer().to_release()
-    assert {name: tuple(value.shape) for name, value in ours.items()} == published_shapes(shared, "proxy_0")
+    assert {name: tuple(value.shape) for name, value in ours.items()} == published_shapes(golden_folder, "proxy_0")
     assert round(sum(value.numel() for value in ours.values() if value.is_floating_point()) / 1e6, 1) == 53.9

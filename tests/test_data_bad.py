@@ -307,9 +307,9 @@ def test_training_ends_when_substitutes_fail_too(clips, workers):
     assert "\n" not in str(told.value)
 
 
-def test_a_folder_of_odd_files_can_be_trained_on(shared):
+def test_a_folder_of_odd_files_can_be_trained_on(videos):
     """Of corrupted.mp4 the first frames can be read, so it is a substitute and needs one."""
-    dataset = ClipDataset(load_clips(shared / "videos" / "odd"), 5, 32, "random", substitute=True)
+    dataset = ClipDataset(load_clips(videos / "odd"), 5, 32, "random", substitute=True)
     items = [dataset[epoch, index] for epoch in range(4) for index in range(len(dataset))]
     met = {item["problem"].partition(": ")[0].rpartition("/")[2] for item in items}
     assert met == {"", "corrupted.mp4"}

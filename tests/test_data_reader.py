@@ -141,8 +141,8 @@ def test_probe(folder):
     assert (info.num_frames, info.fps, info.height, info.width, info.backend) == (COUNT, 25.0, HEIGHT, WIDTH, "pyav")
 
 
-def test_center_and_random_follow_the_release(shared):
-    table = json.loads((shared / "reference" / "golden" / "training.json").read_text())["clip_sampling"]
+def test_center_and_random_follow_the_release(golden_folder):
+    table = json.loads((golden_folder / "training.json").read_text())["clip_sampling"]
     for count, row in table.items():
         center = clip_places(int(count), 17)
         assert (center[0], center[-1]) == (row["center_first"], row["center_last_real"])
@@ -326,9 +326,9 @@ REAL = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_clips_are_the_same_from_both_decoders(shared, name):
+def test_real_clips_are_the_same_from_both_decoders(videos, name):
     pytest.importorskip("decord")
-    path = shared / "videos" / name
+    path = videos / name
     for position in ("first", "center", "last"):
         one, two = (read_clip(path, 17, 256, position, backend=backend).int() for backend in ("pyav", "decord"))
         gap = (one - two).abs()
@@ -340,15 +340,15 @@ def test_real_clips_are_the_same_from_both_decoders(shared, name):
 
 
 @pytest.mark.parametrize("name", [*REAL, "odd/av1.mkv"])
-def test_real_clips_after_a_seek_equal_decoding_from_the_start(shared, name):
-    path = shared / "videos" / name
+def test_real_clips_after_a_seek_equal_decoding_from_the_start(videos, name):
+    path = videos / name
     whole = read_clip(path, probe(path).num_frames, 32, position="first")
     for start in range(0, whole.shape[1] - 3, max(1, whole.shape[1] // 7)):
         assert torch.equal(read_clip(path, 4, 32, start=start), whole[:, start : start + 4])
 
 
-def test_odd_files(shared):
-    odd = shared / "videos" / "odd"
+def test_odd_files(videos):
+    odd = videos / "odd"
     assert probe(odd / "av1.mkv").num_frames == 125
     with pytest.raises(ClipError, match="decord cannot open"):
         read_clip(odd / "av1.mkv", 17, 64, backend="decord")

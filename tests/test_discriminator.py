@@ -143,8 +143,8 @@ def test_two_processes_equal_the_joined_batch(tmp_path):
         torch.testing.assert_close(a["buffers"][name], value, atol=1e-5, rtol=1e-5)
 
 
-def test_golden_names_and_shapes(shared):
-    path = shared / "reference" / "golden" / "discriminator_shapes.json"
+def test_golden_names_and_shapes(golden_folder):
+    path = golden_folder / "discriminator_shapes.json"
     expected = {name: tuple(shape) for name, shape in json.loads(path.read_text()).items()}
     model = PatchDiscriminator(DiscriminatorConfig())
     found = {}
@@ -152,7 +152,7 @@ def test_golden_names_and_shapes(shared):
         layer, _, entry = name.rpartition(".")
         found[f"{DISCRIMINATOR_NAMES[layer]}.{entry}"] = tuple(value.shape)
     assert found == expected
-    assert sum(p.numel() for p in model.parameters()) == golden_json(shared)["disc"]["n_params"]
+    assert sum(p.numel() for p in model.parameters()) == golden_json(golden_folder)["disc"]["n_params"]
 
 
 def assert_losses(real, fake, expected):
@@ -169,9 +169,9 @@ def assert_losses(real, fake, expected):
 
 
 @torch.no_grad()
-def test_golden_eval(shared, golden_rule):
-    expected = golden_json(shared)["disc"]["eval_B1"]
-    arrays = np.load(shared / "reference" / "golden" / "training.npz")
+def test_golden_eval(golden_folder, golden_rule):
+    expected = golden_json(golden_folder)["disc"]["eval_B1"]
+    arrays = np.load(golden_folder / "training.npz")
     model = golden_discriminator(golden_rule).eval()
     real, fake = (model(video[:1]) for video in golden_clips())
     assert [list(m.shape) for m in real] == expected["shapes"]
@@ -188,9 +188,9 @@ def test_golden_eval(shared, golden_rule):
 
 
 @torch.no_grad()
-def test_golden_train(shared, golden_rule):
-    expected = golden_json(shared)["disc"]["train_B2"]
-    arrays = np.load(shared / "reference" / "golden" / "training.npz")
+def test_golden_train(golden_folder, golden_rule):
+    expected = golden_json(golden_folder)["disc"]["train_B2"]
+    arrays = np.load(golden_folder / "training.npz")
     model = golden_discriminator(golden_rule)
     real, fake = golden_clips()
     fake = model(fake)

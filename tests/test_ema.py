@@ -132,8 +132,8 @@ def test_average_of_another_model_is_refused():
         EMA(Net(), cap=1)
 
 
-def test_golden_trajectory(shared):
-    expected = golden_json(shared)["ema"]
+def test_golden_trajectory(golden_folder):
+    expected = golden_json(golden_folder)["ema"]
     model = nn.Linear(1, 1, bias=False)
     ema = EMA(model)
     for call, decay, value in expected["trajectory_param_sin(i)"]:
@@ -144,8 +144,8 @@ def test_golden_trajectory(shared):
         assert ema.shadow["weight"].item() == pytest.approx(value, abs=1e-6)
 
 
-def test_golden_decay(shared):
-    expected = golden_json(shared)["ema"]
+def test_golden_decay(golden_folder):
+    expected = golden_json(golden_folder)["ema"]
     ema = EMA(nn.Linear(1, 1))
     for call, decay in expected["decay_at_call"].items():
         ema.calls = int(call)

@@ -193,14 +193,14 @@ def first_clip(height, width):
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    with np.load(shared / "reference" / "golden" / "fvd.npz") as arrays:
+def golden(golden_folder):
+    with np.load(golden_folder / "fvd.npz") as arrays:
         return dict(arrays)
 
 
 @pytest.fixture(scope="module")
-def recipe(shared):
-    return json.loads((shared / "reference" / "golden" / "fvd.json").read_text())
+def recipe(golden_folder):
+    return json.loads((golden_folder / "fvd.json").read_text())
 
 
 @pytest.fixture(scope="module")

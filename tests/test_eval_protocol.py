@@ -101,8 +101,8 @@ IMPLEMENTATION = {
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    with np.load(shared / "reference" / "golden" / "fvd.npz") as arrays:
+def golden(golden_folder):
+    with np.load(golden_folder / "fvd.npz") as arrays:
         return dict(arrays)
 
 

@@ -213,8 +213,8 @@ def test_an_image(tokenizer, tmp_path):
     assert reconstruct(tokenizer, tmp_path / "image.png").shape == (3, 1, 16, 16)
 
 
-def test_odd_files(tokenizer, shared):
-    odd = shared / "videos" / "odd"
+def test_odd_files(tokenizer, videos):
+    odd = videos / "odd"
     turned = encode_long(tokenizer, odd / "rotated_90.mov")
     assert (turned.fit.source, turned.chunks.num_frames) == ((568, 320), 3)
     assert encode_long(tokenizer, odd / "unordered.mov").chunks.num_frames == probe(odd / "unordered.mov").num_frames

@@ -103,8 +103,8 @@ def test_wrong_shapes_are_named(call, message):
         call(torch.zeros(2, 3, 4, 5, 6))
 
 
-def test_golden_cross_entropy(shared):
-    expected = golden_json(shared)["ce"]
+def test_golden_cross_entropy(golden_folder):
+    expected = golden_json(golden_folder)["ce"]
     for case in expected["cases"]:
         size = case["V"]
         logits = wave(3.0, (1.7, 0.37, 0.9, 0.21, 0.13), 0.0, (2, size, 2, 3, 3)).requires_grad_()
@@ -120,9 +120,9 @@ def test_golden_cross_entropy(shared):
     assert flat.item() == pytest.approx(expected["uniform_8192"], abs=2e-6)
 
 
-def test_golden_quantizer_loss(shared):
-    expected = golden_json(shared)["vq"]
-    arrays = np.load(shared / "reference" / "golden" / "training.npz")
+def test_golden_quantizer_loss(golden_folder):
+    expected = golden_json(golden_folder)["vq"]
+    arrays = np.load(golden_folder / "training.npz")
     z = wave(0.3, (0.9, 0.5, 0.0, 0.11), 0.0, (2, 8, 1, 256)).requires_grad_()
     modifiers = wave(0.3, (0.8, 1.1), torch.pi / 2, (5, 4)).requires_grad_()
     heads = wave(0.3, (0.6, 0.9), 0.4 + torch.pi / 2, (7, 4)).requires_grad_()
@@ -155,7 +155,7 @@ def test_golden_quantizer_loss(shared):
 
 
 @pytest.fixture(scope="module")
-def networks(shared, golden_rule):
+def networks(golden_folder, golden_rule):
     return golden_convnext(golden_rule), golden_discriminator(golden_rule)
 
 
@@ -180,8 +180,8 @@ def generator_terms(networks, real, fake, adversarial):
 
 
 @pytest.mark.parametrize(("step", "gradient_norm"), [(0, 0.0074665), (19999, None), (20000, 0.0076185)])
-def test_golden_stage2_generator(shared, networks, step, gradient_norm):
-    expected = golden_json(shared)["stage2_loss"][f"generator_step{step}"]
+def test_golden_stage2_generator(golden_folder, networks, step, gradient_norm):
+    expected = golden_json(golden_folder)["stage2_loss"][f"generator_step{step}"]
     real, fake = golden_clips()
     fake.requires_grad_()
     terms = generator_terms(networks, real, fake, adversarial=step >= 20000)
@@ -195,8 +195,8 @@ def test_golden_stage2_generator(shared, networks, step, gradient_norm):
         assert all(param.grad is None for network in networks for param in network.parameters())
 
 
-def test_golden_stage2_discriminator(shared, networks):
-    expected = golden_json(shared)["stage2_loss"]
+def test_golden_stage2_discriminator(golden_folder, networks):
+    expected = golden_json(golden_folder)["stage2_loss"]
     real, fake = golden_clips()
     discriminator = networks[1]
     with torch.no_grad():
@@ -208,8 +208,8 @@ def test_golden_stage2_discriminator(shared, networks):
     assert fake_logits.mean().item() == pytest.approx(at_20000["logits_fake"], abs=1e-5)
 
 
-def test_golden_pixel_losses(shared):
-    expected = golden_json(shared)["stage2_loss"]
+def test_golden_pixel_losses(golden_folder):
+    expected = golden_json(golden_folder)["stage2_loss"]
     real, fake = golden_clips()
     assert losses.reconstruction_loss(fake, real, "l2").item() == pytest.approx(expected["mse"], abs=1e-6)
     assert losses.reconstruction_loss(fake, real, "l1").item() == pytest.approx(expected["l1"], abs=1e-6)

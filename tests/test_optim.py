@@ -159,8 +159,8 @@ def test_scheduler_counts_updates_and_survives_a_reload():
         ("stage2_disc_ucf_1proc", OptimizerConfig(warmup_steps=10_000), 50_000, 20_000),
     ],
 )
-def test_golden_learning_rates(shared, key, config, max_steps, start):
-    recorded = golden_json(shared)["lr"]
+def test_golden_learning_rates(golden_folder, key, config, max_steps, start):
+    recorded = golden_json(golden_folder)["lr"]
     (expected,) = [values for name, values in recorded.items() if re.match(rf"{key}\(", name)]
     scheduler = make_scheduler(make_optimizer(nn.Linear(1, 1), config), config, max_steps, start)
     factor = scheduler.lr_lambdas[0]

@@ -203,9 +203,9 @@ def test_load_perceptual_follows_the_configuration():
 
 
 @torch.no_grad()
-def test_golden_convnext(shared, golden_rule):
-    expected = golden_json(shared)["stage2_loss"]
-    arrays = np.load(shared / "reference" / "golden" / "training.npz")
+def test_golden_convnext(golden_folder, golden_rule):
+    expected = golden_json(golden_folder)["stage2_loss"]
+    arrays = np.load(golden_folder / "training.npz")
     network = golden_convnext(golden_rule)
     real, fake = (pick_frames(video, torch.tensor(PERCEPTUAL_FRAMES)) for video in golden_clips())
     assert_statistics(network.resize(real), expected["resized_frames"])

@@ -2,7 +2,6 @@
 
 import collections
 import copyreg
-import importlib.util
 import io
 import os
 import pickle
@@ -241,13 +240,8 @@ def test_convert(tmp_path, capsys):
     check_rules(load_prior(tmp_path / "native"))
 
 
-def test_full_size_priors(shared, tmp_path):
-    spec = importlib.util.spec_from_file_location("rule_made_priors", shared / "reference" / "priors.py")
-    rule = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rule)
-    rule.main(tmp_path)
-    prior = load_prior(tmp_path)
-    space, time = prior.spatial, prior.temporal
+def test_full_size_priors(golden_priors, golden_prior):
+    rule, space, time = golden_priors, golden_prior.spatial, golden_prior.temporal
     assert (space.num_modifiers, space.num_heads, time.num_modifiers, time.num_heads) == (5078, 5403, 1872, 9267)
     made = rule.spatial()
     assert space.modifiers == tuple(rule.words("adj", 5078)) and space.heads == tuple(rule.words("noun", 5403))

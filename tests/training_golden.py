@@ -41,8 +41,8 @@ def golden_clips():
     return real, fake
 
 
-def golden_json(shared):
-    return json.loads((shared / "reference" / "golden" / "training.json").read_text())
+def golden_json(golden_folder):
+    return json.loads((golden_folder / "training.json").read_text())
 
 
 def golden_discriminator(golden_rule):

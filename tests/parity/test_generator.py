@@ -22,10 +22,9 @@ ATOL = 1e-4  # of logits with a deviation of 1; float32 against float64 differs 
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    folder = shared / "reference" / "golden"
-    arrays = {name: torch.from_numpy(value) for name, value in np.load(folder / "generator.npz").items()}
-    return arrays, json.loads((folder / "generator.json").read_text())
+def golden(golden_folder):
+    arrays = {name: torch.from_numpy(value) for name, value in np.load(golden_folder / "generator.npz").items()}
+    return arrays, json.loads((golden_folder / "generator.json").read_text())
 
 
 def import_released(released: dict, model: CausalTransformer) -> None:

@@ -1,11 +1,12 @@
 """Every array of the full-size golden runs, met within 1e-5 (pixels after the sharp softmax: 1e-4)."""
 
 import json
-import runpy
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sweettok import ProxyTokenizer, SweetTok
 from sweettok.losses.terms import quantizer_loss
@@ -29,8 +30,7 @@ def sine_clip(seed: int) -> torch.Tensor:
 class Golden:
     """Golden arrays of one model, the weights they were made with, and a record of what was compared."""
 
-    def __init__(self, shared, rule, name):
-        folder = shared / "reference" / "golden"
+    def __init__(self, folder, rule, name):
         recipe = json.loads((folder / f"{name}.json").read_text())
         self.arrays = dict(np.load(folder / f"{name}.npz"))
         self.weights = rule.fill(recipe["shapes"], recipe["seed"], recipe["gains"])
@@ -56,33 +56,28 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def proxy_golden(shared, golden_rule):
-    return Golden(shared, golden_rule, "proxy_0")
+def proxy_golden(golden_folder, golden_rule):
+    return Golden(golden_folder, golden_rule, "proxy_0")
 
 
 @pytest.fixture(scope="module")
-def golden(shared, golden_rule):
-    return Golden(shared, golden_rule, "tokenizer_0")
+def golden(golden_folder, golden_rule):
+    return Golden(golden_folder, golden_rule, "tokenizer_0")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared, golden, tmp_path_factory):
-    priors = tmp_path_factory.mktemp("priors")
-    runpy.run_path(str(shared / "reference" / "priors.py"))["main"](priors)
-    return SweetTok.from_release(golden.weights, priors=priors)
+def tokenizer(golden_prior, golden):
+    return SweetTok.from_release(golden.weights, priors=golden_prior)
 
 
 @torch.no_grad()
 def test_proxy(proxy_golden):
     golden, clip = proxy_golden, sine_clip(0)
     proxy = ProxyTokenizer.from_release(golden.weights)
-    features = []
-    handle = proxy.to_code.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-    z = proxy.features(clip)
-    handle.remove()
-    golden.close("features_BDthw", features[0].movedim(-1, 1), (1, 16, 1, 8, 8))
-    golden.close("z_BDthw", z.movedim(-1, 1), (1, 1, 1, 4, 4))
-    codes = proxy.encode(clip)
+    with recorded({"to_code": proxy.to_code}) as found, recorded({"features": proxy.to_code}, inputs=True) as inputs:
+        codes = proxy.encode(clip)
+    golden.close("features_BDthw", inputs["features"].movedim(-1, 1), (1, 16, 1, 8, 8))
+    golden.close("z_BDthw", F.normalize(found["to_code"], dim=-1).movedim(-1, 1), (1, 1, 1, 4, 4))
     assert torch.equal(codes[0], golden.integers("codes_thw"))
     golden.close("video_BCTHW", proxy.decode(codes), (1, 1, 3, 13, 13))
     image_codes = proxy.encode(clip[:, :, 0])
@@ -93,63 +88,73 @@ def test_proxy(proxy_golden):
 
 @torch.no_grad()
 def test_tokenizer(tokenizer, golden):
-    clip = sine_clip(0)
-    check_encoder(tokenizer, golden, clip)
-    latents = tokenizer.encoder(clip)
-    spatial, temporal = (q(z) for q, z in zip(quantizers(tokenizer), latents, strict=True))
-    golden.close("z_spatial_BD11S", latents[0].mT[:, :, None, None], (1, 8, 1, 1, 8))
-    golden.close("z_temporal_BD11M", latents[1].mT[:, :, None, None], (1, 8, 1, 1, 16))
+    """Each part runs once: its output is recorded while `predict` and `decode` run."""
+    clip, encoder, decoder, pixels = sine_clip(0), tokenizer.encoder, tokenizer.decoder, tokenizer.pixel_decoder
+    parts = {
+        "latents": encoder, "patches": encoder.patches, "spatial": encoder.spatial, "temporal": encoder.temporal,
+        "spatial_raw": encoder.spatial_out[1], "temporal_raw": encoder.temporal_out[1],
+    }  # fmt: skip
+    with recorded(parts) as found:
+        prediction = tokenizer.predict(clip)
+    check_encoder(found, golden)
+    spatial, temporal = prediction.spatial, prediction.temporal
     golden.close("codes_spatial_KD", tokenizer.spatial_quantizer.codebook(), (64, 8))
     golden.close("codes_temporal_KD", tokenizer.temporal_quantizer.codebook(), (64, 8))
-    check_ids(tokenizer, golden, latents, spatial, temporal)
+    check_ids(tokenizer, golden, found["latents"], spatial, temporal)
     golden.close("zq_spatial_BD11S", spatial.output.mT[:, :, None, None], (1, 8, 1, 1, 8))
     golden.close("zq_temporal_BD11M", temporal.output.mT[:, :, None, None], (1, 8, 1, 1, 16))
     losses = [quantizer_loss(z, code) for quantized in (spatial, temporal) for z, code in quantized.halves]
     total, encoder_side, codebook_side = (torch.stack(term).sum() for term in zip(*losses, strict=True))
     golden.close("vq_losses", torch.stack((total, 0.25 * codebook_side, encoder_side)), (1,))
 
-    prediction = tokenizer.predict(clip)
     golden.close("proxy_logits_BKthw", prediction.logits, (1, 128, 1, 8, 8))
     assert torch.equal(prediction.logits.argmax(1)[0], golden.integers("proxy_argmax_thw"))
-    video = tokenizer.to_pixels(prediction.logits)
-    golden.close("video_BCTHW", video, (1, 1, 3, 13, 13), VIDEO_TOLERANCE)
-    decoded = tokenizer.decode(tokenizer.encode(clip).ids)
-    assert torch.equal(decoded, video.clamp(-0.5, 0.5))
+    with recorded({"logits": decoder, "video": pixels}) as found:
+        decoded = tokenizer.decode(tokenizer.ids(spatial, temporal))
+    assert torch.equal(found["logits"], prediction.logits)
+    golden.close("video_BCTHW", found["video"], (1, 1, 3, 13, 13), VIDEO_TOLERANCE)
+    assert torch.equal(decoded, found["video"].clamp(-0.5, 0.5))
 
     codes = torch.from_numpy(np.random.RandomState(55).randint(0, 8192, (1, 5, 32, 32)))
-    pixels = tokenizer.pixel_decoder
     golden.close("pixel_from_codes_BCTHW", pixels(pixels.codebook(codes)), (1, 1, 3, 13, 13))
     golden.close("pixel_image_BCHW", pixels(pixels.codebook(codes[:, :1]))[:, :, 0], (1, 1, 13, 13))
     assert golden.seen == set(golden.arrays)
 
 
-def quantizers(tokenizer):
-    return tokenizer.spatial_quantizer, tokenizer.temporal_quantizer
+@contextmanager
+def recorded(modules, inputs=False):
+    """A dict that gets the output (or the first input) of each module when the module runs, which it must do once."""
+    found = {}
+
+    def hook(name):
+        def keep(module, args, output):
+            assert name not in found, f"{name} runs twice"
+            found[name] = args[0] if inputs else output
+
+        return keep
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    yield found
+    for handle in handles:
+        handle.remove()
+    assert found.keys() == modules.keys()
 
 
-def check_encoder(tokenizer, golden, clip):
-    encoder = tokenizer.encoder
-    patches = encoder.patches(clip)
-    golden.close("patches_BthwD", patches, (1, 1, 8, 8, 8))
-    layers = [x.flatten(0, 1) for x in encoder.spatial(patches.flatten(2, 3), encoder.grid)]
+def check_encoder(found, golden):
+    golden.close("patches_BthwD", found["patches"], (1, 1, 8, 8, 8))
+    layers = [x.flatten(0, 1) for x in found["spatial"]]
     layers.append(golden.norm(layers[-1], "encoder.enc_spatial_transformer"))
     for i, x in enumerate(layers):
         golden.close(f"enc_spatial_{i}_TND", x, (1, 67, 16))
-    motion = (patches[:, 1:] - patches[:, :-1]).flatten(2, 3).transpose(1, 2)
-    layers = [x.flatten(0, 1) for x in encoder.temporal(motion, encoder.grid)]
+    layers = [x.flatten(0, 1) for x in found["temporal"]]
     layers.append(golden.norm(layers[-1], "encoder.enc_temporal_transformer"))
     for i, x in enumerate(layers):
         golden.close(f"enc_temporal_{i}_NtD", x, (67, 1, 16))
-    raw = {}
-    for name, head, branch in (
-        ("z_spatial_raw_BD1S", encoder.spatial_out, encoder.spatial_branch),
-        ("z_temporal_raw_BD1M", encoder.temporal_out, encoder.temporal_branch),
-    ):
-        handle = head[1].register_forward_hook(lambda module, inputs, output, name=name: raw.update({name: output}))
-        branch(patches)
-        handle.remove()
-    golden.close("z_spatial_raw_BD1S", raw["z_spatial_raw_BD1S"].mT[:, :, None], (1, 8, 1, 8))
-    golden.close("z_temporal_raw_BD1M", raw["z_temporal_raw_BD1M"].mT[:, :, None], (1, 8, 1, 16))
+    golden.close("z_spatial_raw_BD1S", found["spatial_raw"].mT[:, :, None], (1, 8, 1, 8))
+    golden.close("z_temporal_raw_BD1M", found["temporal_raw"].mT[:, :, None], (1, 8, 1, 16))
+    spatial, temporal = found["latents"]
+    golden.close("z_spatial_BD11S", spatial.mT[:, :, None, None], (1, 8, 1, 1, 8))
+    golden.close("z_temporal_BD11M", temporal.mT[:, :, None, None], (1, 8, 1, 1, 16))
 
 
 def check_ids(tokenizer, golden, latents, spatial, temporal):
