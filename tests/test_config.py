@@ -203,7 +203,7 @@ def test_overrides(tmp_path):
         ("tokenizer.proxy.num_frames=16", r"16 frames do not fit: .*\(13 or 17\)"),
         ("train.trackers=[mlflow]", "train.trackers must be one of wandb, tensorboard; got 'mlflow'"),
         ("train.mixed_precision=fp8", "mixed_precision must be one of no, fp16, bf16"),
-        ("data.resize=zoom", "data.resize must be one of stretch, short_side_crop"),
+        ("data.resize=zoom", "data.resize must be one of stretch, crop, pad"),
         ("data.short=loop", "data.short must be one of black, repeat, error"),
         ("train.max_steps", "override 'train.max_steps' is not of the form key.path=value"),
     ],

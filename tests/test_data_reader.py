@@ -227,10 +227,10 @@ def test_random_depends_on_the_generator_alone(folder):
 
 def test_short_videos(folder):
     path = folder / "lossless.mkv"
-    black = read_clip(path, 5, None, start=57)
+    black = read_clip(path, 5, None, start=57, short="black")
     assert black.shape == (3, 5, HEIGHT, WIDTH)
     assert places(black[:, :3]) == [57, 58, 59] and not black[:, 3:].any()
-    repeated = read_clip(path, 5, None, start=57, short="repeat")
+    repeated = read_clip(path, 5, None, start=57)
     assert torch.equal(repeated[:, :3], black[:, :3]) and places(repeated[:, 3:]) == [59, 59]
     with pytest.raises(ClipError, match="too few for 61"):
         read_clip(path, 61, None, short="error")
@@ -244,11 +244,11 @@ def test_resize_policies(folder):
     assert torch.equal(native[:, 0], torch.from_numpy(stamped(0)).permute(2, 0, 1))
     assert native.is_contiguous() and native.dtype == torch.uint8
     assert read_clip(path, 2, 32).shape == (3, 2, 32, 32)
-    crop = read_clip(path, 1, HEIGHT, position="first", resize="short_side_crop")
+    crop = read_clip(path, 1, HEIGHT, position="first", resize="crop")
     assert torch.equal(crop, native[:, :, :, 24:72])
-    assert torch.equal(read_clip(path, 1, (48, 96), position="first", resize="short_side_crop"), native)
-    assert read_clip(path, 1, (31, 17), resize="short_side_crop").shape == (3, 1, 31, 17)
-    assert places(read_clip(path, 1, (24, 48), start=21, resize="short_side_crop")) == [21]
+    assert torch.equal(read_clip(path, 1, (48, 96), position="first", resize="crop"), native)
+    assert read_clip(path, 1, (31, 17), resize="crop").shape == (3, 1, 31, 17)
+    assert places(read_clip(path, 1, (24, 48), start=21, resize="crop")) == [21]
 
 
 @pytest.mark.parametrize("backend", ["auto", "pyav", "decord"])
@@ -354,7 +354,7 @@ def test_odd_files(videos):
         read_clip(odd / "av1.mkv", 17, 64, backend="decord")
     assert (probe(odd / "rotated_90.mov").height, probe(odd / "rotated_90.mov").width) == (568, 320)
     assert probe(odd / "h265.mp4").num_frames == 10
-    padded = read_clip(odd / "h265.mp4", 17, 128)
+    padded = read_clip(odd / "h265.mp4", 17, 128, short="black")
     assert padded[:, 9].any() and not padded[:, 10:].any()
     assert read_clip(odd / "corrupted.mp4", 17, 64, position="first").shape == (3, 17, 64, 64)
     for position in ("center", "last"):
@@ -372,7 +372,7 @@ def test_images(tmp_path, suffix):
     assert image.shape == (3, 1, HEIGHT, WIDTH) and image.dtype == torch.uint8
     assert places(image) == [21]
     assert read_image(path, (20, 30)).shape == (3, 1, 20, 30)
-    assert torch.equal(read_image(path, HEIGHT, "short_side_crop"), image[..., 24:72])
+    assert torch.equal(read_image(path, HEIGHT, "crop"), image[..., 24:72])
 
 
 def test_images_are_turned_upright_and_checked(tmp_path):

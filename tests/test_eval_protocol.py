@@ -186,7 +186,7 @@ def test_fitting_frames_to_a_size():
     grey = fit(video, small.filled(resize_filter="antialias"))
     assert grey.shape == (3, 2, 8, 8) and ((grey[..., 2:6].int() - 127).abs() <= 8).all()
     assert grey[..., 0].max() == 0 and grey[..., -1].min() == 255
-    cropped = fit(video, small.filled(resize_filter="antialias", resize="short_side_crop"))
+    cropped = fit(video, small.filled(resize_filter="antialias", resize="crop"))
     assert ((cropped.int() - 127).abs() <= 8).all()  # the marks at the sides are cut off
     shifted = fit(video[..., 1:], EXACT.filled(height=16, width=63, resize_filter="bilinear"))
     assert not shifted.equal(fit(video[..., 1:], EXACT.filled(height=16, width=63)))

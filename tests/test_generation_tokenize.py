@@ -81,7 +81,7 @@ def test_ids_are_those_of_encode(work, whole):
     for row in range(20):
         number, part, mirrored = row // 4, row // 2 % 2, row % 2
         spare = max(0, 7 + 3 * number - FRAMES)
-        video = read_clip(work / f"{number}.mkv", FRAMES, SIZE, start=spare * part)[None]
+        video = read_clip(work / f"{number}.mkv", FRAMES, SIZE, start=spare * part, short="black")[None]
         video = video.flip(4) if mirrored else video
         assert torch.equal(dataset[row]["ids"], tokenizer.encode(video).ids[0])
         assert torch.equal(dataset[row]["given"], tokenizer.encode(video[:, :, :5]).ids[0])
@@ -103,7 +103,7 @@ def test_one_clip_of_a_video_is_that_of_evaluation(work, tmp_path):
 
 
 def test_the_manifest_tells_how(work, tmp_path):
-    more = ("--classes", str(work / "classes.txt"), "--stride", "2", "--resize", "short_side_crop", "--short", "repeat")
+    more = ("--classes", str(work / "classes.txt"), "--stride", "2", "--resize", "crop", "--short", "repeat")
     assert main(arguments(work, tmp_path / "out", *more, "--limit", "3", "--precision", "bf16")) == 0
     dataset, clips = TokenDataset(tmp_path / "out"), load_clips(work / "list.txt")
     about = dataset.manifest
@@ -111,12 +111,12 @@ def test_the_manifest_tells_how(work, tmp_path):
         "tokenized", tiny.tokenizer().ids_hash(), tiny.tokenizer().layout,
     )  # fmt: skip
     assert (about.num_clips, about.clips_hash) == (3, clips.subset(range(3)).hash)
-    assert (about.num_frames, about.stride, about.resize, about.short) == (9, 2, "short_side_crop", "repeat")
+    assert (about.num_frames, about.stride, about.resize, about.short) == (9, 2, "crop", "repeat")
     assert (about.num_classes, about.class_names) == (2, ("rising", "falling"))
     assert about.settings == {"precision": "bf16"}
     with torch.autocast("cpu", torch.bfloat16):
         for row in range(3):
-            video = read_clip(work / f"{row}.mkv", FRAMES, SIZE, "even", 2, "short_side_crop", "repeat")[None]
+            video = read_clip(work / f"{row}.mkv", FRAMES, SIZE, "even", 2, "crop", "repeat")[None]
             assert torch.equal(dataset[row]["ids"], tiny.tokenizer().encode(video).ids[0])
 
 

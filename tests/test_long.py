@@ -10,13 +10,13 @@ import tiny
 import torch
 
 from sweettok.data.backends import ClipError
+from sweettok.data.preprocess import open_frames
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_png, write_video
 from sweettok.pixels import to_float
 from sweettok.tokenizer.model import SweetTok
 from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.files import open_frames
 from sweettok.video.long import LongTokens, decode_blocks, decode_long, encode_long, reconstruct
 from sweettok.video.seams import FrameSteps, seam_metric, seam_places
 
@@ -183,7 +183,7 @@ def test_a_file_is_read_once_from_front_to_back(tokenizer, tmp_path):
     write_video(path, waves(30, 24, 40), 12.5)
     tokens = encode_long(tokenizer, path)
     for row, start in enumerate(tokens.chunks.starts):
-        clip = read_clip(path, LENGTH, 16, start=start, resize="short_side_crop")
+        clip = read_clip(path, LENGTH, 16, start=start, resize="crop")
         assert torch.equal(tokens.ids[row], tokenizer.encode(clip[None]).ids[0])
     assert (tokens.fps, tokens.seconds, tokens.chunks.num_frames) == (12.5, 2.4, 30)
     assert encode_long(tokenizer, path, max_frames=11).chunks.starts == (0, 2)
@@ -308,7 +308,7 @@ def test_a_wrong_output_is_refused_before_work(tokenizer, tokens, tmp_path, monk
         (torch.full((3, 20, 16, 16), 0.7), {}, ValueError, r"must lie in \[-0.5, 0.5\]"),
         ([1], {}, ValueError, "a path or a tensor .* got list"),
         (torch.zeros(3, 9, 16, 16), {"overlap": 9}, ValueError, r"overlap must be 0..8 frames of clips of 9, got 9"),
-        (torch.zeros(3, 9, 16, 16), {"aspect": "fill"}, ValueError, "aspect must be one of crop, pad, stretch"),
+        (torch.zeros(3, 9, 16, 16), {"aspect": "fill"}, ValueError, "resize must be one of stretch, crop, pad"),
         (torch.zeros(3, 9, 16, 16), {"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1"),
         (torch.zeros(3, 9, 16, 16), {"max_frames": 2.5}, ValueError, "max_frames must be .* at least 1; got 2.5"),
     ],

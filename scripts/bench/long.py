@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from sweettok import SweetTok, load_config
+from sweettok.data.preprocess import open_frames
 from sweettok.data.synthetic import synthetic_clip
 from sweettok.data.writer import write_video
 from sweettok.priors import Prior, WordGraph
 from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ClipCutter
-from sweettok.video.files import open_frames
 from sweettok.video.long import batched, clip_length, decode_blocks, encode_long
 from sweettok.video.seams import FrameSteps, seam_excess
 

@@ -8,6 +8,8 @@ from typing import Optional  # noqa: UP035  (OmegaConf reads these annotations)
 from omegaconf import MISSING
 
 from sweettok.config import choice, positive
+from sweettok.data.reader import SHORT
+from sweettok.data.resize import RESIZES
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class DataConfig:
 
     def __post_init__(self):
         positive(self, "data", "read_timeout")
-        choice("data.resize", self.resize, ("stretch", "short_side_crop"))
-        choice("data.short", self.short, ("black", "repeat", "error"))
+        choice("data.resize", self.resize, RESIZES)
+        choice("data.short", self.short, SHORT)
 
 
 @dataclass(frozen=True)

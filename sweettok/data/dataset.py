@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sweettok.data.backends import ClipError
-from sweettok.data.lists import IMAGE_SUFFIXES, ClipList
-from sweettok.data.reader import Size, read_clip, read_image, read_within
+from sweettok.data.lists import ClipList
+from sweettok.data.reader import Size, is_image, read_clip, read_within
 
 SUBSTITUTES = 10  # clips that are tried in place of one that cannot be read
 
@@ -49,7 +49,7 @@ class ClipDataset(Dataset):
         position: str = "center",
         stride: int = 1,
         resize: str = "stretch",
-        short: str = "black",
+        short: str = "repeat",
         seed: int = 0,
         backend: str = "auto",
         clips_per_video: int = 1,
@@ -110,13 +110,11 @@ class ClipDataset(Dataset):
         return video
 
     def _decode(self, path: Path, rng: random.Random, part: int) -> Tensor:
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            options = {"resize": self.resize, "rng": rng, "part": (part, self.parts), **self.options}
-            return read_clip(path, self.frames, self.size, **options)
-        if self.frames != 1:
+        if is_image(path) and self.frames != 1:
             reason = f"a still image cannot give {self.frames} frames; images need frames=1"
             raise ClipError(f"{path}: {reason}", hopeless=True)
-        return read_image(path, self.size, self.resize)
+        options = {"resize": self.resize, "rng": rng, "part": (part, self.parts), **self.options}
+        return read_clip(path, self.frames, self.size, **options)
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):

@@ -1,4 +1,4 @@
-"""Reading a few frames of a video file, exactly and cheaply, and still images."""
+"""Reading a few frames of a video file, exactly and without decoding all of it, and still images."""
 
 import ctypes
 import random
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweettok.data.aspect import cover
 from sweettok.data.backends import CannotOpen, ClipError, DecordVideo, PyAVVideo, Scale
+from sweettok.data.lists import IMAGE_SUFFIXES
+from sweettok.data.resize import RESIZES, Fit, center
 
 POSITIONS = ("first", "center", "last", "random", "even")
-RESIZES = ("stretch", "short_side_crop")
 SHORT = ("black", "repeat", "error")
 BACKENDS = ("auto", "pyav", "decord")
 Size = int | tuple[int, int] | None
@@ -101,22 +101,22 @@ def read_clip(
     position: str = "center",
     stride: int = 1,
     resize: str = "stretch",
-    short: str = "black",
+    short: str = "repeat",
     start: int | None = None,
     rng: random.Random | None = None,
     backend: str = "auto",
     part: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    """Frames of a video file -> uint8 (3, frames, H, W), RGB in 0..255.
+    """Frames of a video file -> uint8 (3, frames, H, W), RGB in 0..255. An image file gives one frame (3, 1, H, W).
 
     Args:
         frames: clip length; `stride` takes every stride-th frame of the video, whatever its frame rate.
         size: (height, width), one number for a square, or None for the native size.
         position, start, rng, part: which frames; see `clip_places`.
-        resize: "stretch" to the size without keeping the aspect (the release), or "short_side_crop": scale until the
-            frame just covers the size, then crop the middle. Bilinear. Pixels are taken to be square.
-        short: what follows the last frame of a video that is too short: "black" frames (the release), "repeat" of the
-            last frame, or "error".
+        resize: "stretch" to the size without keeping the aspect ratio (release), "crop": scale until the frame just
+            covers the size, then crop the middle, or "pad": scale until the frame is inside, on black. Bilinear.
+        short: what follows the last frame of a video that is too short: "repeat" of the last frame, "black" frames
+            (release), or "error".
         backend: "pyav" decodes from the keyframe before the clip; "decord" decodes from the start of the file, as the
             release does; "auto" is pyav, and decord for what pyav cannot open. Both give the same frames. Pixels are
             the same too, except where the height is kept and the width is not: FFmpeg 8 interpolates chroma more
@@ -128,6 +128,11 @@ def read_clip(
     if short not in SHORT:
         raise ValueError(f"short must be one of {SHORT}, got {short!r}")
     scale, target = _scaling(size, resize)
+    if is_image(path):
+        clip_places(1, frames, position, stride, None, rng, part)  # checks them
+        if start:
+            raise ClipError(f"{path}: the clip starts at frame {start}, an image has one frame")
+        return read_image(path, size, resize)
     with open_video(path, backend) as video:
         arrays = None
         while arrays is None:  # again only when the file has fewer frames than its packets promise
@@ -140,27 +145,45 @@ def read_clip(
                 reason = f"{video.num_frames} frames are too few for {frames} at stride {stride}"
                 raise ClipError(f"{path}: {reason}", hopeless=True)
             arrays = video.frames(places, scale)
-    if len({array.shape for array in arrays}) > 1:
+    images = [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
+    images = images if target is None else [center(image, target) for image in images]
+    if len({image.shape for image in images}) > 1:
         raise ClipError(f"{path}: the frame size changes within the clip; give a size")
-    clip = torch.from_numpy(np.stack(arrays)).permute(3, 0, 1, 2)
-    return _pad(_crop(clip, target), frames, short)
+    return _pad(torch.stack(images, dim=1), frames, short)
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file is a still image, by its suffix."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
-    """A still image (PNG, JPEG, WebP, BMP) -> uint8 (3, 1, H, W), RGB, upright; size and resize as in `read_clip`."""
+    """A still image (PNG, JPEG, WebP, BMP) -> uint8 (3, 1, H, W), RGB, upright; size and resize as in `read_clip`.
+
+    Of 16-bit channels the high byte counts. Raises ClipError for animations, which are no still images.
+    """
     from PIL import Image, ImageOps
 
     scale, target = _scaling(size, resize)
     _check_file(path)
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+            if file.format in ("WEBP", "PNG") and getattr(file, "n_frames", 1) > 1:
+                reason = f"an animation of {file.n_frames} frames, not a still image: convert it to GIF or MP4"
+                raise ClipError(f"{path}: {reason}", hopeless=True)
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):  # 16-bit grey, which `convert` would cut off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
+    except ClipError:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ClipError(f"{path}: not a readable image ({error})", hopeless=True) from error
     height, width = scale(image.height, image.width)
     if (height, width) != (image.height, image.width):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return _crop(torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, None], target).contiguous()
+    frame = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, None]
+    return (frame if target is None else center(frame, target)).contiguous()
 
 
 def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
@@ -238,16 +261,7 @@ def _scaling(size: Size, resize: str) -> tuple[Scale, tuple[int, int] | None]:
     target = (size, size) if isinstance(size, int) else tuple(size)
     if len(target) != 2 or min(target) < 1:
         raise ValueError(f"size must be (height, width) in pixels, one number or None, got {size!r}")
-    if resize == "stretch":
-        return (lambda height, width: target), target
-    return (lambda height, width: cover((height, width), target)), target
-
-
-def _crop(clip: Tensor, target: tuple[int, int] | None) -> Tensor:
-    if target is None:
-        return clip
-    top, left = (clip.shape[2] - target[0]) // 2, (clip.shape[3] - target[1]) // 2
-    return clip[:, :, top : top + target[0], left : left + target[1]]
+    return (lambda height, width: Fit(resize, (height, width), target).scaled), target
 
 
 def _pad(clip: Tensor, frames: int, short: str) -> Tensor:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from sweettok.data.backends import ClipError
 from sweettok.data.config import DataConfig
-from sweettok.data.lists import IMAGE_SUFFIXES, Entry
-from sweettok.data.reader import count_frames, read_image, read_within
+from sweettok.data.lists import Entry
+from sweettok.data.reader import count_frames, is_image, read_image, read_within
 from sweettok.store import sha256
 
 KINDS = {
@@ -113,8 +113,7 @@ def _inspect(path: Path, decode: bool) -> Facts:
             return Facts(kind="missing", detail="check the list and its root")
         content = sha256(path)
         if decode:
-            still = path.suffix.lower() in IMAGE_SUFFIXES
-            num_frames = read_image(path, None).shape[1] if still else count_frames(path)
+            num_frames = read_image(path, None).shape[1] if is_image(path) else count_frames(path)
     except (ClipError, OSError) as error:
         return Facts(content, kind="unreadable", detail=str(error))
     return Facts(content, num_frames)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sweettok.commands import report_errors
-from sweettok.data.aspect import POLICIES
 from sweettok.data.reader import POSITIONS
+from sweettok.data.resize import RESIZES as POLICIES
 from sweettok.eval.features import I3D_FILE
 from sweettok.eval.presets import DEFAULT, PRESETS, find_protocol
 from sweettok.eval.protocol import Protocol

@@ -54,7 +54,7 @@ PRESETS = {
             root="sqrtm",
         ),
         _SCRIPTED.filled(
-            name="larp-128", split="UCF-101 train", paired=True, height=128, width=128, resize="short_side_crop",
+            name="larp-128", split="UCF-101 train", paired=True, height=128, width=128, resize="crop",
             resize_filter="antialias", quantize="none",
         ),
     )

@@ -12,7 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sweettok.data.reader import POSITIONS, RESIZES, SHORT
+from sweettok.data.reader import POSITIONS, SHORT
+from sweettok.data.resize import RESIZES
 
 CHOICES = {
     "selection": ("first", "seeded"),

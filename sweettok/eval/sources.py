@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sweettok.data.aspect import cover
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import ClipList
 from sweettok.data.reader import clip_places, probe
+from sweettok.data.resize import Fit
 from sweettok.data.tokens import MANIFEST, TokenDataset
 from sweettok.eval.protocol import Protocol
 from sweettok.pixels import to_uint8
@@ -87,18 +86,8 @@ class VideoClips(Dataset):
 
 def fit(video: Tensor, protocol: Protocol) -> Tensor:
     """uint8 (3, T, H, W) -> the protocol's size, as it resizes; "decoder" stands for antialiased bilinear here."""
-    target = protocol.size
-    height, width = video.shape[-2:]
-    if (height, width) == target:
-        return video
-    scaled = cover((height, width), target) if protocol.resize == "short_side_crop" else target
-    frames = F.interpolate(
-        video.movedim(1, 0).float(), scaled, mode="bilinear", align_corners=False,
-        antialias=protocol.resize_filter != "bilinear",
-    )  # fmt: skip
-    top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2
-    frames = frames[..., top : top + target[0], left : left + target[1]]
-    return frames.round().clamp(0, 255).to(torch.uint8).movedim(0, 1)
+    fit = Fit(protocol.resize, tuple(video.shape[-2:]), protocol.size)
+    return fit.apply(video, antialias=protocol.resize_filter != "bilinear")
 
 
 class Chosen(Dataset):

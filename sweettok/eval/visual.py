@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sweettok.data.reader import VideoInfo, probe
+from sweettok.data.preprocess import open_frames
+from sweettok.data.reader import VideoInfo, probe, read_clip
 from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.distributed import join_processes
 from sweettok.eval.metrics import frame_psnr, psnr
@@ -24,7 +25,7 @@ from sweettok.pixels import to_uint8
 from sweettok.store import check_apart, write_aside
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import TokenOutput
-from sweettok.video.files import DEFAULT_FPS, open_frames, read_fitted
+from sweettok.video.files import DEFAULT_FPS
 from sweettok.video.long import clip_length, decode_blocks, encode_long
 from sweettok.video.seams import FrameSteps, seam_excess
 
@@ -69,7 +70,7 @@ def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, aspect: s
     config = tokenizer.config
     size = config.height, config.width
     frames = clip_length(tokenizer) if isinstance(tokenizer, SweetTok) else config.num_frames
-    clip = read_fitted(path, aspect, size, frames, position=position, short="repeat")
+    clip = read_clip(path, frames, size, position, resize=aspect)
     trip = round_trip(tokenizer, clip[None].to(next(tokenizer.parameters()).device))
     shown = to_uint8(trip.video).cpu()
     write_video(f"{stem}.mp4", compare(clip, shown[0], labels=LABELS), info.fps or DEFAULT_FPS)

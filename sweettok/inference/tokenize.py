@@ -15,7 +15,8 @@ from tqdm import tqdm
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset, make_loader, plain_errors
 from sweettok.data.lists import ClipList, load_clips
-from sweettok.data.reader import RESIZES, SHORT
+from sweettok.data.reader import SHORT
+from sweettok.data.resize import RESIZES
 from sweettok.data.tokens import ShardWriter, TokenManifest
 from sweettok.distributed import join_processes, main_first
 from sweettok.tokenizer.model import SweetTok

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sweettok.data.aspect import POLICIES
+from sweettok.data.resize import RESIZES as POLICIES
 from sweettok.distributed import join_processes
 from sweettok.tokenizer.model import SweetTok
 from sweettok.video.files import check_output

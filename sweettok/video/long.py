@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from sweettok.data.aspect import Fit
+from sweettok.data.preprocess import open_frames
+from sweettok.data.resize import Fit
 from sweettok.data.writer import write_video
 from sweettok.pixels import to_uint8
 from sweettok.store import check_apart, write_aside
@@ -29,7 +30,7 @@ from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import TokenOutput
 from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_least, check_output, open_frames
+from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_least, check_output
 
 FORMAT = 1
 ABOUT = "sweettok_long_tokens"  # the entry of the file's metadata

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from sweettok import pixels
-from sweettok.data.aspect import POLICIES
-from sweettok.data.reader import POSITIONS
+from sweettok.data.preprocess import POSITIONS as PLACES
+from sweettok.data.reader import read_clip
+from sweettok.data.resize import RESIZES as POLICIES
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import TokenOutput
 from sweettok.video.ahead import in_order
-from sweettok.video.files import check_least, read_fitted
+from sweettok.video.files import check_least
 from sweettok.video.long import clip_length
-
-PLACES = POSITIONS[:3]  # those of one clip, without chance
 
 
 class ClipReader:
@@ -54,7 +53,7 @@ class ClipReader:
     def file(self, path: str | Path) -> Tensor:
         """uint8 (3, T, H, W) of a video file, (3, 1, H, W) of an image; ClipError, naming the file."""
         size = (self.tokenizer.config.height, self.tokenizer.config.width)
-        return read_fitted(path, self.aspect, size, **self.cut)
+        return read_clip(path, size=size, resize=self.aspect, **self.cut)
 
     def clip(self, source: str | Path | Tensor, name: str) -> tuple[str, Tensor]:
         """A name for errors and the clip, of a file or from a tensor (3, T, H, W), which becomes float32."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sweettok.data.aspect import POLICIES
 from sweettok.data.lists import some
 from sweettok.data.reader import POSITIONS
+from sweettok.data.resize import RESIZES as POLICIES
 from sweettok.data.tokens import TokenDataset
 from sweettok.distributed import join_processes
 from sweettok.pixels import to_uint8

@@ -1,7 +1,4 @@
-"""Frames of one size in a tokenizer of another: how they are fitted in, and how that is undone.
-
-Pixels are taken to be square.
-"""
+"""Fitting frames of one size into another, and undoing it. Pixels are taken to be square."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POLICIES = ("crop", "pad", "stretch")
+RESIZES = ("stretch", "crop", "pad")
 
 
 class Box(NamedTuple):
@@ -28,9 +25,10 @@ class Box(NamedTuple):
 class Fit:
     """How frames of `source` pixels (height, width) become frames of `size`.
 
-    policy: "crop" scales until the frame just covers the size and keeps the middle, as `read_clip` does with
-        resize="short_side_crop"; "pad" scales until the whole frame is inside, on black bars; "stretch" ignores the
-        aspect. Frames that have the size already stay as they are, bit for bit.
+    Args:
+        policy: "stretch" ignores the aspect ratio. "crop" scales until the frame just covers the size and keeps the
+            middle. "pad" scales until the whole frame is inside, on black bars. Frames that have the size already
+            stay as they are, bit for bit.
 
     Raises ValueError for another policy and for sizes below one pixel.
     """
@@ -40,8 +38,8 @@ class Fit:
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ValueError(f"aspect must be one of {', '.join(POLICIES)}; got {self.policy!r}")
+        if self.policy not in RESIZES:
+            raise ValueError(f"resize must be one of {', '.join(RESIZES)}; got {self.policy!r}")
         for name in ("source", "size"):
             pixels = tuple(getattr(self, name))
             if len(pixels) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in pixels):
@@ -53,15 +51,16 @@ class Fit:
         """(height, width) of the whole source frame at the scale of `size`."""
         if self.policy == "stretch":
             return self.size
+        factors = [edge / whole for edge, whole in zip(self.size, self.source, strict=True)]
         if self.policy == "crop":
-            return cover(self.source, self.size)
-        factor = min(edge / whole for edge, whole in zip(self.size, self.source, strict=True))
-        height, width = (max(1, round(whole * factor)) for whole in self.source)
+            height, width = (round(whole * max(factors)) for whole in self.source)
+            return max(self.size[0], height), max(self.size[1], width)
+        height, width = (max(1, round(whole * min(factors))) for whole in self.source)
         return min(self.size[0], height), min(self.size[1], width)
 
     @property
     def corner(self) -> tuple[int, int]:
-        """(top, left) of the scaled source frame in the fitted one; not above 0 where it is cropped, not below else."""
+        """(top, left) of the scaled frame in the fitted one: 0 or less if it is cropped, 0 or more if it is padded."""
         top, left = (int((size - scaled) / 2) for size, scaled in zip(self.size, self.scaled, strict=True))
         return top, left
 
@@ -76,22 +75,13 @@ class Fit:
         )
         return Box((self.source[0] - height) // 2, (self.source[1] - width) // 2, height, width)
 
-    def apply(self, video: Tensor) -> Tensor:
+    def apply(self, video: Tensor, antialias: bool = True) -> Tensor:
         """uint8 or float (..., *source) -> (..., *size) of the same type. Black is 0 for uint8 and -0.5 for floats."""
         _check(video, self.source)
-        return self.place(resize(video, self.scaled))
-
-    def place(self, video: Tensor) -> Tensor:
-        """What `apply` does after scaling: (..., *scaled) -> (..., *size)."""
-        _check(video, self.scaled)
-        if self.scaled == self.size:
-            return video
-        top, left = self.corner
-        bottom, right = self.size[0] - top - self.scaled[0], self.size[1] - left - self.scaled[1]
-        return F.pad(video, (left, right, top, bottom), value=0 if video.dtype == torch.uint8 else -0.5)
+        return center(resize(video, self.scaled, antialias), self.size)
 
     def undo(self, video: Tensor) -> Tensor:
-        """uint8 or float (..., *size) -> what it shows of the source at the source's scale, of the same type.
+        """uint8 or float (..., *size) -> the part of the source that it shows, at the source's scale and of its type.
 
         That is (..., *source), without the bars; of a cropped frame only the part `seen`.
         """
@@ -102,20 +92,24 @@ class Fit:
         return resize(video, (self.seen.height, self.seen.width))
 
 
-def cover(source: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The least (height, width) of the aspect of `source` that covers `size`."""
-    factor = max(edge / whole for edge, whole in zip(size, source, strict=True))
-    return max(size[0], round(source[0] * factor)), max(size[1], round(source[1] * factor))
-
-
-def resize(video: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 or float (..., H, W) -> (..., *size) of the same type: bilinear, averaging where it gets smaller."""
+def resize(video: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
+    """uint8 or float (..., H, W) -> (..., *size) of the same type: bilinear, by default averaging where it shrinks."""
     if tuple(video.shape[-2:]) == tuple(size):
         return video
     frames = video.reshape(-1, 1, *video.shape[-2:]).float()
-    frames = F.interpolate(frames, tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    frames = F.interpolate(frames, tuple(size), mode="bilinear", antialias=antialias, align_corners=False)
     frames = frames.reshape(*video.shape[:-2], *size)
     return frames.round().clamp(0, 255).to(torch.uint8) if video.dtype == torch.uint8 else frames.to(video.dtype)
+
+
+def center(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 or float (..., H, W) -> (..., *size): each edge is cropped to its middle, or gets black on both sides."""
+    if tuple(video.shape[-2:]) == tuple(size):
+        return video
+    missing = [edge - whole for edge, whole in zip(size, video.shape[-2:], strict=True)]
+    top, left = (int(edge / 2) for edge in missing)
+    margins = (left, missing[1] - left, top, missing[0] - top)
+    return F.pad(video, margins, value=0 if video.dtype == torch.uint8 else -0.5)
 
 
 def _check(video: Tensor, size: tuple[int, int]) -> None:

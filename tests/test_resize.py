@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sweettok.data.aspect import POLICIES, Box, Fit, resize
 from sweettok.data.reader import read_clip
+from sweettok.data.resize import RESIZES, Box, Fit, center, resize
 from sweettok.data.writer import write_video
 
 SIZES = [(48, 64), (64, 48), (32, 32), (31, 57), (20, 100), (7, 5), (240, 320)]
@@ -18,7 +18,7 @@ def waves(frames: int, height: int, width: int) -> torch.Tensor:
     return ((torch.stack(channels) * 0.4 + 0.5) * 255).to(torch.uint8)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", RESIZES)
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.bfloat16])
 def test_frames_of_the_size_stay_as_they_are(policy, kind):
     video = torch.randint(0, 256, (3, 4, 32, 40), generator=torch.Generator().manual_seed(0)).to(kind)
@@ -27,7 +27,7 @@ def test_frames_of_the_size_stay_as_they_are(policy, kind):
     assert fit.seen == Box(0, 0, 32, 40) and fit.corner == (0, 0)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", RESIZES)
 @pytest.mark.parametrize("source", SIZES)
 def test_sizes_and_types(policy, source):
     fit = Fit(policy, source, (32, 32))
@@ -77,17 +77,17 @@ def test_resizing_rounds_and_averages():
 
 @pytest.mark.parametrize(("source", "size"), [((48, 97), (32, 32)), ((61, 40), (32, 24)), ((30, 40), (64, 32))])
 def test_cropping_is_that_of_the_reader(tmp_path, source, size):
-    """What the decoder scales, `place` crops to what `read_clip` gives."""
+    """What the decoder scales, `center` crops to what `read_clip` gives."""
     write_video(tmp_path / "clip.mkv", waves(2, *source), 10, lossless=True)
     fit = Fit("crop", source, size)
-    placed = fit.place(read_clip(tmp_path / "clip.mkv", 2, fit.scaled))
-    assert torch.equal(placed, read_clip(tmp_path / "clip.mkv", 2, size, resize="short_side_crop"))
+    placed = center(read_clip(tmp_path / "clip.mkv", 2, fit.scaled), size)
+    assert torch.equal(placed, read_clip(tmp_path / "clip.mkv", 2, size, resize="crop"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fill", (4, 4), (4, 4)), "aspect must be one of crop, pad, stretch; got 'fill'"),
+        (("fill", (4, 4), (4, 4)), "resize must be one of stretch, crop, pad; got 'fill'"),
         (("crop", (0, 4), (4, 4)), r"source must be \(height, width\) in whole pixels; got \(0, 4\)"),
         (("crop", (4, 4), (4, 4.5)), "size must be"),
         (("crop", (4, 4, 4), (4, 4)), "source must be"),

@@ -1,0 +1,96 @@
+"""From a file to a clip tensor: which frames are taken, and how they are resized. A frozen part of a model's config."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sweettok.config import choice, positive
+from sweettok.data.backends import ClipError
+from sweettok.data.reader import SHORT, Size, is_image, open_video, read_clip, read_image
+from sweettok.data.resize import RESIZES, Fit, center
+
+POSITIONS = ("first", "center", "last")  # those without chance, for one clip of a video
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a clip is made of a video file; the options of `read_clip`.
+
+    Args:
+        resize: "stretch" to the size (release), "crop" the middle of the frame, or "pad" it with black bars.
+        position: which part of the video, "first", "center" or "last".
+        stride: every stride-th frame is taken, whatever the frame rate.
+        short: what follows the last frame of a video that is too short: "repeat" of the last frame, "black" frames
+            (release), or "error".
+    """
+
+    resize: str = "stretch"
+    position: str = "center"
+    stride: int = 1
+    short: str = "repeat"
+
+    def __post_init__(self) -> None:
+        choice("resize", self.resize, RESIZES)
+        choice("position", self.position, POSITIONS)
+        choice("short", self.short, SHORT)
+        positive(self, "preprocessing", "stride")
+
+    def override(self, **options: Any) -> Preprocessing:
+        """A copy with the options that are not None. Raises ValueError for unknown values."""
+        return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    def read(self, path: str | Path, frames: int, size: Size, start: int | None = None) -> Tensor:
+        """A video file -> uint8 (3, frames, H, W), an image file -> (3, 1, H, W); see `read_clip`."""
+        return read_clip(path, frames, size, self.position, self.stride, self.resize, self.short, start)
+
+
+class FrameStream(NamedTuple):
+    """Frames (3, *fit.size), one after the other; frames per second on average, or None when the file has no rate."""
+
+    frames: Iterator[Tensor]
+    fit: Fit
+    fps: float | None
+
+
+@contextmanager
+def open_frames(
+    source: str | Path | Tensor, resize: str, size: tuple[int, int], max_frames: int | None = None
+) -> Iterator[FrameStream]:
+    """All frames of a video or image file, uint8, or of a tensor (3, T, H, W) or (1, 3, T, H, W), of its type.
+
+    A file is decoded once, from front to back, one frame at a time. Frame times are not looked at: a file of variable
+    rate gives its frames as they come. Pixels are those of `read_clip`.
+
+    Raises ClipError naming the file, and the frame where one cannot be decoded; ValueError for other sources.
+    """
+    if max_frames is not None and (not isinstance(max_frames, Integral) or max_frames < 1):
+        raise ValueError(f"max_frames must be a whole number of at least 1; got {max_frames!r}")
+    if isinstance(source, Tensor):
+        video = source[0] if source.ndim == 5 and len(source) == 1 else source
+        if video.ndim != 4 or video.shape[0] != 3 or video.numel() == 0:
+            raise ValueError(f"a long video must have shape (3, frames, height, width), got {tuple(source.shape)}")
+        fit = Fit(resize, (video.shape[2], video.shape[3]), size)
+        yield FrameStream((fit.apply(frame) for frame in video.unbind(1)[:max_frames]), fit, None)
+    elif not isinstance(source, str | Path):
+        raise ValueError(f"source must be a path or a tensor (3, frames, height, width), got {type(source).__name__}")
+    elif is_image(source):
+        height, width = read_image(source, None).shape[2:]
+        yield FrameStream(iter(read_image(source, size, resize).unbind(1)), Fit(resize, (height, width), size), None)
+    else:
+        with open_video(source) as file:
+            if file.num_frames == 0:
+                raise ClipError(f"{source}: the video has no frames", hopeless=True)
+            fit = Fit(resize, file.native_size(), size)
+            arrays = islice(file.stream(lambda height, width: fit.scaled), max_frames)
+            frames = (center(torch.from_numpy(array).permute(2, 0, 1), size) for array in arrays)
+            yield FrameStream(frames, fit, file.fps)
