@@ -373,7 +373,7 @@ def test_reconstruct_does_not_overwrite_what_it_reads(folder, tmp_path, capsys):
     write_video(tmp_path / "v.mp4", read_clip(folder / "clips" / "v1.mkv", FRAMES, SIZE), 12)
     before, tokenizer = (tmp_path / "v.mp4").read_bytes(), str(folder / "tok")
     assert main(["reconstruct", str(tmp_path / "v.mp4"), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 1
-    assert "v.mp4 is read, and would be overwritten" in capsys.readouterr().err
+    assert "v.mp4 is an input and would be overwritten" in capsys.readouterr().err
     assert (tmp_path / "v.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 

@@ -190,7 +190,7 @@ def test_show_and_overlay_take_shards(work, tmp_path, capsys):
     video, tokenizer = tmp_path / "00003_bravo_03.mp4", str(work / "tokenizer")
     before = video.read_bytes()
     assert main(["overlay", str(video), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 1
-    assert "is read, and would be overwritten" in capsys.readouterr().err and video.read_bytes() == before
+    assert "is an input and would be overwritten" in capsys.readouterr().err and video.read_bytes() == before
 
 
 @pytest.mark.parametrize(
