@@ -79,7 +79,7 @@ def test_windows_are_whole(runs):
     session, batches = begin(task, run)
     reports = [train_step(session, batches, Clock()).scalars for _ in range(4)]
     assert ["usage/verb" in report for report in reports] == [False, False, True, False]
-    counts = task.players["generator"].bare.usage.counts
+    counts = task.trained["generator"].bare.usage.counts
     assert counts.sum() == 4 * task.model.layout.length  # of step 4: two micro-batches of two clips
     task.counted_steps = 0  # as after a resume at step 4
     reports = [train_step(session, batches, Clock()).scalars for _ in range(5)]
@@ -177,7 +177,7 @@ def test_validation_neither_counts_nor_warns(runs, caplog):
     task = make_task(Stage1Task, run)
     session, _ = begin(task, run)
     assert "eval/code_loss" in evaluate(session)
-    assert not task.players["generator"].bare.usage.counts.any() and not task.watch.best and not warnings(caplog)
+    assert not task.trained["generator"].bare.usage.counts.any() and not task.watch.best and not warnings(caplog)
 
 
 # ----------------------------------------------------------------------------------------------------------- dropout

@@ -93,7 +93,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(runs, tmp_path):
         session, batches = begin(task, run)
         report = train_step(session, batches, Clock())
         assert len(report.scalars["loss/generator"]) == 4 // micro
-        optimizer = session.state.task.players["generator"].optimizer
+        optimizer = session.state.task.trained["generator"].optimizer
         moments.append([state["exp_avg"] for state in optimizer.state.values()])
     for mine, other in zip(*moments, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-7)
@@ -104,7 +104,7 @@ def test_generator_learns_a_clip_by_heart(runs, tmp_path):
                     "generator.class_dropout=0", f"train.output_dir={tmp_path}")  # fmt: skip
     task = make_task(GeneratorTask, run)
     batch = first_batch(task, 1)
-    optimizer = task.players["generator"].optimizer
+    optimizer = task.trained["generator"].optimizer
     for step in range(80):
         _, loss, report = next(task.losses(batch, StepContext(step, 0, 0, 1, 1)))
         optimizer.zero_grad()
@@ -127,7 +127,7 @@ def test_frame_prediction_is_trained(runs, tmp_path):
     assert task.model.sequence.given_clip
     assert task.model.config.num_classes == 0
     batch = first_batch(task, 2)
-    losses = task.players["generator"].module(task.prompt(batch), task.model.sequence.target(batch["ids"]))
+    losses = task.trained["generator"].module(task.prompt(batch), task.model.sequence.target(batch["ids"]))
     assert losses.plain.shape == (2, task.model.sequence.target_length)
     assert task.sample(batch).shape == (2, 3, 5, 32, 32)
 
@@ -151,6 +151,6 @@ def test_weight_decay_of_the_generator(runs):
     """By type: matrices. By the release's rule: embeddings and positions too."""
     for rule, extra in (("by_type", 0), ("release", 2)):
         task = generator_task(runs, f"optimizer.decay_rule={rule}")
-        decayed, spared = (group["params"] for group in task.players["generator"].optimizer.param_groups)
+        decayed, spared = (group["params"] for group in task.trained["generator"].optimizer.param_groups)
         assert len(decayed) == 4 * 2 + 1 + extra  # four matrices a layer, and the head
         assert len(decayed) + len(spared) == len(list(task.model.parameters()))

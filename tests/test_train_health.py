@@ -57,19 +57,19 @@ def test_a_skipped_step_changes_no_weight_moment_or_buffer(tmp_path, kind):
     session, batches = begin(task, run)
     for _ in range(START + 1):
         train_step(session, batches, Clock())
-    modules = [player.module for player in task.players.values()]
+    modules = [trained.module for trained in task.trained.values()]
     before = [snapshot(module) for module in modules]
     moments = [{key: value.clone() for key, value in entry.items() if value is not None}
-               for player in task.players.values() for entry in player.optimizer.state.values()]  # fmt: skip
+               for trained in task.trained.values() for entry in trained.optimizer.state.values()]  # fmt: skip
     train_step(session, batches, Clock())
     for module, old in zip(modules, before, strict=True):
         assert all(torch.equal(value, old[name]) for name, value in module.state_dict().items())
-    after = [entry for player in task.players.values() for entry in player.optimizer.state.values()]
+    after = [entry for trained in task.trained.values() for entry in trained.optimizer.state.values()]
     for old, new in zip(moments, after, strict=True):
         assert all(torch.equal(value, new[key]) for key, value in old.items())
     # Averages and schedules follow the steps, so that they can be told from the step alone.
-    assert session.state.ema.calls == task.players["generator"].scheduler.last_epoch == START + 2
-    assert task.players["discriminator"].scheduler.last_epoch == 2
+    assert session.state.ema.calls == task.trained["generator"].scheduler.last_epoch == START + 2
+    assert task.trained["discriminator"].scheduler.last_epoch == 2
     assert session.health.look(wait=True) is False and session.state.skipped == session.state.skipped_in_a_row == 1
 
     train_step(session, batches, Clock())
@@ -84,7 +84,7 @@ def test_statistics_survive_a_skipped_step(runs, stage):
     task = script.build_task(config_of(runs, stage))
     session, batches = begin_stage(task, task.run)
     train_step(session, batches, Clock())
-    modules = [task.model, task.players["discriminator"].bare]
+    modules = [task.model, task.trained["discriminator"].bare]
     before = [snapshot(module) for module in modules]
     decoder = task.model.decoder if stage == "proxy" else task.model.pixel_decoder
     poisons = [decoder.register_forward_hook(lambda module, inputs, output: output * math.nan)]

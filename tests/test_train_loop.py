@@ -80,7 +80,7 @@ def test_processes_exchange_gradients_on_the_last_micro_batch_only(tmp_path, mon
     monkeypatch.setattr(session.accelerator, "no_sync", no_sync)
     task.model.register_forward_hook(lambda *_: seen.append(list(held)))
     train_step(session, batches, Clock())
-    modules = [player.module for player in task.players.values()]
+    modules = [trained.module for trained in task.trained.values()]
     assert seen == [modules, modules, modules, []]
 
 
@@ -178,20 +178,20 @@ def test_a_new_run_needs_a_folder_of_its_own(tmp_path):
         train(tmp_path, resume=False)
 
 
-# ------------------------------------------------------------------------------------------------- the players
+# ------------------------------------------------------------------------------------------------- trained modules
 
 
-def test_each_player_has_its_own_schedule_and_start(tmp_path):
+def test_each_module_has_its_own_schedule_and_start(tmp_path):
     task = train(tmp_path)
     lines = log_lines(tmp_path)
     assert [line["lr/generator"] for line in lines] == pytest.approx([0.05 * (1 - k / 6) for k in range(6)])
     assert ["lr/discriminator" in line for line in lines] == [step >= START for step in range(6)]
     assert lines[START]["lr/discriminator"] == 0.05
-    assert task.players["discriminator"].scheduler.last_epoch == 6 - START
+    assert task.trained["discriminator"].scheduler.last_epoch == 6 - START
     assert {"train/loss/discriminator", "train/grad_norm/discriminator"} <= lines[START].keys()
 
 
-def test_gradients_are_clipped_for_each_player(tmp_path):
+def test_gradients_are_clipped_for_each_module(tmp_path):
     run = toy_run(tmp_path)
     task = ToyTask(run)
     session, batches = begin(task, run)
@@ -213,7 +213,7 @@ def test_an_overflow_of_fp16_is_skipped_and_lowers_the_scale(tmp_path):
     task = ToyTask(run)
     session, batches = begin(task, run)
     session.accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    generator = task.players["generator"]
+    generator = task.trained["generator"]
     train_step(session, batches, Clock())
     assert (session.state.ema.calls, generator.scheduler.last_epoch) == (1, 1)
 
@@ -227,14 +227,14 @@ def test_an_overflow_of_fp16_is_skipped_and_lowers_the_scale(tmp_path):
 
     train_step(session, batches, Clock())
     assert not any(torch.equal(old, new) for old, new in zip(weights, task.model.parameters(), strict=True))
-    assert task.players["discriminator"].scheduler.last_epoch == 1
+    assert task.trained["discriminator"].scheduler.last_epoch == 1
     assert session.health.look(wait=True) is False and session.state.skipped == 1
 
 
-def test_a_player_that_forgets_to_play_is_noticed(tmp_path):
+def test_a_missing_loss_is_noticed(tmp_path):
     run = toy_run(tmp_path)
     task = ToyTask(run)
-    task.players["discriminator"].start_step = 0
+    task.trained["discriminator"].start_step = 0
     with pytest.raises(AssertionError, match="losses came from .'generator'. at step 0"):
         fit(task, run)
 
@@ -262,9 +262,9 @@ def test_looking_leaves_weights_and_modes_alone(tmp_path):
     train(tmp_path / "quiet", eval_every=0)
     run = toy_run(tmp_path / "looking", eval_every=1, sample_every=1, eval_clips=2)
     task = ToyTask(run)
-    task.players["discriminator"].module.eval()
+    task.trained["discriminator"].module.eval()
     fit(task, run)
-    assert task.model.training and not task.players["discriminator"].module.training
+    assert task.model.training and not task.trained["discriminator"].module.training
     assert_same_weights(tmp_path / "quiet" / "checkpoint-6", tmp_path / "looking" / "checkpoint-6", 0)
     samples = sorted(path.name for path in (tmp_path / "looking" / "samples").iterdir())
     assert samples[:3] == ["00000001_0.mp4", "00000001_1.mp4", "00000002_0.mp4"] and len(samples) == 12
@@ -329,7 +329,7 @@ def test_a_resumed_run_goes_on_in_the_same_tracker(tmp_path, monkeypatch):
 def test_optimizers_must_be_able_to_skip(tmp_path):
     run = toy_run(tmp_path)
     task = ToyTask(run)
-    task.players["generator"].optimizer = torch.optim.SGD(task.model.parameters(), lr=0.05)
+    task.trained["generator"].optimizer = torch.optim.SGD(task.model.parameters(), lr=0.05)
     with pytest.raises(ValueError, match="optimizer of generator must be fused=True"):
         fit(task, run)
 
@@ -348,7 +348,7 @@ def test_bf16_keeps_weights_in_full_precision(tmp_path):
     assert all(param.dtype == torch.float32 for param in task.model.parameters())
 
 
-def test_compiled_players_learn_the_same(tmp_path, monkeypatch):
+def test_compiled_modules_learn_the_same(tmp_path, monkeypatch):
     original, compiled = nn.Module.compile, []
 
     def compile_eagerly(self):
@@ -358,7 +358,7 @@ def test_compiled_players_learn_the_same(tmp_path, monkeypatch):
     train(tmp_path / "plain", max_steps=3)
     monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
     task = train(tmp_path / "compiled", max_steps=3, compile=True)
-    assert compiled == [player.bare for player in task.players.values()]
+    assert compiled == [trained.bare for trained in task.trained.values()]
     assert_same_weights(tmp_path / "plain" / "checkpoint-3", tmp_path / "compiled" / "checkpoint-3", 1e-12)
 
 

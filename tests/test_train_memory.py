@@ -50,7 +50,7 @@ def make(runs, stage, *overrides):
 
 
 def step(task, batch) -> Kept:
-    """Forward and backward passes of all players."""
+    """Forward and backward passes of all trained modules."""
     CONTEXT.seed_default_generators()
     with Kept(task) as kept:
         for _, loss, _ in task.losses(batch, CONTEXT):
@@ -64,7 +64,7 @@ def test_recomputing_keeps_less_and_gives_the_same_gradients(runs, stage):
     for recompute in (False, True):
         task, batch = make(runs, stage, f"train.gradient_checkpointing={recompute}")
         kept[recompute] = step(task, batch).bytes
-        gradients[recompute] = [param.grad for player in task.players.values() for param in player.parameters]
+        gradients[recompute] = [param.grad for trained in task.trained.values() for param in trained.parameters]
     assert 0 < kept[True] < 0.6 * kept[False]
     assert all(torch.equal(one, other) for one, other in zip(*gradients.values(), strict=True))
 

@@ -33,7 +33,7 @@ def real(run):
 
 def modules_of(task) -> list[torch.nn.Module]:
     own = [value for value in vars(task).values() if isinstance(value, torch.nn.Module)]
-    return [*own, *(player.module for player in task.players.values())]
+    return [*own, *(trained.module for trained in task.trained.values())]
 
 
 def saved_bytes(task, step) -> int:
@@ -61,10 +61,10 @@ def test_the_plan_is_that_of_a_real_step(runs, fresh_accelerator, stage, micro):
     with FlopCounterMode(display=False) as counter:
         train_step(session, batches, Clock())
     assert planned.flops == counter.get_total_flops() > 0
-    trained = {name: sum(p.numel() for p in player.module.parameters() if p.requires_grad)
-               for name, player in task.players.items()}  # fmt: skip
+    trained = {name: sum(p.numel() for p in trained.module.parameters() if p.requires_grad)
+               for name, trained in task.trained.items()}  # fmt: skip
     assert planned.trained == trained
-    moments = [value for player in task.players.values() for state in player.optimizer.state.values()
+    moments = [value for trained in task.trained.values() for state in trained.optimizer.state.values()
                for name, value in state.items() if name != "step"]  # fmt: skip
     assert planned.memory["moments"] == sum(value.nbytes for value in moments)
     assert planned.memory["average"] == sum(value.nbytes for value in session.state.ema.shadow.values())
@@ -97,7 +97,7 @@ def test_activations_are_those_of_a_real_step(runs, fresh_accelerator, stage, re
     saved = saved_bytes(task, step)
     # Of what CPUs hold for themselves, as in a mean squared error, the plan knows nothing; it counts the batch too.
     assert 0.85 * ledger.most <= planned <= 1.1 * ledger.most
-    # More than what is kept for the backward passes: what they make. Less: not all players' at once.
+    # More than what is kept for the backward passes: what they make. Less: not those of all modules at once.
     assert 0.85 * saved <= planned <= 4 * saved
 
 

@@ -89,17 +89,17 @@ def test_a_step_of_two_processes_is_that_of_one(runs, folder, stage):
     for name in names:
         assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-8), name
 
-    optimizers = [torch.load(folder / "optimizers.pt", weights_only=True)["players"] for folder in (one, two)]
+    optimizers = [torch.load(folder / "optimizers.pt", weights_only=True)["modules"] for folder in (one, two)]
     alone = stage not in ("proxy", "stage2")
     assert optimizers[0].keys() == ({"generator"} if alone else {"generator", "discriminator"})
-    for player, saved in optimizers[0].items():
+    for name, saved in optimizers[0].items():
         moments = [entry["exp_avg"] for entry in saved["optimizer"]["state"].values()]
-        others = [entry["exp_avg"] for entry in optimizers[1][player]["optimizer"]["state"].values()]
+        others = [entry["exp_avg"] for entry in optimizers[1][name]["optimizer"]["state"].values()]
         total = torch.stack([moment.norm() for moment in moments]).norm()
         for index, (mine, other) in enumerate(zip(moments, others, strict=True)):
             # Some are zero but for rounding, as those of biases before a batch norm.
             if max(mine.norm(), other.norm()) > 1e-6 * total:
-                assert (mine - other).norm() <= 1e-5 * mine.norm(), f"{player}, parameter {index}"
+                assert (mine - other).norm() <= 1e-5 * mine.norm(), f"{name}, parameter {index}"
     for file in ("model", "discriminator"):  # buffers: the proxy's code table, batch norm's running statistics
         if (one / f"{file}.safetensors").exists():
             mine, other = load_file(one / f"{file}.safetensors"), load_file(two / f"{file}.safetensors")

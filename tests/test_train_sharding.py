@@ -21,7 +21,7 @@ from toy_task import ToyTask, Vectors, toy_run
 
 from sweettok.train import checkpoint, evaluate, loop, sharding
 from sweettok.train.loop import Clock, fit, make_accelerator, train_step
-from sweettok.train.task import Player, Task
+from sweettok.train.task import Task, TrainedModule
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"max_steps": 4, "save_every": 1, "micro_batch_size": 1, "eval_every": 4, "sample_every": 4}
@@ -65,7 +65,7 @@ class Model(nn.Module):
 
 
 class Distance(nn.Module):
-    """The player's module is not the model, and has a weight of its own."""
+    """The trained module is not the model, and has a weight of its own."""
 
     def __init__(self, model):
         super().__init__()
@@ -75,8 +75,8 @@ class Distance(nn.Module):
         return (self.tilt(self.model(x)) - target).square().mean(1)
 
 
-class OnePlayer(Task):
-    name = "one player"
+class OneModule(Task):
+    name = "one module"
 
     def __init__(self, run, checkpointing=False, dtype=torch.float64):
         torch.manual_seed(run.train.seed)
@@ -87,12 +87,12 @@ class OnePlayer(Task):
         groups = [{"params": trained[::2], "weight_decay": 0.1}, {"params": trained[1::2], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / 10)
-        self.players = {"generator": Player("generator", module, optimizer, schedule, max_grad_norm=0.1)}
+        self.trained = {"generator": TrainedModule("generator", module, optimizer, schedule, max_grad_norm=0.1)}
         self.train_dataset, self.validation_dataset = Vectors(11, seed=1), Vectors(3, seed=2)
 
     def losses(self, batch, context):
         clip = batch["clip"].to(self.dtype)
-        distance = self.players["generator"].module(clip, clip.roll(1, 1))
+        distance = self.trained["generator"].module(clip, clip.roll(1, 1))
         yield "generator", distance.mean(), {"largest": distance.detach().max()}
 
     def after_step(self, context):
@@ -143,7 +143,7 @@ def _process(rank, world_size, port, launcher, jobs):
 
 
 def train(run, checkpointing=False, dtype=torch.float64):
-    fit(OnePlayer(run, checkpointing, dtype), run)
+    fit(OneModule(run, checkpointing, dtype), run)
 
 
 @pytest.fixture(scope="module")
@@ -234,14 +234,14 @@ def test_bf16_equals_one_process(two, tmp_path):
 
 
 def train_in_bf16(run):
-    task, seen = OnePlayer(run, checkpointing=True, dtype=torch.float32), {}
+    task, seen = OneModule(run, checkpointing=True, dtype=torch.float32), {}
     for name in ("blocks.0.norm", "blocks.0.up", "leave"):
         layer = task.model.get_submodule(name)
         layer.register_forward_hook(lambda layer, *_, name=name: seen.setdefault(name, set()).add(layer.weight.dtype))
     fit(task, run)
     assert seen == {"blocks.0.norm": {torch.float32}, "blocks.0.up": {torch.bfloat16}, "leave": {torch.float32}}
     assert all(param.dtype == torch.float32 for param in task.model.parameters())
-    assert task.players["generator"].module(torch.ones(1, 4), torch.ones(1, 4)).dtype == torch.float32
+    assert task.trained["generator"].module(torch.ones(1, 4), torch.ones(1, 4)).dtype == torch.float32
 
 
 # ---------------------------------------------------------------------------------------------------------- slices
@@ -261,15 +261,15 @@ def look_at_slices(run, folder):
 
 def hold_slices(run, folder):
     """On both processes: nothing that stays in memory is more than this process's half."""
-    task = OnePlayer(run)
+    task = OneModule(run)
     session, batches = begin(task, run)
     state, rank = session.state, session.accelerator.process_index
     checkpoint.load(state, folder)
     train_step(session, batches, Clock())
-    player = task.players["generator"]
-    moments = [value for entry in player.optimizer.state.values() for value in entry.values() if value.ndim]
-    kept = [*player.module.parameters(), *player.parameters, *state.ema.shadow.values(), *moments]
-    assert len(moments) == 2 * len(player.parameters)
+    trained = task.trained["generator"]
+    moments = [value for entry in trained.optimizer.state.values() for value in entry.values() if value.ndim]
+    kept = [*trained.module.parameters(), *trained.parameters, *state.ema.shadow.values(), *moments]
+    assert len(moments) == 2 * len(trained.parameters)
     for value in kept:
         if value is not state.ema.shadow["updates"]:
             assert isinstance(value, DTensor)
@@ -286,7 +286,7 @@ def hold_slices(run, folder):
 
 def show(run, folder):
     """A whole copy stands in for the model on one process."""
-    task = OnePlayer(run)
+    task = OneModule(run)
     session, _ = begin(task, run)
     checkpoint.load(session.state, folder)
     sharded_model = task.model
@@ -306,7 +306,7 @@ def show(run, folder):
 
 def start_differently(run):
     """The main process's weights are shared out, buffers included, and whole ones are no more."""
-    task = OnePlayer(run)
+    task = OneModule(run)
     expected = {name: value.clone() for name, value in task.model.state_dict().items()}
     if os.environ["RANK"] == "1":
         for value in (*task.model.parameters(), *task.model.buffers()):
@@ -360,10 +360,10 @@ def test_tasks_that_cannot_be_sharded(tmp_path):
     run = toy_run(tmp_path)
     with pytest.raises(ValueError, match="the toy stage has generator and discriminator: use configs/accelerate/ddp"):
         sharding.shard(ToyTask(run), accelerator=None)
-    task = OnePlayer(run)
+    task = OneModule(run)
     task.model.layers = task.model.blocks
     del task.model.blocks
-    with pytest.raises(ValueError, match="one player stage has none: use configs/accelerate/ddp"):
+    with pytest.raises(ValueError, match="one module stage has none: use configs/accelerate/ddp"):
         sharding.shard(task, accelerator=None)
 
 

@@ -114,18 +114,18 @@ def test_each_side_of_the_game_has_its_own_gradients(runs, stage):
     run = config_of(runs, stage)
     set_seed(0)
     task = script.build_task(run)
-    generator, opponent = task.players["generator"].parameters, task.players["discriminator"].parameters
+    generator, critic = task.trained["generator"].parameters, task.trained["discriminator"].parameters
     turns = task.losses(first_batch(task), StepContext(0, 42, 0, 4, 4))
     name, loss, report = next(turns)
     loss.backward()
     assert name == "generator" and report["adversarial_weighted"] != 0 and report["feature_matching_weighted"] != 0
-    assert all(param.grad is None for param in opponent)
+    assert all(param.grad is None for param in critic)
     before = [param.grad.clone() for param in generator]
     name, loss, _ = next(turns)
     loss.backward()
     assert name == "discriminator" and next(turns, None) is None
     assert all(torch.equal(param.grad, old) for param, old in zip(generator, before, strict=True))
-    assert all(param.grad is not None for param in opponent) and any(param.grad.any() for param in opponent)
+    assert all(param.grad is not None for param in critic) and any(param.grad.any() for param in critic)
 
 
 def test_a_discriminator_starts_without_a_jump(runs):
@@ -302,7 +302,7 @@ def test_configurations_carry_the_numbers_of_the_release(file, expected):
         common["tokenizer"]["words"] = {"adjectives": 5078, "nouns": 5403, "adverbs": 1872, "verbs": 9267}
     else:
         adam = {"lr": 1e-4, "end_lr": 1e-5, "warmup_steps": 10000, "betas": [0.9, 0.999]}
-        common |= {f"{player}.{key}": value for player in ("optimizer", "discriminator_optimizer")
+        common |= {f"{name}.{key}": value for name in ("optimizer", "discriminator_optimizer")
                    for key, value in adam.items()}  # fmt: skip
         common |= {
             "loss.reconstruction": "l2", "loss.reconstruction_weight": 4.0, "loss.perceptual.kind": "convnext",

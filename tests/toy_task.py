@@ -1,4 +1,4 @@
-"""A two-player task small enough for exact comparisons: float64, every kind of random draw, a late start."""
+"""Two trained modules, small enough for exact comparisons: float64, every kind of random draw, a late start."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from sweettok.config import build
 from sweettok.stages.proxy import ProxyRun
-from sweettok.train.task import Player, Task
+from sweettok.train.task import Task, TrainedModule
 
 START = 2
 
@@ -52,18 +52,20 @@ class ToyTask(Task):
         torch.manual_seed(run.train.seed)
         self.fail_at, self.meddle, self.calls, self.fed = fail_at, meddle, 0, []
         self.model = Model().double()
-        opponent = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-        self.players = {
-            "generator": self._player("generator", self.model, torch.optim.SGD, 0, run.train.max_steps),
-            "discriminator": self._player("discriminator", opponent, torch.optim.AdamW, START, run.train.max_steps),
+        critic = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+        self.trained = {
+            "generator": self._trained_module("generator", self.model, torch.optim.SGD, 0, run.train.max_steps),
+            "discriminator": self._trained_module(
+                "discriminator", critic, torch.optim.AdamW, START, run.train.max_steps
+            ),
         }
         self.train_dataset, self.validation_dataset = Vectors(11, seed=1), Vectors(7, seed=2)
 
     @staticmethod
-    def _player(name, module, kind, start, max_steps):
+    def _trained_module(name, module, kind, start, max_steps):
         optimizer = kind(module.parameters(), lr=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / max_steps)
-        return Player(name, module, optimizer, schedule, max_grad_norm=0.1, start_step=start)
+        return TrainedModule(name, module, optimizer, schedule, max_grad_norm=0.1, start_step=start)
 
     def losses(self, batch, context):
         self.calls += 1
@@ -72,17 +74,17 @@ class ToyTask(Task):
         self.fed += batch["key"]
         clip = batch["clip"]
         noise = torch.randn(context.global_batch, 4, generator=context.generator("noise"), dtype=torch.float64)
-        fake = self.players["generator"].module(clip + 0.1 * context.own(noise))
+        fake = self.trained["generator"].module(clip + 0.1 * context.own(noise))
         error = (fake - clip).square().mean()
         loss, report = error, {"error": error.detach()}
-        opponent = self.players["discriminator"]
+        critic = self.trained["discriminator"]
         if context.step >= START:
-            opponent.bare.requires_grad_(False)
-            loss = loss - 0.1 * opponent.bare(fake).mean()
-            opponent.bare.requires_grad_(True)
+            critic.bare.requires_grad_(False)
+            loss = loss - 0.1 * critic.bare(fake).mean()
+            critic.bare.requires_grad_(True)
         yield "generator", self.meddle(context, loss) if self.meddle is not None else loss, report
         if context.step >= START:
-            yield "discriminator", opponent.module(fake.detach()).mean() - opponent.module(clip).tanh().mean(), {}
+            yield "discriminator", critic.module(fake.detach()).mean() - critic.module(clip).tanh().mean(), {}
 
     def after_step(self, context):
         self.model.updates += 1

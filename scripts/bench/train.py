@@ -144,8 +144,8 @@ def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> t
     task.losses = lambda batch, context: parts.each(losses(batch, context), "forward")
     parts.watch(accelerator, "backward", "backward")
     parts.watch(session.state.ema, "update", "update")
-    for player in task.players.values():
-        parts.watch(player.optimizer, "step", "update")
+    for trained in task.trained.values():
+        parts.watch(trained.optimizer, "step", "update")
     if hasattr(task, "teacher"):
         parts.watch(task.teacher, "encode", "teacher")
     return session, parts.each(batches, "data")

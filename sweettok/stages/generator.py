@@ -18,7 +18,7 @@ from sweettok.generator.config import GeneratorConfig, SamplingConfig
 from sweettok.generator.model import Generator
 from sweettok.layers.attention import set_gradient_checkpointing
 from sweettok.losses.terms import WordLosses, word_losses
-from sweettok.stages.video import player
+from sweettok.stages.video import trained_module
 from sweettok.tokenizer.model import SweetTok
 from sweettok.train.config import OptimizerConfig, TrainConfig
 from sweettok.train.task import StepContext, Task
@@ -77,7 +77,7 @@ class GeneratorTask(Task):
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         module = NextWord(self.model, run.loss.label_smoothing)
         names = {"released_name": released_parameter}
-        self.players = {"generator": player("generator", module, run.optimizer, run.train, **names)}
+        self.trained = {"generator": trained_module("generator", module, run.optimizer, run.train, **names)}
 
     def _load_tokenizer(self) -> SweetTok | None:
         train = self.run.train
@@ -105,7 +105,7 @@ class GeneratorTask(Task):
             draws = torch.rand(context.global_batch, generator=context.generator("class dropout"))
             dropped = context.own(draws) < self.model.config.class_dropout
         target = sequence.target(batch["ids"])
-        losses = self.players["generator"].module(self.prompt(batch, dropped), target)
+        losses = self.trained["generator"].module(self.prompt(batch, dropped), target)
         report = {name: value.mean() for name, value in self.metrics(losses).items()}
         yield "generator", losses.smoothed.mean(), report
 

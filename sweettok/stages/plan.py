@@ -234,21 +234,21 @@ class Rehearsal:
                     if not part.training:
                         part()  # once for all steps
         self.trained = {
-            name: sum(param.numel() for param in player.parameters) for name, player in self.task.players.items()
+            name: sum(param.numel() for param in trained.parameters) for name, trained in self.task.trained.items()
         }
-        updated = {id(param) for player in self.task.players.values() for param in player.parameters}
+        updated = {id(param) for trained in self.task.trained.values() for param in trained.parameters}
         tensors = {id(value): value for module in self.modules for value in _tensors(module)}
         held = [value for value in tensors.values() if id(value) not in updated]
         self.frozen = sum(value.numel() for value in held if isinstance(value, nn.Parameter))
         self.held_bytes = sum(map(_bytes, held))
         self.units = self._units() if sharded else []
-        for player in self.task.players.values():
-            for param in filter(attrgetter("requires_grad"), player.module.parameters()):
+        for trained in self.task.trained.values():
+            for param in filter(attrgetter("requires_grad"), trained.module.parameters()):
                 param.grad = torch.zeros_like(param)
         dtype = _PRECISIONS[run.train.mixed_precision]
-        for player in self.task.players.values() if dtype is not None else ():
-            player.module.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(player.module.forward))
-            for norm in (part for part in player.module.modules() if isinstance(part, _NORMS)):
+        for trained in self.task.trained.values() if dtype is not None else ():
+            trained.module.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(trained.module.forward))
+            for norm in (part for part in trained.module.modules() if isinstance(part, _NORMS)):
                 # A GPU's autocast takes norms in float32, where a CPU's leaves them as they are.
                 norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
@@ -285,7 +285,7 @@ class Rehearsal:
         return flops, memory
 
     def step(self, share: BatchShare) -> tuple[int, int]:
-        """FLOPs of one micro-batch at the end of the run, when every player plays, and the most bytes that it holds."""
+        """FLOPs of one micro-batch at the end of the run, when all modules train, and the most bytes that it holds."""
         context = share.context(self.run.train.max_steps - 1, self.run.train.seed)
         self.ledger.start()
         batch = self._batch(share.micro_batch)
@@ -312,10 +312,10 @@ class Rehearsal:
         """The blocks that sharding gathers one by one, their matrices in the precision that they are gathered in."""
         blocks = [block for module in self.modules for name, part in module.named_modules()
                   if name.rpartition(".")[2] == "blocks" for block in part]  # fmt: skip
-        if not blocks or len(self.task.players) != 1:
+        if not blocks or len(self.task.trained) != 1:
             raise ValueError(
-                f"the {self.run.stage} stage cannot be sharded, which takes one player and a model with blocks: leave "
-                "--sharded out"
+                f"the {self.run.stage} stage cannot be sharded, which needs one trained module and a model with "
+                "blocks: leave --sharded out"
             )
         dtype = _PRECISIONS[self.run.train.mixed_precision] or torch.float32
         for layer in (layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)):
@@ -325,15 +325,15 @@ class Rehearsal:
     def _gathered(self) -> int:
         """Whole weights at hand, those outside the blocks and of two blocks, and gradients of the former and of one."""
         inside = {id(param): _bytes(param) for block in self.units for param in block.parameters()}
-        (player,) = self.task.players.values()
-        rest = sum(_bytes(param) for param in player.module.parameters() if id(param) not in inside)
+        (trained,) = self.task.trained.values()
+        rest = sum(_bytes(param) for param in trained.module.parameters() if id(param) not in inside)
         return 2 * rest + 3 * max(sum(map(_bytes, block.parameters())) for block in self.units)
 
 
 def _modules(task: Task) -> list[nn.Module]:
     """The modules that a task moves to its device."""
     own = [value for value in vars(task).values() if isinstance(value, nn.Module)]
-    return [*own, *(player.module for player in task.players.values())]
+    return [*own, *(trained.module for trained in task.trained.values())]
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -368,7 +368,7 @@ def summary(name: str, planned: Plan) -> str:
     share, devices = planned.share, planned.devices
     clips = " x ".join((f"{devices} devices", f"{share.micro_batches} micro-batches", f"{share.micro_batch} clips"))
     epochs = f"{planned.epochs:,.1f} epochs" if planned.epochs is not None else "epochs unknown"
-    trained = ", ".join(f"{player} {size / 1e6:,.1f}M" for player, size in planned.trained.items())
+    trained = ", ".join(f"{name} {size / 1e6:,.1f}M" for name, size in planned.trained.items())
     parts = ", ".join(f"{part} {size / 1e9:,.2f}" for part, size in planned.memory.items())
     rows = {
         "steps": f"{planned.steps:,} of {share.global_batch:,} clips: {clips}",

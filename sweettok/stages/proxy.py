@@ -16,7 +16,7 @@ from sweettok.losses.config import AdversarialConfig, DiscriminatorConfig, Perce
 from sweettok.losses.terms import perceptual_frame_indices, pick_frames
 from sweettok.proxy.config import ProxyConfig
 from sweettok.proxy.model import ProxyOutput, ProxyTokenizer
-from sweettok.stages.video import PixelLosses, TokenizerTask, WithImages, clip_psnr, player
+from sweettok.stages.video import PixelLosses, TokenizerTask, WithImages, clip_psnr, trained_module
 from sweettok.train.config import OptimizerConfig, TrainConfig
 from sweettok.train.task import StepContext
 
@@ -83,9 +83,9 @@ class ProxyTask(TokenizerTask):
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train)
         self.perceptual = self.pixels.perceptual
-        self.players = {"generator": player("generator", ClipsAndImages(self.model), run.optimizer, run.train)}
-        if self.pixels.opponent is not None:
-            self.players["discriminator"] = self.pixels.opponent
+        self.trained = {"generator": trained_module("generator", ClipsAndImages(self.model), run.optimizer, run.train)}
+        if self.pixels.trained_discriminator is not None:
+            self.trained["discriminator"] = self.pixels.trained_discriminator
         self.train_dataset, self.validation_dataset = self.read_clips(run.data, run.proxy, run.train.seed)
         if run.images:
             images = self.read_images(run.images, run.data, run.proxy, run.train.seed)
@@ -95,7 +95,7 @@ class ProxyTask(TokenizerTask):
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
         image = pixels.to_float(batch["image"]) if "image" in batch else single_frames(video, context)
-        outputs = self.players["generator"].module(video, image)
+        outputs = self.trained["generator"].module(video, image)
         self.chosen.append([(output.features.flatten(0, -2), output.codes.flatten()) for output in outputs])
 
         clip, still = outputs

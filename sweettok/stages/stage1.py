@@ -20,7 +20,7 @@ from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstru
 from sweettok.priors import load_prior
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.model import ProxyTokenizer
-from sweettok.stages.video import TokenizerTask, clip_psnr, player, weighted_sum
+from sweettok.stages.video import TokenizerTask, clip_psnr, trained_module, weighted_sum
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.release import check_published
@@ -134,16 +134,16 @@ class CodeTask(TokenizerTask):
         self.model.warm_start(pixels.to_float(clips))
 
     def play(self, guided: bool = False) -> None:
-        """Make the one player."""
+        """Make the one trained module."""
         predictor, names = CodePredictor(self.model, guided), {"released_name": released_parameter}
         optimizer, train = self.run.optimizer, self.run.train
-        self.players = {"generator": player("generator", predictor, optimizer, train, **names)}
+        self.trained = {"generator": trained_module("generator", predictor, optimizer, train, **names)}
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
         codes = self.teacher.encode(batch["video"])  # bytes: the range of floats would be looked at, and waited for
         context.seed_default_generators()  # the graph's dropout draws the same codebook on every process
-        logits, encoder_side, codebook_side, *readout = self.players["generator"].module(video)
+        logits, encoder_side, codebook_side, *readout = self.trained["generator"].module(video)
         weights = self.run.loss
         terms = {
             "code": (weights.code_weight, proxy_cross_entropy(logits, codes, weights.label_smoothing)),
@@ -172,7 +172,7 @@ class CodeTask(TokenizerTask):
         every = self.run.train.log_every
         if not every or (context.step + 1) % every:
             return {}
-        report = self.players["generator"].bare.usage.read()
+        report = self.trained["generator"].bare.usage.read()
         whole, self.counted_steps = self.counted_steps == every, 0
         return report if whole else {}
 

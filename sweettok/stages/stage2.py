@@ -16,7 +16,7 @@ from sweettok.data.config import DataConfig
 from sweettok.layers.attention import set_gradient_checkpointing
 from sweettok.losses.config import DiscriminatorConfig, PixelLossConfig
 from sweettok.stages.stage1 import load_proxy, released_parameter
-from sweettok.stages.video import PixelLosses, TokenizerTask, clip_psnr, player
+from sweettok.stages.video import PixelLosses, TokenizerTask, clip_psnr, trained_module
 from sweettok.tokenizer.model import SweetTok
 from sweettok.train.config import OptimizerConfig, TrainConfig
 from sweettok.train.task import StepContext
@@ -95,16 +95,16 @@ class Stage2Task(TokenizerTask):
         self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train)
         self.perceptual = self.pixels.perceptual
         names = {"released_name": released_parameter}
-        generator = player("generator", Reconstructor(self.model), run.optimizer, run.train, **names)
-        self.players = {"generator": generator}
-        if self.pixels.opponent is not None:
-            self.players["discriminator"] = self.pixels.opponent
+        generator = trained_module("generator", Reconstructor(self.model), run.optimizer, run.train, **names)
+        self.trained = {"generator": generator}
+        if self.pixels.trained_discriminator is not None:
+            self.trained["discriminator"] = self.pixels.trained_discriminator
         config = self.model.config.proxy
         self.train_dataset, self.validation_dataset = self.read_clips(run.data, config, run.train.seed)
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
-        fake = self.players["generator"].module(video)
+        fake = self.trained["generator"].module(video)
         yield "generator", *self.pixels.generator(fake, video, context)
         if self.pixels.started(context):
             yield "discriminator", *self.pixels.discriminator(fake, video)

@@ -23,7 +23,7 @@ from sweettok.losses.weights import load_perceptual
 from sweettok.proxy.config import ProxyConfig
 from sweettok.train.config import OptimizerConfig, TrainConfig
 from sweettok.train.optim import make_optimizer, make_scheduler
-from sweettok.train.task import Player, StepContext, Task
+from sweettok.train.task import StepContext, Task, TrainedModule
 
 
 def clip_datasets(data: DataConfig, proxy: ProxyConfig, seed: int) -> tuple[ClipDataset, ClipDataset | None]:
@@ -59,13 +59,13 @@ def still_dataset(data: DataConfig, proxy: ProxyConfig) -> ClipDataset | None:
     )  # fmt: skip
 
 
-def player(
+def trained_module(
     name: str, module: nn.Module, config: OptimizerConfig, train: TrainConfig, start_step: int = 0, **names
-) -> Player:
+) -> TrainedModule:
     """A module's trainable parameters with their optimizer and schedule."""
     optimizer = make_optimizer(module, config, **names)
     scheduler = make_scheduler(optimizer, config, train.max_steps, start_step)
-    return Player(name, module, optimizer, scheduler, config.max_grad_norm, start_step)
+    return TrainedModule(name, module, optimizer, scheduler, config.max_grad_norm, start_step)
 
 
 class DiscriminatorPair(nn.Module):
@@ -91,13 +91,15 @@ class PixelLosses:
     ):
         self.config = loss
         self.perceptual = load_perceptual(loss.perceptual)
-        self.opponent: Player | None = None
-        if plays(loss.adversarial) and loss.adversarial.start_step < train.max_steps:
+        self.trained_discriminator: TrainedModule | None = None
+        if is_adversarial(loss.adversarial) and loss.adversarial.start_step < train.max_steps:
             pair = DiscriminatorPair(PatchDiscriminator(discriminator))
-            self.opponent = player("discriminator", pair, optimizer, train, loss.adversarial.start_step)
+            self.trained_discriminator = trained_module(
+                "discriminator", pair, optimizer, train, loss.adversarial.start_step
+            )
 
     def started(self, context: StepContext) -> bool:
-        return self.opponent is not None and context.step >= self.opponent.start_step
+        return self.trained_discriminator is not None and context.step >= self.trained_discriminator.start_step
 
     def generator(self, fake: Tensor, real: Tensor, context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
         """fake, real (B, 3, T, H, W) -> weighted total, and every term as it is and as it counts."""
@@ -131,7 +133,7 @@ class PixelLosses:
 
     def adversarial(self, fake: Tensor, real: Tensor, weights: AdversarialConfig) -> dict[str, tuple[float, Tensor]]:
         """Terms against a discriminator that gets no gradient from them."""
-        discriminator = self.opponent.bare.discriminator
+        discriminator = self.trained_discriminator.bare.discriminator
         frozen = {name: param.detach() for name, param in discriminator.named_parameters()}
         fake_features = functional_call(discriminator, frozen, (fake,))
         with torch.no_grad():
@@ -146,7 +148,7 @@ class PixelLosses:
 
     def discriminator(self, fake: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's own loss on the same reconstructions, without a gradient to the generator."""
-        real_logits, fake_logits = self.opponent.module(real, fake.detach())
+        real_logits, fake_logits = self.trained_discriminator.module(real, fake.detach())
         hinge = losses.hinge_discriminator_loss(real_logits, fake_logits)
         total = self.config.adversarial.discriminator_weight * hinge
         report = {
@@ -158,7 +160,7 @@ class PixelLosses:
         return total, {name: value.detach() for name, value in report.items()}
 
 
-def plays(config: AdversarialConfig) -> bool:
+def is_adversarial(config: AdversarialConfig) -> bool:
     return config.generator_weight > 0 or config.feature_matching_weight > 0
 
 

@@ -6,8 +6,8 @@
                            average's count, skipped steps, the loss scaler of fp16, the run's identity for trackers
   model.safetensors        the task's model
   ema.safetensors          its moving average, buffers included
-  <player>.safetensors     what a player trains outside the model, as a discriminator
-  optimizers.pt            optimizers and schedules of all players, and the task's extra state
+  <name>.safetensors       what a module trains outside the model, as a discriminator
+  optimizers.pt            optimizers and schedules of all trained modules, and the task's extra state
 Random numbers are functions of (seed, step), so those two are their state, for any number of processes.
 """
 
@@ -35,9 +35,9 @@ from sweettok.store import write_aside
 from sweettok.train.config import RunConfig
 from sweettok.train.ema import EMA
 from sweettok.train.sharding import gather, scatter, scatter_moments, sharded
-from sweettok.train.task import Player, Task
+from sweettok.train.task import Task, TrainedModule
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
 
@@ -134,14 +134,14 @@ def load(state: RunState, folder: Path) -> list[str]:
         raise ValueError(f"{folder} is of a {saved['task']} run, this is {state.task.name}: change train.output_dir")
     try:
         _load_model(state.task, folder / "model.safetensors")
-        for player in state.task.players.values():
-            if own := _own_state(player, state.task):
-                _copy(load_file(str(folder / f"{player.name}.safetensors")), own)
+        for trained in state.task.trained.values():
+            if own := _own_state(trained, state.task):
+                _copy(load_file(str(folder / f"{trained.name}.safetensors")), own)
         # What is only sliced is not read into the memory of each process.
         mapped = sharded(state.task.model)
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True, mmap=mapped)
-        for name, player in state.task.players.items():
-            _restore_optimizer(player, **optimizers["players"][name])
+        for name, trained in state.task.trained.items():
+            _restore_optimizer(trained, **optimizers["modules"][name])
     except (RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} does not fit this run: {error}") from error
     shadow = load_file(str(folder / "ema.safetensors"))
@@ -253,17 +253,17 @@ def _weights(state: RunState) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Live tensors of each file of weights."""
     yield "model", state.task.model.state_dict()
     yield "ema", state.ema.shadow
-    for player in state.task.players.values():
-        if own := _own_state(player, state.task):
-            yield player.name, own
+    for trained in state.task.trained.values():
+        if own := _own_state(trained, state.task):
+            yield trained.name, own
 
 
 def _optimizers(state: RunState) -> dict[str, Any]:
-    players = {
-        name: {"optimizer": player.optimizer.state_dict(), "scheduler": player.scheduler.state_dict()}
-        for name, player in state.task.players.items()
+    modules = {
+        name: {"optimizer": trained.optimizer.state_dict(), "scheduler": trained.scheduler.state_dict()}
+        for name, trained in state.task.trained.items()
     }
-    return {"players": players, "extra": state.task.extra_state()}
+    return {"modules": modules, "extra": state.task.extra_state()}
 
 
 def _load_model(task: Task, path: Path) -> None:
@@ -274,10 +274,10 @@ def _load_model(task: Task, path: Path) -> None:
     )
 
 
-def _own_state(player: Player, task: Task) -> dict[str, Tensor]:
-    """Live tensors of the player's module that are not the model's."""
+def _own_state(trained: TrainedModule, task: Task) -> dict[str, Tensor]:
+    """Live tensors of the trained module that are not the model's."""
     shared = {id(value) for value in task.model.state_dict(keep_vars=True).values()}
-    state = player.bare.state_dict(keep_vars=True)
+    state = trained.bare.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if id(value) not in shared}
 
 
@@ -315,17 +315,17 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _restore_optimizer(player: Player, optimizer: dict[str, Any], scheduler: dict[str, Any]) -> None:
-    """Moments and counts from the checkpoint; rates, betas and the like as the player was built."""
-    groups, base_lrs = player.optimizer.param_groups, player.scheduler.base_lrs
+def _restore_optimizer(trained: TrainedModule, optimizer: dict[str, Any], scheduler: dict[str, Any]) -> None:
+    """Moments and counts from the checkpoint; rates, betas and the like as it was built."""
+    groups, base_lrs = trained.optimizer.param_groups, trained.scheduler.base_lrs
     settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-    moments = scatter_moments(optimizer["state"], player.parameters)
+    moments = scatter_moments(optimizer["state"], trained.parameters)
     # With the present settings, by which the optimizer decides where its counts of steps are kept.
     present = [group | own for group, own in zip(optimizer["param_groups"], settings, strict=True)]
-    player.optimizer.load_state_dict({"state": moments, "param_groups": present})
-    player.scheduler.load_state_dict({**scheduler, "base_lrs": base_lrs})
-    count, factors = player.scheduler.last_epoch, player.scheduler.lr_lambdas
-    for group, own, base, factor in zip(player.optimizer.param_groups, settings, base_lrs, factors, strict=True):
+    trained.optimizer.load_state_dict({"state": moments, "param_groups": present})
+    trained.scheduler.load_state_dict({**scheduler, "base_lrs": base_lrs})
+    count, factors = trained.scheduler.last_epoch, trained.scheduler.lr_lambdas
+    for group, own, base, factor in zip(trained.optimizer.param_groups, settings, base_lrs, factors, strict=True):
         group.update(own, lr=base * factor(count))
 
 

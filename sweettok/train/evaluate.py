@@ -24,8 +24,8 @@ SAMPLE_FPS = 8
 
 @contextmanager
 def averaged(state: RunState) -> Iterator[None]:
-    """Inside, the model has its averaged weights and every player is in eval mode, without gradients."""
-    roots = [state.task.model, *(player.bare for player in state.task.players.values())]
+    """Inside, the model has its averaged weights and every trained module is in eval mode, without gradients."""
+    roots = [state.task.model, *(trained.bare for trained in state.task.trained.values())]
     modes = [(module, module.training) for root in roots for module in root.modules()]
     for root in roots:
         root.eval()

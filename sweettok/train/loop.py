@@ -31,7 +31,7 @@ from sweettok.train.health import Buffers, Health
 from sweettok.train.log import Log
 from sweettok.train.session import BatchShare, Session, StepReport
 from sweettok.train.signals import StopRequest
-from sweettok.train.task import Player, StepContext, Task
+from sweettok.train.task import StepContext, Task, TrainedModule
 
 PATIENCE = timedelta(hours=2)  # that processes wait for the one that draws samples or writes
 
@@ -158,19 +158,19 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
 
 
 def _start(task: Task, run: RunConfig, accelerator: Accelerator, request: StopRequest | None = None) -> Session:
-    """Move and wrap the players, and make what the run needs beside them."""
-    for player in task.players.values():
-        if not player.optimizer.defaults.get("fused"):
-            raise ValueError(f"the optimizer of {player.name} must be fused=True, so that the device can skip a step")
+    """Move and wrap the trained modules, and make what the run needs beside them."""
+    for trained in task.trained.values():
+        if not trained.optimizer.defaults.get("fused"):
+            raise ValueError(f"the optimizer of {trained.name} must be fused=True, so that the device can skip a step")
     world_size, rank = accelerator.num_processes, accelerator.process_index
     share = BatchShare.of(run.train, world_size, rank)
     twin = sharding.shard(task, accelerator) if sharding.asked() else None
     task.to(accelerator.device)
-    for player in task.players.values() if twin is None else ():
+    for trained in task.trained.values() if twin is None else ():
         if run.train.compile:
-            player.module.compile()
-        player.module = accelerator.prepare(player.module)
-    trained = {id(param) for param in task.model.parameters()}
+            trained.module.compile()
+        trained.module = accelerator.prepare(trained.module)
+    of_model = {id(param) for param in task.model.parameters()}
     sampler = GlobalBatchSampler(
         num_items=len(task.train_dataset),
         global_batch=share.global_batch,
@@ -182,12 +182,12 @@ def _start(task: Task, run: RunConfig, accelerator: Accelerator, request: StopRe
     state = RunState(
         run, task, EMA(task.model, run.train.ema_decay), sampler, scaler=accelerator.scaler, world_size=world_size
     )
-    model_players = {
-        name for name, player in task.players.items() if any(id(param) in trained for param in player.parameters)
+    model_updaters = {
+        name for name, trained in task.trained.items() if any(id(param) in of_model for param in trained.parameters)
     }
     health = Health(state, accelerator.device, accelerator.is_main_process, request or StopRequest())
-    buffers = Buffers([task.model, *(player.bare for player in task.players.values())])
-    return Session(accelerator, state, share, health, buffers, model_players, twin)
+    buffers = Buffers([task.model, *(trained.bare for trained in task.trained.values())])
+    return Session(accelerator, state, share, health, buffers, model_updaters, twin)
 
 
 def _open_log(session: Session) -> Log:
@@ -220,7 +220,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepReport:
-    """One update of each player that has started, from one global batch.
+    """One update of each trained module that has started, from one global batch.
 
     The gradients are those of the mean loss over the global batch, however many processes and micro-batches share it.
     If a loss or gradient is not finite, on any process, no weight, moment or buffer changes; averages and schedules go
@@ -238,12 +238,12 @@ def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepRe
         context = share.context(step, seed, index)
         context.seed_default_generators()
         playing |= _backward(session, context, report, last=index == share.micro_batches - 1)
-    started = [player for player in task.players.values() if step >= player.start_step]
-    expected = {player.name for player in started}
+    started = [trained for trained in task.trained.values() if step >= trained.start_step]
+    expected = {trained.name for trained in started}
     assert playing == expected, f"losses came from {sorted(playing)} at step {step}, not from {sorted(expected)}"
     skip = _update(session, started, report)
     session.buffers.restore(skip)
-    if playing & session.model_players:
+    if playing & session.model_updaters:
         state.ema.update(task.model)
     for name, value in task.after_step(share.context(step, seed)).items():
         report.scalars[name].append(torch.as_tensor(value))
@@ -255,14 +255,14 @@ def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepRe
 
 
 def _backward(session: Session, context: StepContext, report: StepReport, last: bool) -> set[str]:
-    """Add a micro-batch to the gradients; returns the players it had.
+    """Add a micro-batch to the gradients; returns the names of the losses it had.
 
     Processes exchange gradients on the last one only; sharded ones on each, rather than keep whole gradients.
     """
     accelerator, task, playing = session.accelerator, session.state.task, set()
     with ExitStack() as stack:
-        for player in task.players.values() if not last and session.twin is None else ():
-            stack.enter_context(accelerator.no_sync(player.module))
+        for trained in task.trained.values() if not last and session.twin is None else ():
+            stack.enter_context(accelerator.no_sync(trained.module))
         for name, loss, scalars in task.losses(report.batch, context):
             accelerator.backward(loss / session.share.micro_batches)
             playing.add(name)
@@ -271,26 +271,26 @@ def _backward(session: Session, context: StepContext, report: StepReport, last: 
     return playing
 
 
-def _update(session: Session, players: list[Player], report: StepReport) -> Tensor:
-    """Clip, step and schedule each player, unless a number is not finite; returns the vote on that, as `Health.vote`.
+def _update(session: Session, started: list[TrainedModule], report: StepReport) -> Tensor:
+    """Clip, step and schedule each trained module, unless a number is not finite; returns `Health.vote`.
 
     The optimizers get it as a loss scaler would hand it to them, and read it on the device.
     """
     scaler = session.accelerator.scaler
-    for player in players:
+    for trained in started:
         if scaler is not None:
-            scaler.unscale_(player.optimizer)
-        norm = sharding.whole(torch.nn.utils.clip_grad_norm_(player.parameters, player.max_grad_norm))
-        report.scalars[f"grad_norm/{player.name}"].append(norm)
-        report.learning_rates[f"lr/{player.name}"] = player.optimizer.param_groups[0]["lr"]
+            scaler.unscale_(trained.optimizer)
+        norm = sharding.whole(torch.nn.utils.clip_grad_norm_(trained.parameters, trained.max_grad_norm))
+        report.scalars[f"grad_norm/{trained.name}"].append(norm)
+        report.learning_rates[f"lr/{trained.name}"] = trained.optimizer.param_groups[0]["lr"]
     skip = session.health.vote(report)
-    for player in players:
-        player.optimizer.found_inf = skip
-        player.optimizer.step()
-        del player.optimizer.found_inf
-        torch.autograd.graph.increment_version(player.parameters)  # which fused optimizers leave as it is
-        player.optimizer.zero_grad(set_to_none=True)
-        player.scheduler.step()
+    for trained in started:
+        trained.optimizer.found_inf = skip
+        trained.optimizer.step()
+        del trained.optimizer.found_inf
+        torch.autograd.graph.increment_version(trained.parameters)  # which fused optimizers leave as it is
+        trained.optimizer.zero_grad(set_to_none=True)
+        trained.scheduler.step()
     if scaler is not None:
         scaler.update()
     return skip

@@ -59,7 +59,7 @@ class Session:
     share: BatchShare
     health: Health
     buffers: Buffers
-    model_players: set[str]  # those whose updates change the model that is averaged
+    model_updaters: set[str]  # those whose updates change the model that is averaged
     twin: nn.Module | None  # of a sharded run: the model without weights
 
     @property

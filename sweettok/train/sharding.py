@@ -1,8 +1,8 @@
 """Fully sharded data parallelism: every process keeps a slice of each weight, of its average and of its moments.
 
-The launcher asks for it (configs/accelerate/fsdp.yaml), for tasks of one player. What is gathered at a time is an
-element of an nn.ModuleList named `blocks`; the rest of the module forms one more unit. Nothing but the forwards of the
-player's module and of the task's model gathers weights: elsewhere they are DTensors, slices with the whole shape.
+The launcher asks for it (configs/accelerate/fsdp.yaml), for tasks of one trained module. What is gathered at a
+time is an element of an nn.ModuleList named `blocks`; the rest forms one more unit. Nothing but the forwards of
+the trained module and of the model gathers weights: elsewhere they are DTensors, slices with the whole shape.
 
 A process builds the whole model on the CPU before it is sliced. Whole weights come together on the main process alone:
 in its CPU memory for checkpoints and the export, on its device for samples, which many small forwards draw.
@@ -61,39 +61,39 @@ def sharded(module: nn.Module) -> bool:
 
 
 def shard(task: Task, accelerator: Accelerator) -> nn.Module:
-    """Move the task's player to the device in slices, and its optimizer with it; returns a `twin` of the model.
+    """Move the trained module to the device in slices, and its optimizer with it; returns a `twin` of the model.
 
     The device holds one whole unit at a time. ValueError for a task that cannot be sharded.
     """
-    if len(task.players) != 1:
-        names = " and ".join(task.players)
+    if len(task.trained) != 1:
+        names = " and ".join(task.trained)
         raise ValueError(
-            f"fully sharded data parallelism trains one player, the {task.name} stage has {names}: "
+            f"fully sharded data parallelism trains one module, the {task.name} stage has {names}: "
             "use configs/accelerate/ddp.yaml"
         )
-    (player,) = task.players.values()
-    blocks = _blocks(player.module)
+    (trained,) = task.trained.values()
+    blocks = _blocks(trained.module)
     if not blocks:
         raise ValueError(
             f"fully sharded data parallelism shares out the elements of an nn.ModuleList named `blocks`, and the model "
             f"of the {task.name} stage has none: use configs/accelerate/ddp.yaml"
         )
     weightless = twin(task.model)
-    names = {id(param): name for name, param in player.module.named_parameters()}
-    groups = player.optimizer.param_groups
+    names = {id(param): name for name, param in trained.module.named_parameters()}
+    groups = trained.optimizer.param_groups
     held = [[names[id(param)] for param in group["params"]] for group in groups]
     for group in groups:
         group["params"] = []  # or the whole weights would stay in memory
     _slice(blocks, accelerator)
-    _settle(player.module, accelerator.device)
-    for module in (task.model, player.module):
+    _settle(trained.module, accelerator.device)
+    for module in (task.model, trained.module):
         if not sharded(module):
             fully_shard(module, mesh=_mesh(accelerator))
-    sliced = dict(player.module.named_parameters())
+    sliced = dict(trained.module.named_parameters())
     for group, own in zip(groups, held, strict=True):
         group["params"] = [sliced[name] for name in own]
     # "Evaluation" leaves out accelerate's own wrapper, and only lets the forward run in the configured precision.
-    player.module = accelerator.prepare_model(player.module, device_placement=False, evaluation_mode=True)
+    trained.module = accelerator.prepare_model(trained.module, device_placement=False, evaluation_mode=True)
     return weightless
 
 

@@ -1,4 +1,4 @@
-"""What a training stage tells the loop: its players, its losses, and what to look at."""
+"""What a training stage tells the loop: the modules it trains, its losses, and what to look at."""
 
 import hashlib
 import random
@@ -18,11 +18,11 @@ from torch.utils.data import Dataset
 
 
 @dataclass
-class Player:
-    """One optimizer's side of the game, as the generator or the discriminator.
+class TrainedModule:
+    """A module with its own optimizer and schedule, such as the generator or the discriminator.
 
     module: trained through its forward, which the loop wraps: it runs in the configured precision, returns float32 and
-        averages gradients over the processes. All its trainable parameters must take part in every loss of this player.
+        averages gradients over the processes. All its trainable parameters must take part in each of its losses.
     optimizer: a fused one, which can read on the device that a step is to be skipped.
     scheduler: stepped by the loop once in each step from `start_step` on, skipped ones included.
     max_grad_norm: bound of the global norm of its gradients.
@@ -88,34 +88,34 @@ class Task(ABC):
     """A training stage.
 
     The constructor builds everything on the CPU, each module in the mode, train or eval, that it trains in. The loop
-    moves and wraps it, and restores the modes after looking. A task can be sharded if it has one player, whose losses
-    are computed through the forward of its `module`, and validation through that of `model`.
+    moves and wraps it, and restores the modes after looking. A task can be sharded if it has one trained module, whose
+    losses are computed through the forward of its `module`, and validation through that of `model`.
 
     name: the stage.
     model: what is trained for, unwrapped. The moving average tracks it; checkpoints and the export hold it.
-    players: by name, in the order of their updates. All losses of a step come before its first update.
+    trained: by name, in the order of their updates. All losses of a step come before its first update.
     train_dataset, validation_dataset: of dicts, collated into batches; without validation data nothing is validated.
     """
 
     name: str
     model: nn.Module
-    players: dict[str, Player]
+    trained: dict[str, TrainedModule]
     train_dataset: Dataset
     validation_dataset: Dataset | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move every module that is an attribute of this task, and those of the players; what is sharded is there."""
+        """Move every module that is an attribute of this task, and the trained ones; what is sharded is there."""
         modules = [value for value in vars(self).values() if isinstance(value, nn.Module)]
-        for module in [*modules, *(player.module for player in self.players.values())]:
+        for module in [*modules, *(trained.module for trained in self.trained.values())]:
             if not isinstance(module, FSDPModule):
                 module.to(device)
 
     @abstractmethod
     def losses(self, batch: Any, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """For each player that has started: its name, its loss (a mean over the clips) and detached scalars to log.
+        """For each trained module that has started: its name, its loss (a mean over the clips) and scalars to log.
 
         A generator function: the loop runs backward on each loss before it asks for the next, and logs it as
-        `loss/<player>`. A player's own loss calls its `module`; another's calls `bare`, with the parameters detached.
+        `loss/<name>`. A module's own loss calls its `module`; another's calls `bare`, with the parameters detached.
         What is random about a clip is drawn through `context`.
         """
 
@@ -134,7 +134,7 @@ class Task(ABC):
 
     def sample(self, batch: Any) -> Tensor | None:
         """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate`, on one process, where
-        `model` is whole, but no player's `module` need be."""
+        `model` is whole, but no module of `trained` need be."""
         return None
 
     def extra_state(self) -> dict[str, Any]:
