@@ -3,4 +3,4 @@
 # settings. The shards come from `python -m sweettok.inference tokenize`.
 set -euo pipefail
 cd "$(dirname "$0")"
-exec bash scripts/launch.sh scripts/train.py "${CONFIG:-configs/generator/ucf101.yaml}" "$@"
+exec bash scripts/launch.sh -m sweettok train "${CONFIG:-configs/generator/ucf101.yaml}" "$@"

@@ -3,4 +3,4 @@
 # the rest is key=value settings.
 set -euo pipefail
 cd "$(dirname "$0")"
-exec bash scripts/launch.sh scripts/train.py "${CONFIG:-configs/spatial/ucf101.yaml}" "$@"
+exec bash scripts/launch.sh -m sweettok train "${CONFIG:-configs/spatial/ucf101.yaml}" "$@"

@@ -7,4 +7,4 @@ cd "$(dirname "$0")"
 if [[ -z "${SPATIAL:-}" && -z "${CONFIG:-}" && -d outputs/spatial-ucf101/final ]]; then
   SPATIAL=outputs/spatial-ucf101/final
 fi
-exec bash scripts/launch.sh scripts/train.py "${CONFIG:-configs/stage1/ucf101.yaml}" ${SPATIAL:+"init=$SPATIAL"} "$@"
+exec bash scripts/launch.sh -m sweettok train "${CONFIG:-configs/stage1/ucf101.yaml}" ${SPATIAL:+"init=$SPATIAL"} "$@"

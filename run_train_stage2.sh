@@ -3,4 +3,4 @@
 # key=value settings. Without STAGE1 the tokenizer is the one that the configuration names.
 set -euo pipefail
 cd "$(dirname "$0")"
-exec bash scripts/launch.sh scripts/train.py "${CONFIG:-configs/stage2/ucf101.yaml}" ${STAGE1:+"tokenizer=$STAGE1"} "$@"
+exec bash scripts/launch.sh -m sweettok train "${CONFIG:-configs/stage2/ucf101.yaml}" ${STAGE1:+"tokenizer=$STAGE1"} "$@"

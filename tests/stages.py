@@ -1,6 +1,5 @@
 """Every stage trained at a size that takes a second; `runs` in conftest.py is the folder of the results."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,10 +9,12 @@ from accelerate.utils import set_seed
 from omegaconf import OmegaConf
 from torch.utils.data import default_collate
 
+from sweettok.cli.main import main as command
 from sweettok.data.synthetic import write_synthetic
 from sweettok.inference import __main__ as generation
 from sweettok.priors import save_prior
 from sweettok.priors.build import build_prior, read_tagged
+from sweettok.stages import STAGES as TASKS
 from sweettok.stages import load_config
 from sweettok.train import loop
 from sweettok.train.loop import make_accelerator
@@ -39,10 +40,6 @@ TRAIN = {
     "max_steps": STEPS, "global_batch_size": 4, "log_every": 1, "save_every": 1, "sample_every": STEPS,
     "eval_every": STEPS, "num_samples": 1,
 }  # fmt: skip
-
-script_spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-script = importlib.util.module_from_spec(script_spec)
-script_spec.loader.exec_module(script)
 
 
 def prepare(folder: Path) -> None:
@@ -80,7 +77,7 @@ def train_all(folder: Path) -> Path:
         if name == "generator":
             tokenize(folder, folder / "tokens")
         AcceleratorState._reset_state(reset_partial_state=True)
-        assert script.main([str(folder / f"{name}.yaml")]) == 0
+        assert command(["train", str(folder / f"{name}.yaml")]) == 0
     return folder
 
 
@@ -93,6 +90,10 @@ def tokenize(work: Path, out: Path, *options: str) -> None:
 
 def config_of(folder: Path, stage: str, *overrides: str):
     return load_config(folder / f"{stage}.yaml", overrides)
+
+
+def build_task(run):
+    return TASKS[run.stage](run)
 
 
 def make_task(kind, run):

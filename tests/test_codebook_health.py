@@ -8,7 +8,7 @@ import sys
 import pytest
 import tiny
 import torch
-from stages import ROOT, begin, config_of, log_lines, make_task, script
+from stages import ROOT, begin, config_of, log_lines, make_task
 
 from sweettok.eval.usage import UsageCounter
 from sweettok.stages.stage1 import CodePredictor, Stage1Task
@@ -92,13 +92,13 @@ def test_processes_count_together(runs, tmp_path):
         "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     settings = ["train.log_every=2", "train.max_steps=2", "train.sample_every=0", "train.eval_every=0"]
-    command = ["scripts/launch.sh", "scripts/train.py", str(runs / "stage1.yaml"), *settings]
+    command = ["scripts/launch.sh", "-m", "sweettok", "train", str(runs / "stage1.yaml"), *settings]
     done = subprocess.run(
         ["bash", *command, f"train.output_dir={tmp_path / 'two'}"], env=environment, cwd=ROOT, capture_output=True,
         text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert script.main([str(runs / "stage1.yaml"), *settings, f"train.output_dir={tmp_path / 'one'}"]) == 0
+    assert command(["train", str(runs / "stage1.yaml"), *settings, f"train.output_dir={tmp_path / 'one'}"]) == 0
     one, two = (next(line for line in log_lines(tmp_path / name) if line["step"] == 2) for name in ("one", "two"))
     for kind in ("usage", "perplexity", "dead"):
         for name in LISTS:

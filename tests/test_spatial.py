@@ -244,7 +244,7 @@ def test_run_script_uses_the_branch_when_it_is_there(tmp_path, environment, argu
     kept = {name: value for name, value in os.environ.items() if name not in ("CONFIG", "SPATIAL")}
     command = ["bash", str(tmp_path / "run_train_stage1.sh"), *arguments]
     done = subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["scripts/train.py", *expected]
+    assert done.stdout.splitlines() == ["-m", "sweettok", "train", *expected]
 
 
 @pytest.mark.parametrize(
@@ -262,4 +262,4 @@ def test_run_script_of_stage_2_takes_the_tokenizer_of_the_configuration_unless_t
     kept = {name: value for name, value in os.environ.items() if name not in ("CONFIG", "STAGE1")}
     command = ["bash", str(tmp_path / "run_train_stage2.sh"), "train.seed=1"]
     done = subprocess.run(command, env={**kept, **environment}, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["scripts/train.py", *expected, "train.seed=1"]
+    assert done.stdout.splitlines() == ["-m", "sweettok", "train", *expected, "train.seed=1"]

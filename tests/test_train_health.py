@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from stages import STAGES, config_of, first_batch, script, snapshot
+from stages import STAGES, build_task, config_of, first_batch, snapshot
 from stages import begin as begin_stage
 from test_train_loop import begin, log_lines
 from torch import Tensor
@@ -81,7 +81,7 @@ def test_a_skipped_step_changes_no_weight_moment_or_buffer(tmp_path, kind):
 @pytest.mark.parametrize("stage", ["proxy", "stage2"])
 def test_statistics_survive_a_skipped_step(runs, stage):
     """The code table and the discriminator's norms, which change before a step is known to count."""
-    task = script.build_task(config_of(runs, stage))
+    task = build_task(config_of(runs, stage))
     session, batches = begin_stage(task, task.run)
     train_step(session, batches, Clock())
     modules = [task.model, task.trained["discriminator"].bare]
@@ -196,7 +196,7 @@ def test_quiet_steps_do_not_wait(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_quiet_steps_of_the_stages_do_not_wait(runs, monkeypatch, stage):
-    task = script.build_task(config_of(runs, stage))
+    task = build_task(config_of(runs, stage))
     session, _ = begin_stage(task, task.run)
     batch = first_batch(task)
 

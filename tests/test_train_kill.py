@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from stages import ROOT, log_lines, script
+from stages import ROOT, command, log_lines
 from test_train_loop import assert_equal, assert_same_weights, results
 from toy_task import ToyTask, toy_run
 
@@ -182,22 +182,22 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     assert (tmp_path / "final").is_dir()
 
 
-def test_the_script_s_exit_status(runs, tmp_path, monkeypatch):
+def test_exit_statuses(runs, tmp_path, monkeypatch):
     config = [str(runs / "proxy.yaml"), f"train.output_dir={tmp_path / 'out'}", "train.sample_every=0"]
     status = tmp_path / "status"
     for launched in (False, True):
         if launched:
             monkeypatch.setenv("LAUNCH_STATUS", str(status))
-        monkeypatch.setattr(script, "fit", lambda *_: False)
-        assert script.main(config) == (0 if launched else STOPPED)
+        monkeypatch.setattr("sweettok.cli.train.fit", lambda *_: False)
+        assert command(["train", *config]) == (0 if launched else STOPPED)
         assert not launched or status.read_text() == f"{STOPPED}\n"
         failed = OSError("the disk is full"), FloatingPointError("step 3 is not finite"), LoaderError("a process died")
         for error, code in (*((error, 1) for error in failed), (ValueError("no such clip"), 2)):
-            monkeypatch.setattr(script, "fit", Mock(side_effect=error))
-            assert script.main(config) == code
+            monkeypatch.setattr("sweettok.cli.train.fit", Mock(side_effect=error))
+            assert command(["train", *config]) == code
             assert not launched or status.read_text() == f"{code}\nerror: {error}\n"
-    monkeypatch.setattr(script, "fit", Mock(side_effect=ConnectionError("another process is gone")))
-    assert script.main(config) == 1 and status.read_text() == "2\nerror: no such clip\n"
+    monkeypatch.setattr("sweettok.cli.train.fit", Mock(side_effect=ConnectionError("another process is gone")))
+    assert command(["train", *config]) == 1 and status.read_text() == "2\nerror: no such clip\n"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -208,7 +208,15 @@ def test_the_launcher_passes_signals_and_statuses_on(runs, tmp_path, processes):
     }  # fmt: skip
     settings = [f"train.output_dir={tmp_path}", "train.max_steps=100000", "train.sample_every=0", "train.eval_every=0",
                 "train.save_every=100000"]  # fmt: skip
-    command = ["bash", str(ROOT / "scripts" / "launch.sh"), "scripts/train.py", str(runs / "proxy.yaml"), *settings]
+    command = [
+        "bash",
+        str(ROOT / "scripts" / "launch.sh"),
+        "-m",
+        "sweettok",
+        "train",
+        str(runs / "proxy.yaml"),
+        *settings,
+    ]
     with (tmp_path / "out.txt").open("w") as out:
         launched = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         while not log_text(tmp_path) and launched.poll() is None:

@@ -1,10 +1,8 @@
 """One loop for every stage: results depend on the configuration, not on how the work is split or interrupted."""
 
-import importlib.util
 import json
 import sys
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -374,12 +372,3 @@ def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch
 def test_fp16_needs_a_gpu(tmp_path):
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         make_accelerator(toy_run(tmp_path, mixed_precision="fp16").train)
-
-
-def test_script_tells_users_what_is_wrong_in_one_line(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("train_script", Path(__file__).parent.parent / "scripts" / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    missing = tmp_path / "missing.yaml"
-    assert script.main([str(missing)]) == 2
-    assert capsys.readouterr().err == f"error: no configuration file at {missing}\n"

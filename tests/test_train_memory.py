@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stages import STAGES, config_of, first_batch, script
+from stages import STAGES, build_task, config_of, first_batch
 from torch.autograd.graph import saved_tensors_hooks
 
 from sweettok import pixels
@@ -45,7 +45,7 @@ class Kept:
 
 def make(runs, stage, *overrides):
     torch.manual_seed(0)
-    task = script.build_task(config_of(runs, stage, *overrides))
+    task = build_task(config_of(runs, stage, *overrides))
     return task, first_batch(task)
 
 

@@ -22,7 +22,7 @@ CONFIGS = sorted(path for path in (stages.ROOT / "configs").rglob("*.yaml") if p
 
 def real(run):
     """A real task at work, after its first step; graphs left out, as in the plan."""
-    task = stages.script.build_task(run)
+    task = stages.build_task(run)
     for part in task.model.modules():
         if isinstance(part, LanguageCodebook):
             leave_out_graph(part)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from stages import STAGES, STEPS, log_lines, script
+from stages import STAGES, STEPS, command, log_lines
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -54,7 +54,7 @@ def test_separated_words_are_the_same_under_autocast(make, dtype):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_trains_in_bf16(runs, tmp_path, stage):
     settings = ["train.mixed_precision=bf16", f"train.output_dir={tmp_path}"]
-    assert script.main([str(runs / f"{stage}.yaml"), *settings]) == 0
+    assert command(["train", str(runs / f"{stage}.yaml"), *settings]) == 0
     for kind in ("train/", "eval/"):
         lines, exact = log_lines(tmp_path, kind), log_lines(runs / stage, kind)
         assert json.dumps(lines, allow_nan=False) and len(lines) == len(exact)
@@ -69,6 +69,6 @@ def test_every_stage_trains_in_bf16(runs, tmp_path, stage):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can train in fp16")
 def test_fp16_is_refused_on_a_cpu(runs, tmp_path, capsys):
     settings = ["train.mixed_precision=fp16", f"train.output_dir={tmp_path / 'out'}"]
-    assert script.main([str(runs / "stage1.yaml"), *settings]) == 2
+    assert command(["train", str(runs / "stage1.yaml"), *settings]) == 2
     assert capsys.readouterr().err == "error: train.mixed_precision=fp16 needs a GPU; use no or bf16 on a CPU\n"
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from stages import ROOT, STAGES, config_of, log_lines, make_task, script, snapshot
+from stages import ROOT, STAGES, build_task, config_of, log_lines, make_task, snapshot
 from test_train_loop import results
 
 from sweettok.config import to_dict
@@ -28,14 +28,14 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from stages import script
+from stages import build_task
 from sweettok.config import load_config
 from sweettok.train.loop import fit
 from accelerate.utils import set_seed
 for path in sys.argv[2:]:
     run = load_config(path)
     set_seed(run.train.seed)
-    fit(script.build_task(run), run)
+    fit(build_task(run), run)
 torch.distributed.destroy_process_group()
 """
 
@@ -69,7 +69,7 @@ def folder(runs, tmp_path_factory):
         one, two = (config_of(runs, stage, *TWENTY, *more, f"train.output_dir={folder / name / stage}")
                     for name in ("one", "two"))  # fmt: skip
         AcceleratorState._reset_state(reset_partial_state=True)
-        task = make_task(script.build_task, one)
+        task = make_task(build_task, one)
         torch.save(snapshot(task.model), folder / f"{stage}.pt")
         fit(task, one)
         twos += [two, config_of(runs, stage, *ONE_STEP, f"train.output_dir={folder / 'step' / stage}")]

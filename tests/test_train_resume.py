@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from stages import STAGES, config_of, log_lines, make_task, script
+from stages import STAGES, build_task, config_of, log_lines, make_task
 from test_train_loop import assert_equal, results
 
 from sweettok.train.checkpoint import checkpoints
@@ -33,7 +33,7 @@ def configure(runs, stage, folder, *more):
 def train(run, break_at=None):
     """Train; returns what the training set was asked for in this process."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    task = make_task(script.build_task, run)
+    task = make_task(build_task, run)
     asked, losses = [], task.losses
 
     def watched(batch, context):

@@ -16,11 +16,12 @@ from stages import (
     STEPS,
     TOKENIZER,
     begin,
+    build_task,
+    command,
     config_of,
     first_batch,
     log_lines,
     make_task,
-    script,
     snapshot,
 )
 
@@ -113,7 +114,7 @@ def test_stage2_trains_decoders_alone(runs):
 def test_each_side_of_the_game_has_its_own_gradients(runs, stage):
     run = config_of(runs, stage)
     set_seed(0)
-    task = script.build_task(run)
+    task = build_task(run)
     generator, critic = task.trained["generator"].parameters, task.trained["discriminator"].parameters
     turns = task.losses(first_batch(task), StepContext(0, 42, 0, 4, 4))
     name, loss, report = next(turns)
@@ -175,7 +176,7 @@ def test_guide_is_trained_and_kept_but_not_exported(runs):
 
 def test_halves_of_a_batch_give_the_mean_of_their_losses(runs):
     """What is random about a clip goes with the clip, however the batch is split (here: the proxy's still frames)."""
-    task = script.build_task(config_of(runs, "proxy", "loss.adversarial.generator_weight=0",
+    task = build_task(config_of(runs, "proxy", "loss.adversarial.generator_weight=0",
                                        "loss.adversarial.feature_matching_weight=0"))  # fmt: skip
     video = first_batch(task)["video"]
 
@@ -212,7 +213,7 @@ def test_warm_start_fits_fresh_weights_to_the_clips(runs):
 
 def test_warm_start_and_init_exclude_each_other(runs, capsys):
     folder = runs / "stage1" / "final"
-    assert script.main([str(runs / "stage1.yaml"), f"init={folder}", f"train.output_dir={runs / 'unused'}"]) == 2
+    assert command(["train", str(runs / "stage1.yaml"), f"init={folder}", f"train.output_dir={runs / 'unused'}"]) == 2
     assert "leave one of them out" in capsys.readouterr().err
 
 
@@ -358,7 +359,7 @@ def test_generator_s_configuration_carries_the_numbers_of_the_release():
 )
 def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys, stage, override, told):
     overrides = override.format(work=runs).split()
-    assert script.main([str(runs / f"{stage}.yaml"), f"train.output_dir={tmp_path / 'out'}", *overrides]) == 2
+    assert command(["train", str(runs / f"{stage}.yaml"), f"train.output_dir={tmp_path / 'out'}", *overrides]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and told in message and message.count("\n") == 1
     assert not (tmp_path / "out").exists()

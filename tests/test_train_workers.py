@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from stages import script
+from stages import command
 from test_train_loop import assert_same_weights, log_lines, results
 from torch.utils.data import get_worker_info
 from toy_task import ToyTask, Vectors, toy_run
@@ -107,6 +107,6 @@ def test_a_clip_that_ends_the_run_is_told_in_one_line(runs, tmp_path, monkeypatc
 
     monkeypatch.setattr(ClipDataset, "_decode", broken)
     settings = [f"train.output_dir={tmp_path}", "data.num_workers=1", "train.sample_every=0", "train.eval_every=1"]
-    assert script.main([str(runs / "proxy.yaml"), *settings]) == 2
+    assert command(["train", str(runs / "proxy.yaml"), *settings]) == 2
     more = "; nor can 10 clips drawn in its place be read, the last of them .*: damaged" if training else ""
     assert re.fullmatch(rf"error: \w+\.mp4: damaged{more}\n", capsys.readouterr().err)

@@ -31,14 +31,13 @@ from sweettok.data.dataset import make_loader
 from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.priors import Prior, save_prior
-from sweettok.stages import load_config
+from sweettok.stages import STAGES, load_config
 from sweettok.train import loop
 from sweettok.train.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from scripts.bench.tokenizer import SIZES, random_graph, synchronize  # noqa: E402
-from scripts.train import build_task  # noqa: E402
 
 FILES = {"tiny": "configs/tiny/{}.yaml", "full": "configs/{}/ucf101.yaml"}
 WORDS = {"tiny": {"spatial": (33, 32), "temporal": (28, 21)}, "full": SIZES}
@@ -137,7 +136,7 @@ class Parts:
 def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> tuple[loop.Session, Iterator]:
     """What the loop needs for its steps, with every part under watch."""
     set_seed(run.train.seed)
-    task = build_task(run)
+    task = STAGES[run.stage](run)
     session = loop._start(task, run, accelerator)
     batches = iter(make_loader(task.train_dataset, session.state.sampler, run.data.num_workers))
     losses: Callable[..., Iterator] = task.losses
