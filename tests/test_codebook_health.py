@@ -8,7 +8,7 @@ import sys
 import pytest
 import tiny
 import torch
-from stages import ROOT, begin, config_of, log_lines, make_task
+from stages import ROOT, begin, command, config_of, log_lines, make_task
 
 from sweettok.eval.usage import UsageCounter
 from sweettok.stages.stage1 import CodePredictor, Stage1Task
@@ -92,9 +92,9 @@ def test_processes_count_together(runs, tmp_path):
         "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
     settings = ["train.log_every=2", "train.max_steps=2", "train.sample_every=0", "train.eval_every=0"]
-    command = ["scripts/launch.sh", "-m", "sweettok", "train", str(runs / "stage1.yaml"), *settings]
+    launch = ["scripts/launch.sh", "-m", "sweettok", "train", str(runs / "stage1.yaml"), *settings]
     done = subprocess.run(
-        ["bash", *command, f"train.output_dir={tmp_path / 'two'}"], env=environment, cwd=ROOT, capture_output=True,
+        ["bash", *launch, f"train.output_dir={tmp_path / 'two'}"], env=environment, cwd=ROOT, capture_output=True,
         text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

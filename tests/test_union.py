@@ -267,9 +267,8 @@ def test_stage1_learns_a_clip():
 def test_both_stages_train(runs, tmp_path, fresh_accelerator):
     """By the script, from the proxy and the prior of the other stages' tests, warm start and guide included."""
     for stage, change in {"stage1": "tokenizer.lookup=union", "stage2": f"tokenizer={tmp_path}/stage1/final"}.items():
-        assert (
-            stages.command(["train", str(runs / f"{stage}.yaml"), change, f"train.output_dir={tmp_path / stage}"]) == 0
-        )
+        settings = [str(runs / f"{stage}.yaml"), change, f"train.output_dir={tmp_path / stage}"]
+        assert stages.command(["train", *settings]) == 0
         stages.AcceleratorState._reset_state(reset_partial_state=True)
     first, second = (SweetTok.from_pretrained(tmp_path / stage / "final") for stage in ("stage1", "stage2"))
     assert first.config.lookup == second.config.lookup == "union"

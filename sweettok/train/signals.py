@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
-STOPPED = 75  # exit status of a run that saved and can go on: EX_TEMPFAIL of sysexits.h
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
