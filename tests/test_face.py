@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from sweettok import pixels
+from sweettok.cli.main import main
 from sweettok.data.backends import ClipError
 from sweettok.data.resize import Fit
 from sweettok.data.writer import write_video
 from sweettok.tokenizer.model import SweetTok
-from sweettok.words.__main__ import main as words_main
 
 
 @pytest.fixture(scope="module")
@@ -433,5 +433,5 @@ def test_processes_that_do_not_know_of_each_other_are_refused(files, tmp_path, m
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(num_processes=1))
-    assert words_main(["show", str(files / "waves.mkv"), "--checkpoint", str(tmp_path)]) == 1
+    assert main(["words", "show", str(files / "waves.mkv"), "--checkpoint", str(tmp_path)]) == 2
     assert "2 processes were launched, but each sees 1" in capsys.readouterr().err

@@ -23,12 +23,12 @@ def section(title: str) -> str:
     return re.search(rf"^## {title}\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)[1]
 
 
-def commands() -> list[tuple[str, tuple[str, ...]]]:
-    """(module, arguments) of every `python -m sweettok....` of the shell blocks and of the text."""
+def commands() -> list[tuple[str, ...]]:
+    """Every `sweettok ...`, and `python -m sweettok....` of other modules, of the shell blocks and of the text."""
     lines = [line for text in code("bash") for line in text.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
-    found = [shlex.split(line, comments=True) for line in lines if line.startswith("python -m sweettok")]
-    return sorted({(words[2], tuple(words[3:])) for words in found})
+    lines = [line for line in lines if line.startswith(("python -m sweettok", "sweettok ")) and line != "sweettok "]
+    return sorted({tuple(shlex.split(line.removeprefix("python -m "), comments=True)) for line in lines})
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
@@ -66,11 +66,13 @@ def test_reading_order_names_files():
     assert len(files) > 5 and all((ROOT / name).is_file() for name in files)
 
 
-@pytest.mark.parametrize(("module", "arguments"), commands())
-def test_commands_and_their_options_exist(module, arguments, capsys):
-    main = importlib.import_module(f"{module}.__main__").main
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_and_their_options_exist(words, capsys):
+    program, *arguments = words
+    module = "sweettok.cli.main" if program == "sweettok" else f"{program}.__main__"
+    group = program == "sweettok" and hasattr(importlib.import_module(f"sweettok.cli.{arguments[0]}"), "COMMANDS")
     with pytest.raises(SystemExit) as stopped:
-        main([arguments[0], "--help"])
+        importlib.import_module(module).main([*arguments[: 2 if group else 1], "--help"])
     assert stopped.value.code == 0
-    told = capsys.readouterr().out
-    assert not [word for word in arguments if word.startswith("--") and word not in told]
+    printed = capsys.readouterr().out
+    assert not [word for word in arguments if word.startswith("--") and word not in printed]

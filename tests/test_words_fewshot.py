@@ -7,9 +7,9 @@ import tiny
 import torch
 import word_shards
 
+from sweettok.cli.main import main
 from sweettok.data.tokens import TokenDataset
 from sweettok.words import baselines, episodes, prompts, summary
-from sweettok.words.__main__ import main
 from sweettok.words.episodes import Episode, EpisodeConfig
 from sweettok.words.fewshot import difference, score
 from sweettok.words.prompts import PromptConfig
@@ -27,7 +27,7 @@ def work(tmp_path_factory):
 
 def run(work, out, *more) -> int:
     given = ["--tokens", str(work / "tokens"), "--checkpoint", str(work / "tokenizer"), "--out", str(out), *more]
-    return main(["fewshot", *given])
+    return main(["words", "fewshot", *given])
 
 
 # ---------------------------------------------------------------------------------------------------------- episodes
@@ -79,19 +79,19 @@ def test_episodes_come_back_from_their_file_and_others_are_not_put_over_them(tmp
     with pytest.raises(ValueError, match="holds other episodes"):
         episodes.write(path, drawn[1:], config)
     path.write_text('{"format": 1}')
-    with pytest.raises(ValueError, match="is no file of episodes"):
+    with pytest.raises(ValueError, match="is not a file of episodes"):
         episodes.read(path)
 
 
 def test_other_labels(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("a\tround\nb\tflat thing\n")
-    assert episodes.other_labels(path, ["c", "b", "a"]) == [("a", "round"), ("b", "flat thing")]
+    assert episodes.read_labels(path, ["c", "b", "a"]) == [("a", "round"), ("b", "flat thing")]
     for text, message in (("a round\n", "line 1: expected 'key TAB class name'"), ("z\tx\n", "1 clips are not among"),
                           ("a\tx\na\ty\n", "1 clips have several labels")):  # fmt: skip
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            episodes.other_labels(path, ["a", "b"])
+            episodes.read_labels(path, ["a", "b"])
 
 
 def test_a_list_of_videos_gives_the_episodes_of_its_tokens(work, tmp_path):
@@ -103,8 +103,11 @@ def test_a_list_of_videos_gives_the_episodes_of_its_tokens(work, tmp_path):
     (tmp_path / "list.txt").write_text("".join(lines))
     (tmp_path / "classes.txt").write_text("\n".join(word_shards.CLASSES))
     given = ["--data", str(tmp_path / "list.txt"), "--classes", str(tmp_path / "classes.txt"), "--num", "3"]
-    assert main(["episodes", *given, "--out", str(tmp_path / "a.json")]) == 0
-    assert main(["episodes", "--tokens", str(work / "tokens"), "--num", "3", "--out", str(tmp_path / "b.json")]) == 0
+    assert main(["words", "episodes", *given, "--out", str(tmp_path / "a.json")]) == 0
+    assert (
+        main(["words", "episodes", "--tokens", str(work / "tokens"), "--num", "3", "--out", str(tmp_path / "b.json")])
+        == 0
+    )
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
 
 
@@ -194,11 +197,11 @@ def test_nearest_class():
 def test_score_and_difference():
     asked = Episode(("rise", "fall"), (("r0",), ("f0",)), (("x", 0), ("y", 1)))
     told = score([asked, asked], [["rise", "rise"], ["rise", None]])
-    assert told["accuracy"] == 0.5 and told["half_interval"] == 0 and told["unnamed"] == 1
-    assert told["classes"]["rise"] == {"asked": 2, "accuracy": 1.0, "named": {"rise": 2}}
-    assert told["classes"]["fall"] == {"asked": 2, "accuracy": 0.0, "named": {"rise": 1, "(none)": 1}}
+    assert told["accuracy"] == 0.5 and told["half_interval"] == 0 and told["without_class"] == 1
+    assert told["classes"]["rise"] == {"queries": 2, "accuracy": 1.0, "predicted": {"rise": 2}}
+    assert told["classes"]["fall"] == {"queries": 2, "accuracy": 0.0, "predicted": {"rise": 1, "(none)": 1}}
     assert score([asked], [["rise", "fall"]])["half_interval"] is None
-    apart = difference([1.0, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 0.5])
+    apart = difference(*({"episode_accuracies": values} for values in ([1.0, 0.5, 0.5, 1.0], [0.5] * 4)))
     assert apart["accuracy"] == 0.25 and apart["half_interval"] == pytest.approx(1.96 * 0.288675 / 2, abs=1e-5)
 
 
@@ -211,7 +214,7 @@ def test_baselines_find_the_classes_that_words_tell(work, tmp_path, capsys):
     report, printed = report_of(tmp_path / "nouns"), capsys.readouterr().out
     accuracies = {name: result["accuracy"] for name, result in report["results"].items()}
     assert accuracies["histogram"] == accuracies["listed"] == 1.0 and accuracies["vectors"] > 0.7
-    assert report["backend"] is None and report["chance"] == 0.2
+    assert report["model"] is None and report["chance"] == 0.2
     assert "20 episodes, 5-way 1-shot, 5 queries each; chance 20.0%" in printed
     assert "  histogram  100.0 +- 0.0" in printed
     assert run(work, tmp_path / "verbs", "--kinds", "verb", "--num", "20") == 0
@@ -223,39 +226,40 @@ def test_baselines_find_the_classes_that_words_tell(work, tmp_path, capsys):
 def test_of_several_views_the_first_is_looked_at(work, tmp_path):
     word_shards.write_shards(tmp_path / "tokens", views=2)
     given = ["--tokens", str(tmp_path / "tokens"), "--checkpoint", str(work / "tokenizer"), "--kinds", "noun"]
-    assert main(["fewshot", *given, "--num", "10", "--out", str(tmp_path / "out")]) == 0
+    assert main(["words", "fewshot", *given, "--num", "10", "--out", str(tmp_path / "out")]) == 0
     assert report_of(tmp_path / "out")["results"]["histogram"]["accuracy"] == 1.0
 
 
 def test_episodes_are_shared_between_runs(work, tmp_path, capsys):
     path = tmp_path / "episodes.json"
     given = ["--tokens", str(work / "tokens"), "--n-way", "3", "--k-shot", "2", "--num", "4", "--seed", "7"]
-    assert main(["episodes", *given, "--out", str(path)]) == 0
+    assert main(["words", "episodes", *given, "--out", str(path)]) == 0
     assert run(work, tmp_path / "a", "--use", str(path)) == 0
     assert (tmp_path / "a" / "episodes.json").read_text() == path.read_text()
     assert report_of(tmp_path / "a")["episodes"] == {"n_way": 3, "k_shot": 2, "queries": 5, "num": 4, "seed": 7}
-    assert run(work, tmp_path / "a", "--seed", "8") == 1
+    assert run(work, tmp_path / "a", "--seed", "8") == 2
     assert "holds other episodes" in capsys.readouterr().err
-    assert run(work, tmp_path / "b", "--use", str(path), "--n-way", "2") == 1
+    assert run(work, tmp_path / "b", "--use", str(path), "--n-way", "2") == 2
     assert "leave out n_way" in capsys.readouterr().err
     path.write_text(path.read_text().replace("videos/delta_00", "videos/delta_99"))
-    assert run(work, tmp_path / "b", "--use", str(path)) == 1
+    assert run(work, tmp_path / "b", "--use", str(path)) == 2
     assert "1 clips are not among the 30" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--model", "x"), "--model means nothing with --backend none"),
-        (("--backend", "local", "--model", "x", "--price-in", "1"), "--price-in means nothing with --backend local"),
+        (("--model", "x"), "--model cannot be used with --backend none"),
+        (("--backend", "local", "--model", "x", "--retries", "1"), "--retries cannot be used with --backend local"),
+        (("--backend", "local", "--model", "x", "--answers", "schema"), "by likelihood or free"),
         (("--backend", "endpoint", "--model", "x"), "--backend endpoint needs --base-url"),
         (("--backend", "endpoint", "--model", "x", "--base-url", "localhost"), "must begin with http"),
-        (("--backend", "endpoint", "--model", "x", "--base-url", "http://a", "--body", "[]"), "must be a JSON object"),
-        (("--words", "0"), "words must be at least 1"),
+        (("--backend", "endpoint", "--model", "x", "--base-url", "http://a", "--body", "[]"), "expected a JSON object"),
+        (("--words", "0"), "argument --words: expected a whole number of at least 1"),
         (("--n-way", "6"), "need 6 classes"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(work, tmp_path, more, message, capsys):
-    assert run(work, tmp_path / "out", *more) == 1
+    assert run(work, tmp_path / "out", *more) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

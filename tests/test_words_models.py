@@ -11,10 +11,11 @@ import tiny
 import torch
 import word_shards
 
-from sweettok.words.__main__ import main
-from sweettok.words.answers import AnswerCache, Prices, ask, question_key
-from sweettok.words.backends import Answer, LocalModel, common_length, continuation, named_choice
-from sweettok.words.endpoint import Endpoint, EndpointConfig, EndpointError
+from sweettok.cli.main import main
+from sweettok.store import InUseError
+from sweettok.words.answers import AnswerCache, ask, question_key
+from sweettok.words.endpoint import Endpoint, EndpointError
+from sweettok.words.models import Answer, LocalModel, common_length, continuation, parse_choice
 
 NAMES = ("fall", "rise", "rise-again")
 KEY = "not-to-be-told"
@@ -46,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.asked.append((self.path, body))
-            self.server.headers_seen.append(dict(self.headers))
+            self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
             number = len(self.server.asked) - 1
         reply = self.server.reply(number, self.path, body)
         if reply is None:
@@ -77,27 +78,27 @@ def server(monkeypatch):
 def endpoint(server, **changes) -> tuple[Endpoint, list[float]]:
     """An endpoint that does not wait, and what it would have waited."""
     waits: list[float] = []
-    return Endpoint(EndpointConfig(server.url, "toy", **changes), sleep=waits.append), waits
+    return Endpoint(server.url, "toy", sleep=waits.append, **changes), waits
 
 
 # ---------------------------------------------------------------------------------------------------------- endpoint
 
 
 def test_a_chat_request_and_its_answer(server):
-    asked, _ = endpoint(server, body=(("max_tokens", None), ("max_completion_tokens", 16), ("seed", 3)))
+    asked, _ = endpoint(server, body={"max_tokens": None, "max_completion_tokens": 16, "seed": 3})
     answer = asked.answer("the prompt", NAMES)
     assert answer == Answer("rise", "rise", None, 40, 3)
     path, body = server.asked[0]
     assert path == "/v1/chat/completions"
     assert body == {"model": "toy", "messages": [{"role": "user", "content": "the prompt"}], "temperature": 0,
                     "max_completion_tokens": 16, "seed": 3}  # fmt: skip
-    assert server.headers_seen[0]["Authorization"] == f"Bearer {KEY}"
+    assert server.headers_seen[0]["authorization"] == f"Bearer {KEY}"
 
 
 def test_no_key_is_sent_without_one(server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     endpoint(server)[0].answer("prompt", NAMES)
-    assert "Authorization" not in server.headers_seen[0]
+    assert "authorization" not in server.headers_seen[0]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_no_key_is_sent_without_one(server, monkeypatch):
     ],
 )  # fmt: skip
 def test_free_answers_begin_with_a_name(text, choice):
-    assert named_choice(text, NAMES) == choice
+    assert parse_choice(text, NAMES) == choice
 
 
 def test_a_schema_allows_names_only(server):
@@ -118,35 +119,6 @@ def test_a_schema_allows_names_only(server):
     assert asked.answer("prompt", NAMES).choice == "fall"  # of a server that takes no notice of the schema
     schema = server.asked[0][1]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["answer"]["enum"] == list(NAMES)
-
-
-def echoed(number, path, body):
-    """Tokens of two letters after a token that begins every text; "rise" is likelier than others, ends count too."""
-    choices = []
-    for index, text in reversed(list(enumerate(body["prompt"]))):
-        tokens = ["<s>"] + [text[i : i + 2] for i in range(0, len(text), 2)] + ["new"]
-        values = [None] + [-0.5 if "ri" in token or "se" in token else -2.0 for token in tokens[1:-1]] + [-99.0]
-        choices.append({"index": index, "logprobs": {"tokens": tokens, "token_logprobs": values}})
-    return json.dumps({"choices": choices, "usage": {"prompt_tokens": 12, "completion_tokens": 3}}).encode()
-
-
-def test_likelihoods_are_those_of_the_names_alone(server):
-    server.reply = echoed
-    answer = endpoint(server, answers="likelihood")[0].answer("prompt: r", NAMES)  # nine letters: " " is in ": r" + " "
-    path, body = server.asked[0]
-    assert path == "/v1/completions" and body["echo"] is True
-    assert body["prompt"] == ["prompt: r fall\n", "prompt: r rise\n", "prompt: r rise-again\n"]
-    # tokens of "prompt: r rise\n" from the one that holds the space: "r ", "ri", "se", "\n"
-    assert answer.scores == {"fall": -8.0, "rise": -5.0, "rise-again": -11.0}
-    assert answer.choice == "rise" and (answer.prompt_tokens, answer.completion_tokens) == (12, 3)
-
-
-def test_a_server_that_does_not_echo_is_told_apart(server):
-    server.reply = lambda number, path, body: json.dumps(
-        {"choices": [{"logprobs": {"tokens": ["x"], "token_logprobs": [-1.0]}}]}
-    ).encode()
-    with pytest.raises(EndpointError, match="the prompt is not echoed"):
-        endpoint(server, answers="likelihood", retries=0)[0].answer("prompt", NAMES)
 
 
 def test_failures_that_may_pass_are_tried_again(server):
@@ -163,7 +135,7 @@ def test_failures_that_may_pass_are_tried_again(server):
 def test_the_last_failure_is_told(server):
     server.reply = lambda number, path, body: (503, {}, b"too many guests")
     asked, waits = endpoint(server, retries=2)
-    with pytest.raises(EndpointError, match="failed 3 times, at last with status 503: too many guests"):
+    with pytest.raises(EndpointError, match="failed in 3 attempts, the last time with status 503: too many guests"):
         asked.answer("prompt", NAMES)
     assert len(waits) == 2
 
@@ -175,24 +147,50 @@ def test_refusals_are_not_tried_again(server):
     assert len(server.asked) == 1 and KEY not in str(refused.value)
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_the_key_does_not_follow_a_redirect(server, status):
+    other = Server()
+    server.reply = lambda number, path, body: (status, {"Location": f"{other.url}/chat/completions"}, b"")
+    with pytest.raises(ValueError, match=f"a redirect to {other.url}/chat/completions: give the address") as refused:
+        endpoint(server)[0].answer("prompt", NAMES)
+    assert other.asked == [] and len(server.asked) == 1 and KEY not in str(refused.value)
+    other.shutdown()
+    other.server_close()
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY holds characters that no key has") as refused:
+        Endpoint("http://localhost", "toy")
+    assert KEY not in str(refused.value)
+
+
 def test_an_endpoint_that_is_not_there():
     server = Server()
     server.shutdown()
     server.server_close()
-    with pytest.raises(EndpointError, match="failed 2 times"):
+    with pytest.raises(EndpointError, match="failed in 2 attempts"):
         endpoint(server, retries=1)[0].answer("prompt", NAMES)
 
 
 def test_texts_with_other_ends_of_lines_are_kept(tmp_path):
-    cache, answer = AnswerCache(tmp_path / "a"), Answer(None, "one\u2028two\r\nthree\x85")
-    cache.put("key", answer)
-    assert AnswerCache(tmp_path / "a").get("key") == answer
+    answer = Answer(None, "one\u2028two\r\nthree\x85")
+    with AnswerCache(tmp_path / "a") as cache:
+        cache.put("key", answer)
+    with AnswerCache(tmp_path / "a") as cache:
+        assert cache.get("key") == answer
 
 
-@pytest.mark.parametrize("wrong", [{"timeout": 0}, {"retries": -1}, {"concurrency": 0}, {"answers": "loud"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": 0}, {"retries": -1}, {"concurrency": 0}, {"answers": "loud"}, {"base_url": "localhost"},
+        {"base_url": "http://localhost:port"}, {"base_url": "http://"},
+    ],
+)  # fmt: skip
 def test_settings_of_an_endpoint_are_checked(wrong):
     with pytest.raises(ValueError):
-        EndpointConfig("http://localhost", "toy", **wrong)
+        Endpoint(**{"base_url": "http://localhost", "model": "toy", **wrong})
 
 
 # ----------------------------------------------------------------------------------------------------------- answers
@@ -215,25 +213,30 @@ class Toy:
         return Answer(candidates[int(prompt[-1]) % 3], prompt_tokens=10, completion_tokens=2)
 
 
+def ask_from(path, model, questions=QUESTIONS):
+    with AnswerCache(path) as cache:
+        return ask(model, questions, cache)
+
+
 def test_a_broken_run_goes_on_where_it_was(tmp_path):
     path, first, second = tmp_path / "out" / "answers.jsonl", Toy("prompt 3"), Toy()
     with pytest.raises(EndpointError, match="broken off"):
-        ask(first, QUESTIONS, AnswerCache(path))
-    path.write_text(path.read_text() + '{"key": "cut o')  # as by a kill
-    answers, new = ask(second, QUESTIONS, AnswerCache(path))
+        ask_from(path, first)
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"key": "cut o')  # as by a kill
+    answers, new = ask_from(path, second)
+    assert path.read_bytes().startswith(before)  # only appended to
     assert first.asked[:4] == ["prompt 0", "prompt 1", "prompt 2", "prompt 3"]
     kept = [prompt for prompt in first.asked if prompt != "prompt 3"]
     assert sorted(kept + second.asked) == [prompt for prompt, _ in QUESTIONS]
     assert [answer.choice for answer in answers] == [NAMES[i % 3] for i in range(6)]
     assert len(new) == len(second.asked)
-    assert ask(third := Toy(), QUESTIONS, AnswerCache(path)) == (answers, []) and not third.asked
-    prices = Prices(prompt=1e6, completion=2e6)
-    assert prices.of(answers) == {"answers": 6, "prompt_tokens": 60, "completion_tokens": 12, "price": 84.0}
+    assert ask_from(path, third := Toy()) == (answers, []) and not third.asked
 
 
 def test_equal_questions_are_asked_once(tmp_path):
     toy = Toy()
-    answers, new = ask(toy, [QUESTIONS[1], QUESTIONS[0], QUESTIONS[1]], AnswerCache(tmp_path / "a"))
+    answers, new = ask_from(tmp_path / "a", toy, [QUESTIONS[1], QUESTIONS[0], QUESTIONS[1]])
     assert sorted(toy.asked) == ["prompt 0", "prompt 1"] and len(new) == 2
     assert [answer.choice for answer in answers] == ["rise", "fall", "rise"]
 
@@ -248,8 +251,17 @@ def test_answers_are_of_one_model_prompt_and_choice():
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "a").write_text('{"key": "x", "choice": "y"}\n{"step": 1}\n')
-    with pytest.raises(ValueError, match="line 2 is no answer"):
+    with pytest.raises(ValueError, match="line 2 is not an answer"):
         AnswerCache(tmp_path / "a")
+
+
+def test_one_process_at_a_time_uses_a_file(tmp_path):
+    with AnswerCache(tmp_path / "a") as cache:
+        cache.put("key", Answer("rise"))
+        with pytest.raises(InUseError, match="is in use"):
+            AnswerCache(tmp_path / "a")
+    with AnswerCache(tmp_path / "a") as cache:
+        assert cache.get("key") == Answer("rise")
 
 
 def test_questions_are_asked_at_once(server, tmp_path):
@@ -262,7 +274,7 @@ def test_questions_are_asked_at_once(server, tmp_path):
     server.reply = reply
     asked, _ = endpoint(server, concurrency=4, retries=0)
     questions = [(f"prompt {i}", NAMES) for i in range(8)]
-    assert len(ask(asked, questions, AnswerCache(tmp_path / "a"))[1]) == 8
+    assert len(ask_from(tmp_path / "a", asked, questions)[1]) == 8
 
 
 # ------------------------------------------------------------------------------------------------------- the command
@@ -290,14 +302,14 @@ def reader_of_nouns(number, path, body):
 def test_an_endpoint_is_told_from_the_baselines(server, work, tmp_path, capsys):
     server.reply = reader_of_nouns
     folders = {"--tokens": work / "tokens", "--checkpoint": work / "tokenizer", "--out": tmp_path}
-    given = ["fewshot", *(str(part) for pair in folders.items() for part in pair), "--num", "6", "--backend",
+    given = ["words", "fewshot", *(str(part) for pair in folders.items() for part in pair), "--num", "6", "--backend",
              "endpoint", "--base-url", server.url, "--model", "toy", "--price-in", "2", "--price-out", "5",
              "--kinds", "noun", "adverb", "--words", "2"]  # fmt: skip
     assert main(given) == 0
     report, printed = json.loads((tmp_path / "report.json").read_text()), capsys.readouterr().out
     first = report["results"]["model"]
-    assert first["classes"]["delta"] == {"asked": 6, "accuracy": 0.0, "named": {"(none)": 6}}  # class 0
-    assert first["accuracy"] == pytest.approx(0.8) and first["unnamed"] == 6
+    assert first["classes"]["delta"] == {"queries": 6, "accuracy": 0.0, "predicted": {"(none)": 6}}  # class 0
+    assert first["accuracy"] == pytest.approx(0.8) and first["without_class"] == 6
     assert first["minus"]["listed"]["accuracy"] == pytest.approx(0.8 - report["results"]["listed"]["accuracy"])
     assert report["cost"]["new"] == {
         "answers": 30, "prompt_tokens": 1200, "completion_tokens": 90, "price": pytest.approx(0.00285)
@@ -398,7 +410,7 @@ def test_a_local_model_compares_whole_names(folder):
 def test_a_local_model_writes_freely(folder):
     model = LocalModel(folder, answers="free")
     answer = model.answer("sky Output:", NAMES)
-    assert answer.completion_tokens <= 16 and answer.choice == named_choice(answer.text, NAMES)
+    assert answer.completion_tokens <= 16 and answer.choice == parse_choice(answer.text, NAMES)
     ids = torch.tensor([model.tokenizer("sky Output:").input_ids])
     first = int(model.model(ids).logits[0, -1].argmax())
     assert answer.text.startswith(model.tokenizer.decode(torch.tensor([first]), skip_special_tokens=True))
@@ -406,13 +418,13 @@ def test_a_local_model_writes_freely(folder):
 
 def test_prompts_that_are_too_long_are_refused(folder):
     for answers in ("free", "likelihood"):
-        with pytest.raises(ValueError, match="does not fit the 64 that the model reads: give fewer words"):
+        with pytest.raises(ValueError, match="does not fit the model's context of 64: give fewer words"):
             LocalModel(folder, answers=answers).answer("n" * 70, NAMES)
 
 
 def test_local_models_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'sweettok\[llm\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'sweettok\[llm\]'"):
         LocalModel(tmp_path)
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=0, AutoTokenizer=0))
     with pytest.raises(FileNotFoundError, match="holds no config.json"):

@@ -1,6 +1,7 @@
 """Words are counted by kind, with the places of the queries that say them, and drawn there."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,12 @@ import torch
 import word_shards
 from PIL import Image
 
+from sweettok.cli.main import main
 from sweettok.data.reader import probe
 from sweettok.data.writer import write_video
 from sweettok.pixels import to_uint8
 from sweettok.tokenizer.output import TokenOutput, WordCount
 from sweettok.words import summary
-from sweettok.words.__main__ import main
 from sweettok.words.overlay import LINE, overlay
 
 
@@ -131,8 +132,10 @@ def test_an_image_has_one_panel():
 def test_overlay_checks_its_input():
     model = tiny.tokenizer()
     output = model.encode(tiny.clip())
-    with pytest.raises(ValueError, match="at least 12 pixels wide, got 5"):
+    with pytest.raises(ValueError, match="cells must be 12 to 1024 pixels wide where a row has 4, got 5"):
         overlay(torch.zeros(3, 2, 16, 16, dtype=torch.uint8), output, cell=5)
+    with pytest.raises(ValueError, match="cells must be 12 to 1024 .* got 4096"):
+        overlay(torch.zeros(3, 2, 16, 16, dtype=torch.uint8), output, cell=4096)
     with pytest.raises(ValueError, match=r"expected uint8 pixels \(3, T, H, W\), got torch.float32"):
         overlay(tiny.clip()[0], output)
 
@@ -153,9 +156,10 @@ def test_show_reads_as_encode_does(work, tmp_path):
     """A long, wide video: the same frames, fitted in the same way."""
     path, out, model = tmp_path / "wide.mkv", tmp_path / "words.json", tiny.tokenizer()
     write_video(path, to_uint8(tiny.clip(num_frames=20, width=40))[0], 10, lossless=True)
-    for more, options in (([], {"position": "center"}), (["--position", "last", "--aspect", "pad"],
-                                                         {"position": "last", "aspect": "pad"})):  # fmt: skip
-        assert main(["show", str(path), "--checkpoint", str(work / "tokenizer"), "--out", str(out), *more]) == 0
+    given = ["words", "show", str(path), "--checkpoint", str(work / "tokenizer"), "--out", str(out)]
+    changes = ["--position", "last", "--resize", "pad", "--stride", "2"]
+    for more, options in (([], {}), (changes, {"position": "last", "aspect": "pad", "stride": 2})):
+        assert main([*given, *more]) == 0
         counted = summary.as_json(model.encode(path, **options).summary())
         assert json.loads(out.read_text())["clips"]["wide"] == json.loads(json.dumps(counted))
 
@@ -163,7 +167,8 @@ def test_show_reads_as_encode_does(work, tmp_path):
 def test_show_tells_what_the_tokenizer_says(work, tmp_path, capsys):
     files = [str(work / "waves.mkv"), str(work / "still.png")]
     out = tmp_path / "words.json"
-    assert main(["show", *files, "--checkpoint", str(work / "tokenizer"), "--out", str(out), "--top", "1"]) == 0
+    given = [*files, "--checkpoint", str(work / "tokenizer"), "--out", str(out)]
+    assert main(["words", "show", *given, "--top", "1"]) == 0
     printed, written = capsys.readouterr().out, json.loads(out.read_text())
     pixels = ((tiny.clip() + 0.5) * 255).to(torch.uint8)
     model = tiny.tokenizer()
@@ -179,38 +184,55 @@ def test_show_tells_what_the_tokenizer_says(work, tmp_path, capsys):
 
 def test_show_and_overlay_take_shards(work, tmp_path, capsys):
     shards = ["--tokens", str(work / "tokens"), "--checkpoint", str(work / "tokenizer"), "--rows", "3", "0"]
-    assert main(["show", *shards]) == 0
+    assert main(["words", "show", *shards]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if line[0] != " "]
     assert titles == ["00003_bravo_03", "00000_delta_00"]
-    assert main(["overlay", *shards, "--out", str(tmp_path), "--cell", "20"]) == 0
+    assert main(["words", "overlay", *shards, "--out", str(tmp_path), "--cell", "20"]) == 0
     info = probe(tmp_path / "00003_bravo_03.mp4")
     assert info.num_frames == 9
     with Image.open(tmp_path / "00000_delta_00.png") as picture:
         assert picture.size == (160, 80 + 2 * LINE + 4)
     video, tokenizer = tmp_path / "00003_bravo_03.mp4", str(work / "tokenizer")
     before = video.read_bytes()
-    assert main(["overlay", str(video), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 1
+    assert main(["words", "overlay", str(video), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 2
     assert "is an input and would be overwritten" in capsys.readouterr().err and video.read_bytes() == before
+    assert main(["words", "overlay", *shards, "--out", str(tmp_path), "--cell", "100000"]) == 2
+    error = "error: argument --cell: expected a whole number from 12 to 4096, got '100000'"
+    assert capsys.readouterr().err.startswith(error)
+
+
+def test_outputs_do_not_replace_inputs_or_other_files(work, tmp_path, capsys):
+    (tmp_path / "words.json").write_text('{"settings": 1}')
+    shutil.copy(work / "waves.mkv", tmp_path / "waves.json")
+    given = ["words", "show", str(tmp_path / "waves.json"), "--checkpoint", str(work / "tokenizer"), "--out"]
+    for out, reason in (
+        (work / "tokenizer" / "config.json", "the folder of a saved model"),
+        (tmp_path / "words.json", "not a file that this command writes"),
+        (tmp_path / "waves.json", "is an input"),
+    ):
+        before = out.read_bytes()
+        assert main([*given, str(out)]) == 2
+        assert reason in capsys.readouterr().err and out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "give videos or --tokens"),
-        (("a/x.mp4", "b/x.mp4"), "several have one name"),
+        (("a/x.mp4", "b/x.mp4"), "several videos have the same name"),
         (("x.mp4", "--tokens", "y"), "give videos or --tokens"),
-        (("--tokens", "TOKENS", "--rows", "30"), "--rows must be 0..29"),
+        (("--tokens", "TOKENS", "--rows", "30"), "has rows 0 to 29; got 30"),
     ],
 )
 def test_wrong_clips_are_refused(work, arguments, message, capsys):
     arguments = [str(work / "tokens") if word == "TOKENS" else word for word in arguments]
-    assert main(["show", *arguments, "--checkpoint", str(work / "tokenizer")]) == 1
+    assert main(["words", "show", *arguments, "--checkpoint", str(work / "tokenizer")]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_shards_of_another_tokenizer_are_refused(work, tmp_path, capsys):
     tiny.tokenizer(seed=1).save_pretrained(tmp_path)
-    assert main(["show", "--tokens", str(work / "tokens"), "--checkpoint", str(tmp_path)]) == 1
+    assert main(["words", "show", "--tokens", str(work / "tokens"), "--checkpoint", str(tmp_path)]) == 2
     assert "give that tokenizer" in capsys.readouterr().err
 
 

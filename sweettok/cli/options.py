@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-RESIZES = ("stretch", "crop", "pad")
-POSITIONS = ("first", "center", "last")
+from sweettok.data.preprocess import POSITIONS
+from sweettok.data.resize import RESIZES
 
 
 def integer(least: int = 1, most: int | None = None) -> Callable[[str], int]:

@@ -2,13 +2,245 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import sweettok
+from sweettok.cli import options
 from sweettok.cli.main import Command
-from sweettok.words import episodes, fewshot, overlay, show
+from sweettok.cli.options import given, integer, real
+from sweettok.data.lists import load_clips
+from sweettok.data.tokens import TokenDataset
+from sweettok.data.writer import write_png, write_video
+from sweettok.distributed import join_processes
+from sweettok.store import check_output, check_output_folder, write_aside
+from sweettok.tokenizer.layout import KINDS
+from sweettok.tokenizer.model import SweetTok
+from sweettok.words import episodes, fewshot, prompts
+from sweettok.words.answers import AnswerCache
+from sweettok.words.clips import Clip, open_tokens, token_clips, video_clips
+from sweettok.words.endpoint import Endpoint
+from sweettok.words.episodes import Episode, EpisodeConfig
+from sweettok.words.models import LanguageModel, LocalModel
+from sweettok.words.overlay import LARGEST, LINE, overlay
+from sweettok.words.prompts import PromptConfig
+from sweettok.words.summary import as_json, as_text
+
+SIZES = ("n_way", "k_shot", "queries", "num", "seed")
+# Options of each kind of language model.
+BACKENDS = {
+    "none": (),
+    "local": ("model", "answers", "precision"),
+    "endpoint": ("model", "answers", "base_url", "timeout", "retries", "concurrency", "key_name", "body"),
+}
+
+
+def add_clips(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video or image files to encode; or give --tokens")
+    options.add_checkpoint(parser)
+    parser.add_argument("--tokens", metavar="SHARDS", help="folder of token shards of this tokenizer")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[0], metavar="N", help="clips of the shards (default: 0)"
+    )
+    options.add_preprocessing(parser)
+
+
+def find_clips(args: argparse.Namespace, pixels: bool) -> tuple[SweetTok, list[Clip]]:
+    if bool(args.videos) == (args.tokens is not None):
+        raise ValueError("give videos or --tokens SHARDS, one of them")
+    tokenizer = SweetTok.from_pretrained(args.checkpoint).to(join_processes().device)
+    if args.tokens:
+        return tokenizer, token_clips(tokenizer, args.tokens, args.rows, pixels)
+    changes = options.preprocessing_changes(args)
+    if "resize" in changes:
+        changes["aspect"] = changes.pop("resize")
+    return tokenizer, video_clips(tokenizer, args.videos, **changes)
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    add_clips(parser)
+    parser.add_argument("--top", type=integer(1), default=5, metavar="N", help="words of each kind (default: 5)")
+    parser.add_argument("--out", metavar="FILE", help="also write all words with all their places, as JSON")
+
+
+def show(args: argparse.Namespace) -> None:
+    if args.out:
+        check_output(args.out, (".json",), [args.checkpoint, args.tokens, *args.videos])
+    tokenizer, clips = find_clips(args, pixels=False)
+    summaries = {}
+    for clip in clips:
+        summary = clip.load()[0].summary()
+        summaries[clip.name] = as_json(summary)
+        print(f"{clip.name}\n{as_text(summary, args.top)}", flush=True)
+    if args.out:
+        write_json(args.out, {"kind": "words", "grids": tokenizer.config.query_grids, "clips": summaries})
+
+
+def add_overlay(parser: argparse.ArgumentParser) -> None:
+    add_clips(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="NAME.mp4, and NAME.png of the middle frame")
+    help_of_cell = "least width of a temporal query's cell (default: 56)"
+    parser.add_argument("--cell", type=integer(LINE, LARGEST), default=56, metavar="PIXELS", help=help_of_cell)
+    parser.add_argument("--fps", type=real(0.1, 240), default=8, help="frames per second of the videos (default: 8)")
+
+
+def draw_overlays(args: argparse.Namespace) -> None:
+    inputs, out = [args.checkpoint, args.tokens, *args.videos], Path(args.out)
+    check_output_folder(out, inputs)
+    _, clips = find_clips(args, pixels=True)
+    for path in (out / f"{clip.name}{suffix}" for clip in clips for suffix in (".png", ".mp4")):
+        check_output(path, inputs=inputs)
+    for clip in clips:
+        output, video = clip.load()
+        drawn = overlay(video, output, cell=args.cell)
+        write_png(out / f"{clip.name}.png", drawn[:, drawn.shape[1] // 2])
+        write_video(out / f"{clip.name}.mp4", drawn, args.fps)
+        print(f"{clip.name} -> {out / clip.name}.{{mp4,png}}", flush=True)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Settings of episodes; None where they are not given."""
+    add, default = parser.add_argument, EpisodeConfig()
+    add("--n-way", type=integer(2), metavar="N", help=f"classes of an episode (default: {default.n_way})")
+    add("--k-shot", type=integer(1), metavar="K", help=f"examples of each class (default: {default.k_shot})")
+    add("--queries", type=integer(1), metavar="Q", help=f"clips to classify per episode (default: {default.queries})")
+    add("--num", type=integer(1), metavar="E", help=f"number of episodes (default: {default.num})")
+    add("--labels", metavar="FILE", help="other classes: lines 'key TAB class name' for some or all of the clips")
+    options.add_seed(parser, default=None)
+
+
+def add_episodes(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tokens", metavar="SHARDS", help="folder of token shards with labels")
+    source.add_argument("--data", metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos with labels")
+    parser.add_argument("--classes", metavar="FILE", help="with a list: class names, one per line")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the episodes, as JSON")
+    add_sizes(parser)
+
+
+def draw_episodes(args: argparse.Namespace) -> None:
+    config = EpisodeConfig(**given(args, *SIZES))
+    check_output(args.out, inputs=[args.tokens, args.data, args.classes, args.labels])
+    clips = TokenDataset(args.tokens) if args.tokens else load_clips(args.data, classes=args.classes)
+    drawn = episodes.draw(labelled(clips, args.labels, args.tokens or args.data), config)
+    episodes.write(args.out, drawn, config)
+    print(f"{args.out}: {len(drawn)} episodes, {config.n_way}-way {config.k_shot}-shot")
+
+
+def labelled(clips: Any, labels: str | None, source: str) -> episodes.Labelled:
+    """(key, class name) of clips, with their own classes or those of a file."""
+    if labels is not None:
+        return episodes.read_labels(labels, clips.keys)
+    return episodes.labelled_clips(clips.keys, clips.labels, clips.class_names, source)
+
+
+def add_fewshot(parser: argparse.ArgumentParser) -> None:
+    add, default = parser.add_argument, PromptConfig()
+    add("--tokens", required=True, metavar="SHARDS", help="folder of token shards with labels and class names")
+    options.add_checkpoint(parser, "the tokenizer of these tokens")
+    add("--out", required=True, metavar="DIR", help="episodes.json, answers.jsonl and report.json")
+    add("--use", metavar="FILE", help="use the episodes of this file instead of drawing some")
+    add_sizes(parser)
+    add("--words", type=integer(1), default=5, metavar="N", help="words of each kind in a prompt (default: 5)")
+    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of words (default: all)")
+    add("--no-instruction", action="store_true", help="prompts of examples alone")
+    add("--repeats", type=integer(0), default=0, metavar="R", help="show the examples R more times (default: 0)")
+    add("--order", choices=prompts.ORDERS, default=default.order, help=f"of examples (default: {default.order})")
+    group = parser.add_argument_group("language model (default: none, baselines alone)")
+    add, default = group.add_argument, Endpoint
+    add("--backend", choices=tuple(BACKENDS), default="none", help="a Hugging Face model, or an OpenAI-like server")
+    add("--model", metavar="DIR|NAME", help="the local model's folder, or the model's name at the endpoint")
+    add("--answers", choices=("likelihood", "free", "schema"), help="compare class names (default of local), read "
+        "generated text (default of endpoint), or restrict it to class names (endpoint)")  # fmt: skip
+    add("--precision", choices=("no", "bf16"), help="of a local model (default: no, float32)")
+    add("--base-url", metavar="URL", help="of the endpoint, such as http://localhost:8000/v1")
+    add("--key-name", metavar="NAME", help=f"environment variable with the key (default: {default.key_name})")
+    add("--timeout", type=real(positive=True), metavar="S", help=f"seconds per attempt (default: {default.timeout})")
+    add("--retries", type=integer(0), metavar="N", help=f"attempts after the first (default: {default.retries})")
+    add("--concurrency", type=integer(1, 256), metavar="N", help=f"requests at once (default: {default.concurrency})")
+    add("--body", type=json_object, metavar="JSON", help="further fields of each request; null removes one")
+    for name, what in (("in", "prompts"), ("out", "answers")):
+        add(f"--price-{name}", type=real(), default=0, metavar="P", help=f"per million tokens of {what} (default: 0)")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text) if text.lstrip().startswith("{") else None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return value
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Classify the queries of all episodes with every method. All inputs are checked before answers are paid for."""
+    shown = PromptConfig(
+        args.words, tuple(args.kinds), not args.no_instruction, args.repeats, args.order, args.seed or 0
+    )
+    model, out = language_model(args), Path(args.out)
+    tokenizer = SweetTok.from_pretrained(args.checkpoint)
+    tokens = open_tokens(args.tokens, tokenizer)
+    tasks, config = find_episodes(args, tokens)
+    check_output_folder(out, [args.checkpoint, args.tokens])
+    check_output(out / "report.json", inputs=[args.use, args.labels])
+    episodes.write(out / "episodes.json", tasks, config)
+    clips, cost = fewshot.ClipWords(tokens, tokenizer.embedding_matrix().words), None
+    predictions = fewshot.classify_by_baselines(tasks, clips, tokenizer, shown)
+    results = {name: fewshot.score(tasks, of_name) for name, of_name in predictions.items()}
+    if model is not None:
+        with AnswerCache(out / "answers.jsonl") as cache:
+            prices = (args.price_in, args.price_out)
+            answers, cost = fewshot.classify_by_model(tasks, clips, model, shown, cache, prices)
+        result = fewshot.score(tasks, answers)
+        minus = {name: fewshot.difference(result, other) for name, other in results.items()}
+        results[fewshot.MODEL] = {**result, "minus": minus}
+    report = {
+        "kind": "fewshot", "format": 2, "sweettok": sweettok.__version__, "tokens": str(args.tokens),
+        "tokenizer_hash": tokens.tokenizer_hash, "episodes": asdict(config), "chance": 1 / config.n_way,
+        "episodes_hash": episodes.episodes_hash(tasks), "prompt": asdict(shown),
+        "model": model and model.identity, "cost": cost, "results": results,
+    }  # fmt: skip
+    write_json(out / "report.json", report, indent=1)
+    print(f"{fewshot.as_text(report)}\nreport: {out / 'report.json'}")
+
+
+def language_model(args: argparse.Namespace) -> LanguageModel | None:
+    """The language model that the options describe. ValueError for options of another one, or missing ones."""
+    kind, allowed = args.backend, BACKENDS[args.backend]
+    chosen = given(args, *BACKENDS["local"], *BACKENDS["endpoint"])
+    if wrong := [f"--{name.replace('_', '-')}" for name in chosen if name not in allowed]:
+        raise ValueError(f"{', '.join(wrong)} cannot be used with --backend {kind}")
+    if missing := [
+        f"--{name.replace('_', '-')}" for name in ("model", "base_url") if name in allowed and name not in chosen
+    ]:
+        raise ValueError(f"--backend {kind} needs {' and '.join(missing)}")
+    if kind == "local":
+        return LocalModel(chosen.pop("model"), device=join_processes().device, **chosen)
+    return Endpoint(**chosen) if kind == "endpoint" else None
+
+
+def find_episodes(args: argparse.Namespace, tokens: TokenDataset) -> tuple[tuple[Episode, ...], EpisodeConfig]:
+    """The episodes of --use, or new ones, and their settings."""
+    if args.use is None:
+        config = EpisodeConfig(**given(args, *SIZES))
+        return episodes.draw(labelled(tokens, args.labels, args.tokens), config), config
+    if wrong := given(args, *SIZES[:-1], "labels"):  # the order of examples may depend on the seed
+        raise ValueError(f"--use takes episodes as they are: leave out {', '.join(wrong)}")
+    tasks, config = episodes.read(args.use)
+    episodes.check_keys([key for task in tasks for key in task.keys], tokens.keys, args.use)
+    return tasks, config
+
+
+def write_json(path: str | Path, content: dict[str, Any], indent: int | None = None) -> None:
+    with write_aside(Path(path)) as aside:
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+        aside.write_text(f"{text}\n", encoding="utf-8")
+
 
 COMMANDS = {
-    "show": Command("print the most frequent words of clips", show.add_arguments, show.main),
-    "overlay": Command("draw the words of clips over their frames", overlay.add_arguments, overlay.main),
-    "episodes": Command("draw few-shot tasks from labelled clips", episodes.add_arguments, episodes.main),
-    "fewshot": Command("classify clips by their words, with and without a language model", fewshot.add_arguments,
-                       fewshot.main),
-}  # fmt: skip
+    "show": Command("print the most frequent words of clips", add_show, show),
+    "overlay": Command("draw the words of clips over their frames", add_overlay, draw_overlays),
+    "episodes": Command("draw few-shot tasks from labelled clips", add_episodes, draw_episodes),
+    "fewshot": Command("classify clips by their words, with baselines and a language model", add_fewshot, evaluate),
+}

@@ -1,1 +1,1 @@
-"""What clips say, and what it is good for: summaries, pictures, few-shot recognition: `python -m sweettok.words`."""
+"""The words of video tokens: counts, pictures, and few-shot classification from words."""

@@ -1,4 +1,4 @@
-"""Answers are kept as they come, so that a run that breaks off goes on where it was; and what they cost."""
+"""Answers of a language model, kept in a file as they come, so that an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -7,96 +7,104 @@ import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from sweettok.words.backends import Answer, Backend
+from sweettok.store import take_lock
+from sweettok.words.models import Answer, LanguageModel
 
 Question = tuple[str, tuple[str, ...]]  # prompt, candidates
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Of a million tokens, in any currency."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
-
-    def __post_init__(self):
-        if self.prompt < 0 or self.completion < 0:
-            raise ValueError(f"prices must be at least 0, got {self.prompt} and {self.completion}")
-
-    def of(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Counts of answers and of their tokens, and the price of these."""
-        fed, written = (sum(getattr(a, name) for a in answers) for name in ("prompt_tokens", "completion_tokens"))
-        price = (fed * self.prompt + written * self.completion) / 1e6
-        return {"answers": len(answers), "prompt_tokens": fed, "completion_tokens": written, "price": price}
-
-
 class AnswerCache:
-    """A file of one JSON line an answer, found again by all that decides it: model, prompt, candidates.
+    """A file with one JSON line per answer, addressed by a hash of model, prompt and candidates. A context manager.
 
-    A line that was cut off when a run was killed is dropped. Raises ValueError for a file of another kind.
+    Lines are only appended, and one process at a time holds the file. A last line without its end, which a killed run
+    leaves, is cut off.
+
+    Raises ValueError for a file of another kind, InUseError (an OSError) while another process uses it.
     """
 
     def __init__(self, path: str | Path):
-        self.path, self._lock = Path(path), threading.Lock()
-        self._answers: dict[str, Answer] = {}
-        whole = self.path.read_bytes() if self.path.is_file() else b""
-        kept = whole[: whole.rfind(b"\n") + 1]
-        for number, line in enumerate(kept.split(b"\n")[:-1], start=1):
-            try:
-                about = json.loads(line)
-                key = about.pop("key")
-                self._answers[key] = Answer(**about)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number} is no answer ({error}): give another folder") from error
-        if len(kept) < len(whole):
-            self.path.write_bytes(kept)
+        self.path, self._threads = Path(path), threading.Lock()
+        self._release = take_lock(self.path.with_name(f".{self.path.name}.lock"))
+        self._file = self.path.open("a+b")
+        try:
+            self._answers = self._load()
+        except ValueError:
+            self.close()
+            raise
 
-    def __len__(self) -> int:
-        return len(self._answers)
+    def _load(self) -> dict[str, Answer]:
+        self._file.seek(0)
+        *lines, rest = self._file.read().split(b"\n")
+        answers = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                fields = json.loads(line)
+                key = fields.pop("key")
+                answers[key] = Answer(**fields)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                where = f"{self.path}, line {number}"
+                raise ValueError(f"{where} is not an answer ({error}): give another folder") from error
+        self._file.truncate(self._file.tell() - len(rest))
+        return answers
+
+    def __enter__(self) -> AnswerCache:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+        self._release()
 
     def get(self, key: str) -> Answer | None:
+        """The answer to the question of this key, None if it was not asked yet."""
         return self._answers.get(key)
 
     def put(self, key: str, answer: Answer) -> None:
+        """Keep an answer; safe for several threads."""
         line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False)
-        with self._lock:
+        with self._threads:
             self._answers[key] = answer
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            self._file.write(f"{line}\n".encode())
+            self._file.flush()
 
 
-def question_key(backend: Backend, question: Question) -> str:
-    told = json.dumps([backend.identity, *question], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+def question_key(model: LanguageModel, question: Question) -> str:
+    """Hash of a model and a question."""
+    return hashlib.sha256(json.dumps([model.identity, *question], sort_keys=True).encode()).hexdigest()
 
 
-def ask(backend: Backend, questions: Sequence[Question], cache: AnswerCache) -> tuple[list[Answer], list[Answer]]:
-    """The answers to all questions, in order; and those that had to be asked for, each question once.
+def ask(model: LanguageModel, questions: Sequence[Question], cache: AnswerCache) -> tuple[list[Answer], list[Answer]]:
+    """Answer each question once, from the cache where possible.
 
-    If one question fails, no more are begun, what is under way is kept, and the error of the first is raised.
+    Returns:
+        The answers to all questions, in order, and those that were new.
+
+    Raises:
+        The first error of the model. No further questions are asked after it; answers under way are still kept.
     """
-    keys = [question_key(backend, question) for question in questions]
+    keys = [question_key(model, question) for question in questions]
     pending = {key: question for key, question in zip(keys, questions, strict=True) if cache.get(key) is None}
 
     def work(key: str) -> None:
-        cache.put(key, backend.answer(*pending[key]))
+        cache.put(key, model.answer(*pending[key]))
         bar.update(1)
 
-    pool, total = ThreadPoolExecutor(backend.concurrency), len(set(keys))
+    pool, total = ThreadPoolExecutor(model.concurrency), len(set(keys))
     with tqdm(total=total, initial=total - len(pending), desc="asking", unit="answer", disable=None) as bar:
         try:
             futures = [pool.submit(work, key) for key in pending]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            broken = next((future for future in futures if future in done and future.exception()), None)
         finally:
             pool.shutdown(cancel_futures=True)
-    if broken is not None:
-        broken.result()
+    for future in futures:
+        if future in done:
+            future.result()
     return [cache.get(key) for key in keys], [cache.get(key) for key in pending]

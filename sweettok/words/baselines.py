@@ -1,4 +1,4 @@
-"""Recognition without a language model: the nearest class by what clips say.
+"""Classification without a language model: the class whose examples have the most similar words.
 
 Letters: B clips, V words of all lists together, F width of a feature, n classes, k examples of each, Q queries.
 """
@@ -13,52 +13,50 @@ from torch import Tensor
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.words.summary import frequent_only
 
-# What each baseline looks at; `listed` sees the very words that a prompt would hold, without their counts.
+# Name of each baseline -> what it compares.
 BASELINES = {
-    "histogram": "how often each word is said",
-    "listed": "which words a prompt would list",
-    "vectors": "mean of the words' code vectors",
+    "histogram": "histograms of all words",
+    "listed": "the words that a prompt lists, without their counts",
+    "vectors": "means of the words' code vectors",
 }
 
 
 def histograms(counts: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> Tensor:
-    """Counts (B, V) -> (B, F): square roots of the shares of each kind's words, so that dot products are in [0, 1].
+    """Counts (B, V) -> (B, F): square roots of the shares of each kind's words.
 
-    Kinds weigh the same, whatever the number of their words; the product is the mean of their Bhattacharyya
-    coefficients.
+    The product of two features is the mean of the Bhattacharyya coefficients of the kinds, between 0 and 1.
     """
     parts = [_shares(part).sqrt() for part in _parts(counts, layout, kinds)]
     return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
 def listed(counts: Tensor, layout: TokenLayout, kinds: Sequence[str], words: int) -> Tensor:
-    """Counts (B, V) -> (B, F): as `histograms`, of the `words` most frequent words of each kind, each counted once."""
+    """Counts (B, V) -> (B, F): `histograms` of the `words` most frequent words of each kind, each counted once."""
     return histograms((frequent_only(counts, layout, words) > 0).float(), layout, kinds)
 
 
 def mean_vectors(counts: Tensor, layout: TokenLayout, kinds: Sequence[str], codes: Tensor) -> Tensor:
-    """Counts (B, V) and codes (V, C) -> (B, F): of each kind the mean code of the words that are said, side by side."""
+    """Counts (B, V) and code vectors (V, C) -> (B, F): the mean vector of each kind's words, side by side."""
     tables = _parts(codes.T, layout, kinds)
     counted = _parts(counts, layout, kinds)
     return torch.cat([_shares(part) @ table.T for part, table in zip(counted, tables, strict=True)], dim=1)
 
 
 def nearest_by_product(queries: Tensor, support: Tensor) -> Tensor:
-    """Queries (Q, F), support (n, k, F) -> (Q,) place of the class whose examples have the largest mean product."""
+    """Queries (Q, F), support (n, k, F) -> (Q,) index of the class with the largest mean product."""
     return (queries @ support.mean(1).T).argmax(1)
 
 
 def nearest_by_distance(queries: Tensor, support: Tensor) -> Tensor:
-    """Queries (Q, F), support (n, k, F) -> (Q,) place of the class with the nearest mean, by Euclidean distance."""
+    """Queries (Q, F), support (n, k, F) -> (Q,) index of the class with the nearest mean, by Euclidean distance."""
     return torch.cdist(queries, support.mean(1)).argmin(1)
 
 
 def _parts(values: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> list[Tensor]:
-    """Columns of each of the kinds; those without words are left out."""
-    ranges = layout.kind_ranges
-    chosen = [ranges[kind] for kind in kinds if len(ranges[kind])]
+    """Columns of each of the kinds that have words."""
+    chosen = [layout.kind_ranges[kind] for kind in kinds if len(layout.kind_ranges[kind])]
     if not chosen:
-        raise ValueError(f"these ids have no words of the kinds {', '.join(kinds)}: they are those of images")
+        raise ValueError(f"these ids are of images, which have no words of the kinds {', '.join(kinds)}")
     return [values[:, ids.start : ids.stop] for ids in chosen]
 
 

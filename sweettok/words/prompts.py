@@ -18,20 +18,24 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sweettok.tokenizer.layout import KINDS
 from sweettok.words.episodes import Episode
-from sweettok.words.summary import KINDS, check_kinds
+from sweettok.words.summary import check_kinds
 
 ORDERS = ("interleaved", "grouped", "shuffled")
-Words = dict[str, list[str]]
+Words = dict[str, list[str]]  # kind -> words
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What a prompt holds.
+    """Contents of a prompt.
 
-    words: most frequent words of each kind that a clip is told in. kinds: of words. instruction: whether a first line
-    names the classes, in alphabetical order. repeats: how many more times all examples are shown. order: of the
-    examples: one of each class in turn, class after class, or drawn at random (by `seed` and the episode's number).
+    Args:
+        words: number of most frequent words of each kind that describe a clip. kinds: of words.
+        instruction: whether a first line lists the classes, in alphabetical order.
+        repeats: how many more times all examples are shown.
+        order: of the examples: "interleaved" (one of each class in turn), "grouped" by class, or "shuffled" by `seed`
+            and the number of the episode.
     """
 
     words: int = 5
@@ -41,7 +45,7 @@ class PromptConfig:
     order: str = "interleaved"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_kinds(self.kinds)
         if self.words < 1 or self.repeats < 0:
             raise ValueError(f"words must be at least 1 and repeats at least 0; got {self.words} and {self.repeats}")
@@ -49,14 +53,9 @@ class PromptConfig:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {self.order!r}")
 
 
-def described(words: Words) -> str:
+def describe(words: Words) -> str:
     """ "adjectives: small, red; nouns: square"; kinds without words are left out."""
-    return "; ".join(f"{kind}s: {', '.join(said)}" for kind, said in words.items() if said)
-
-
-def candidates(episode: Episode) -> list[str]:
-    """The names a model may answer with, in alphabetical order."""
-    return sorted(episode.classes)
+    return "; ".join(f"{kind}s: {', '.join(of_kind)}" for kind, of_kind in words.items() if of_kind)
 
 
 def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[str, str]]:
@@ -72,9 +71,9 @@ def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[
 
 def build(episode: Episode, query: str, words_of: Callable[[str], Words], config: PromptConfig, number: int = 0) -> str:
     """The prompt that asks for the class of the clip `query`; it ends in "Output:"."""
-    shown = [f"Input: <{described(words_of(key))}>\nOutput: {name}" for key, name in examples(episode, config, number)]
+    shown = [f"Input: <{describe(words_of(key))}>\nOutput: {name}" for key, name in examples(episode, config, number)]
     parts = shown * (config.repeats + 1)
     if config.instruction:
-        names = ", ".join(candidates(episode))
+        names = ", ".join(sorted(episode.classes))
         parts.insert(0, f"Name each clip from the words that describe it. Answer with exactly one of: {names}.")
-    return "\n\n".join([*parts, f"Input: <{described(words_of(query))}>\nOutput:"])
+    return "\n\n".join([*parts, f"Input: <{describe(words_of(query))}>\nOutput:"])

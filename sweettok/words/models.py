@@ -1,0 +1,162 @@
+"""Language models that classify a clip by its words: their interface, and a local Hugging Face model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+MAX_NEW_TOKENS = 16  # of a free answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer of a model to one prompt.
+
+    Attributes:
+        choice: one of the candidates, or None if the answer names none of them.
+        text: what the model wrote, for free answers.
+        scores: log probabilities of the candidates, where they were compared.
+        prompt_tokens, completion_tokens: tokens that the model processed.
+    """
+
+    choice: str | None
+    text: str | None = None
+    scores: dict[str, float] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class LanguageModel(Protocol):
+    """What the few-shot evaluation needs of a model. Models that may answer differently differ in `identity`."""
+
+    identity: dict[str, Any]
+    concurrency: int  # prompts that may be processed at once
+
+    def answer(self, prompt: str, candidates: Sequence[str]) -> Answer: ...
+
+
+def parse_choice(text: str, candidates: Sequence[str]) -> str | None:
+    """The longest candidate that an answer begins with; quotes, stars and letter case do not matter."""
+    start = text.strip().lstrip("\"'`*<").casefold()
+    fitting = [name for name in candidates if start.startswith(name.casefold())]
+    return max(fitting, key=len) if fitting else None
+
+
+def continuation(candidate: str) -> str:
+    """What follows a prompt if this is the answer; the end of the line separates `rise` from `rise-again`."""
+    return f" {candidate}\n"
+
+
+def likeliest(scores: dict[str, float]) -> str:
+    """The candidate with the highest score, the first of equal ones."""
+    return max(scores, key=scores.__getitem__)
+
+
+class LocalModel:
+    """A causal language model with its tokenizer in a folder, as transformers' `save_pretrained` writes them.
+
+    Weights are read from safetensors files only; nothing is downloaded, and no code from the folder is run.
+
+    Args:
+        answers: "likelihood" chooses the candidate with the highest log probability, up to the end of its line; "free"
+            generates greedily, and the text must begin with a candidate.
+        precision: "no" for float32 or "bf16".
+
+    Raises:
+        ImportError: transformers is not installed.
+        FileNotFoundError: the folder holds no model.
+        ValueError: for prompts longer than the model's context, when they are asked.
+    """
+
+    concurrency = 1
+
+    def __init__(self, folder: str | Path, answers: str = "likelihood", precision: str = "no", device: Any = "cpu"):
+        if answers not in ("likelihood", "free"):
+            raise ValueError(f"a local model answers by likelihood or free; got {answers!r}")
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise ImportError("a local language model needs transformers: pip install 'sweettok[llm]'") from error
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no config.json: give the folder of a Hugging Face causal model")
+        local = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **local)
+        self.model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+        self.device, self.answers = device, answers
+        self.max_length = getattr(model.config, "max_position_embeddings", None)
+        # Only the last logits of a prompt are needed; models of an old interface compute all.
+        keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if keeps_last else {}
+        self.identity = {
+            "backend": "local",
+            "model": folder.resolve().name,
+            "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
+            "files": sorted((path.name, path.stat().st_size, path.stat().st_mtime) for path in folder.glob("*.*")),
+            "answers": answers,
+            "precision": precision,
+        }
+
+    @torch.no_grad()
+    def answer(self, prompt: str, candidates: Sequence[str]) -> Answer:
+        return self._generate(prompt, candidates) if self.answers == "free" else self._compare(prompt, candidates)
+
+    def _generate(self, prompt: str, candidates: Sequence[str]) -> Answer:
+        ids = self._ids(prompt)
+        self._check_length(len(ids) + MAX_NEW_TOKENS)
+        inputs, end = torch.tensor([ids], device=self.device), self.tokenizer.eos_token_id
+        output = self.model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=MAX_NEW_TOKENS,
+            pad_token_id=end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
+        )
+        generated = output[0, len(ids) :]
+        text = self.tokenizer.decode(generated, skip_special_tokens=True)
+        return Answer(parse_choice(text, candidates), text, None, len(ids), len(generated))
+
+    def _compare(self, prompt: str, candidates: Sequence[str]) -> Answer:
+        sequences = [self._ids(prompt + continuation(name)) for name in candidates]
+        self._check_length(max(map(len, sequences)))
+        # A token may join the end of the prompt and the beginning of an answer. Scores begin where the sequences
+        # differ, so that all are scored after the same tokens.
+        shared = common_length([self._ids(prompt), *sequences])
+        if shared == 0:
+            raise ValueError("the model's tokens of the prompt and its answers have no common beginning")
+        prefix = torch.tensor([sequences[0][:shared]], device=self.device)
+        output = self.model(prefix, use_cache=True, **self._last_only)
+        last, cache, scores = output.logits[:, -1:], output.past_key_values, {}
+        for name, ids in zip(candidates, sequences, strict=True):
+            rest, logits = torch.tensor([ids[shared:]], device=self.device), last
+            if rest.shape[1] > 1:
+                more = self.model(rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True).logits
+                logits = torch.cat((last, more), dim=1)
+            scores[name] = logits.float().log_softmax(-1).gather(2, rest[..., None]).sum().item()
+        return Answer(likeliest(scores), None, scores, shared, sum(len(ids) - shared for ids in sequences))
+
+    def _ids(self, text: str) -> list[int]:
+        ids, end = self.tokenizer(text).input_ids, self.tokenizer.eos_token_id
+        return ids[:-1] if end is not None and len(ids) > 1 and ids[-1] == end else ids
+
+    def _check_length(self, length: int) -> None:
+        if self.max_length is not None and length > self.max_length:
+            raise ValueError(
+                f"a prompt of {length} tokens does not fit the model's context of {self.max_length}: give fewer words, "
+                "shots, classes or repeats"
+            )
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the common beginning."""
+    shortest = min(map(len, sequences))
+    return next((i for i in range(shortest) if len({ids[i] for ids in sequences}) > 1), shortest)
