@@ -1,16 +1,6 @@
-"""Evaluation: I3D, Frechet distances, pixel metrics, codebook usage; `python -m sweettok.eval` runs them."""
+"""Evaluation of tokenizers and generators: I3D features, Frechet distances, and what `sweettok eval` measures."""
 
-from importlib import import_module
+from sweettok.eval.frechet import FeatureStats, frechet_distance
+from sweettok.eval.i3d import I3D
 
-_PUBLIC = {
-    "I3D": "sweettok.eval.i3d",
-    "FeatureStats": "sweettok.eval.frechet",
-    "frechet_distance": "sweettok.eval.frechet",
-}
-__all__ = list(_PUBLIC)
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'sweettok.eval' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+__all__ = ["I3D", "FeatureStats", "frechet_distance"]

@@ -5,52 +5,85 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from sweettok.data.lists import ClipList
 from sweettok.eval.checks import PixelCheck
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.sets import FeatureSet
-from sweettok.store import write_aside
+from sweettok.store import sha256, write_aside
 
 # Fields of a protocol that the features of real clips do not depend on.
-OTHERS = (
-    "name", "split", "num_fake", "paired", "codec", "weights", "quantizer", "autocast", "ddof", "root", "dtype",
-)  # fmt: skip
+OTHERS = ("name", "split", "num_fake", "paired", "codec", "autocast", "ddof", "root", "dtype")
+PACKAGES = ("av", "decord", "torch", "torchvision")  # decode, resize and compute features
+FORMAT = 2  # of what is kept, and of how this library reads frames
+HASHES = "hashes.json"
 
 
 class RealCache:
     """Where the features of real clips and the check of their pixels are kept; nowhere with folder None.
 
-    What is kept is found by the protocol's fields, the names and sizes of the files, and whether features are needed
-    beside their statistics.
+    The key is made of the protocol's fields (the hash of the detector's file among them), the contents of the video
+    files, the versions of the libraries, and whether features are needed beside their statistics.
     """
 
     def __init__(self, folder: str | Path | None, protocol: Protocol, clips: ClipList, keep: bool):
-        self.stem = None
-        if folder is not None:
-            fields = {name: value for name, value in protocol.to_dict().items() if name not in OTHERS}
-            sizes = [path.stat().st_size for path in clips.paths]
-            key = json.dumps([fields, sizes, keep], sort_keys=True)
-            self.stem = Path(folder) / hashlib.sha256(key.encode()).hexdigest()
+        self.folder, self.protocol, self.clips, self.keep_features = folder, protocol, clips, keep
+        self.path: Path | None = None
 
     def find(self) -> tuple[FeatureSet, PixelCheck] | None:
-        """What is kept, or None."""
-        if self.stem is None or not all(path.is_file() for path in self._files()):
+        """What is kept, or None. Reads the files of the clips once, to hash them."""
+        if self.folder is None:
             return None
-        features, check = self._files()
-        facts = json.loads(check.read_text(encoding="utf-8"))
-        return FeatureSet.load(features), PixelCheck(**{**facts, "total": torch.tensor(facts["total"]).double()})
+        self.path = Path(self.folder) / f"{self._key()}.safetensors"
+        try:
+            features, facts = FeatureSet.load(self.path)
+        except (FileNotFoundError, SafetensorError):  # a damaged file is replaced
+            return None
+        return features, PixelCheck(**{**facts, "total": torch.tensor(facts["total"]).double()})
 
     def keep(self, features: FeatureSet, check: PixelCheck) -> None:
-        """Keep these for the next run."""
-        if self.stem is not None:
-            to_features, to_check = self._files()
-            features.save(to_features)
-            with write_aside(to_check) as aside:
-                aside.write_text(json.dumps({**asdict(check), "total": check.total.tolist()}), encoding="utf-8")
+        """Keep these for the next run, where `find` looked."""
+        if self.path is not None:
+            features.save(self.path, {**asdict(check), "total": check.total.tolist()})
 
-    def _files(self) -> tuple[Path, Path]:
-        return self.stem.with_suffix(".safetensors"), self.stem.with_suffix(".json")
+    def _key(self) -> str:
+        fields = {name: value for name, value in self.protocol.to_dict().items() if name not in OTHERS}
+        contents = content_hashes(self.clips.paths, Path(self.folder) / HASHES)
+        key = json.dumps([FORMAT, fields, contents, _versions(), self.keep_features], sort_keys=True)
+        return hashlib.sha256(key.encode()).hexdigest()
+
+
+def content_hashes(paths: tuple[Path, ...], index: Path) -> list[str]:
+    """SHA-256 of each file. Those of unchanged files (same inode, size and times) are taken from the file `index`."""
+    try:
+        known = json.loads(index.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = {}
+    hashes, changed = [], False
+    for path in map(Path.resolve, paths):
+        facts = path.stat()
+        state = [facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+        entry = known.get(str(path))
+        if entry is None or entry[:-1] != state:
+            known[str(path)] = entry = [*state, sha256(path)]
+            changed = True
+        hashes.append(entry[-1])
+    if changed:
+        with write_aside(index) as aside:
+            aside.write_text(json.dumps(known, indent=0), encoding="utf-8")
+    return hashes
+
+
+def _versions() -> dict[str, str | None]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

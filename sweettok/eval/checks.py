@@ -1,4 +1,4 @@
-"""What the pixels of both sides look like, so that a wrong range, order of channels or speed is seen in the report."""
+"""Statistics of the pixels of both sides: a wrong range, order of channels or speed becomes a note in the report."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor
 
 LEVELS = 40  # by how many grey levels the means of two sides may differ
 RATIO = 2.0  # by how much their motion may differ
-MARGIN = 1.2  # how much worse than in another order clips may meet their originals
+MARGIN = 1.2  # by how much the error may exceed that of another order of channels or frames
 
 
 @dataclass
 class PixelCheck:
     """Sums over the frames that reach the detector; parts merge into the whole.
 
-    low, high: extreme values. total: (3,) sum of each channel. values: of each channel. change, steps: sum and number
-    of absolute differences between successive frames. black: clips that end in a black frame, as padded ones do.
+    Args:
+        low, high: extreme values. total: (3,) sum of each channel; values: number of its values.
+        change, steps: sum and number of absolute differences between successive frames.
+        black: clips that end in a black frame, as padded ones do.
     """
 
     clips: int = 0
@@ -38,9 +40,8 @@ class PixelCheck:
         total = frames.sum((0, 1, 2, 3), dtype=kind).double().cpu()
         black = (frames[:, -1].amax((1, 2, 3)) == 0).sum().item()
         low, high = (value.item() for value in frames.aminmax())
-        self._add(PixelCheck(
-            len(frames), frames[..., 0].numel(), moved.numel(), low, high, total, moved.sum(dtype=kind).item(), black
-        ))  # fmt: skip
+        change, values = moved.sum(dtype=kind).item(), frames[..., 0].numel()
+        self._add(PixelCheck(len(frames), values, moved.numel(), low, high, total, change, black))
 
     def merge(self, other: PixelCheck) -> PixelCheck:
         """Both together; neither is changed."""
@@ -58,23 +59,26 @@ class PixelCheck:
     def summary(self) -> dict[str, Any]:
         """Extremes, mean of red, green and blue, mean change from frame to frame, in [0, 255]; and padded clips."""
         return {
-            "min": self.low, "max": self.high, "mean_rgb": (self.total / self.values).tolist(),
-            "motion": self.change / self.steps if self.steps else 0.0, "clips_ending_black": self.black,
-        }  # fmt: skip
+            "min": self.low,
+            "max": self.high,
+            "mean_rgb": (self.total / self.values).tolist(),
+            "motion": self.change / self.steps if self.steps else 0.0,
+            "clips_ending_black": self.black,
+        }
 
 
 @dataclass
 class OrderCheck:
-    """Squared errors of clips against their originals: as they are, with red and blue exchanged, played backwards."""
+    """Squared errors of clips against their originals: as they are, with red and blue exchanged, with time reversed."""
 
     plain: int = 0
     exchanged: int = 0
-    backwards: int = 0
+    reversed: int = 0
 
     def update(self, real: Tensor, fake: Tensor) -> None:
         """Add uint8 clips (N, 3, T, H, W) and their originals."""
         real, fake = real.int(), fake.int()
-        for name, other in {"plain": fake, "exchanged": fake.flip(1), "backwards": fake.flip(2)}.items():
+        for name, other in {"plain": fake, "exchanged": fake.flip(1), "reversed": fake.flip(2)}.items():
             setattr(self, name, getattr(self, name) + (real - other).square().sum(dtype=torch.int64).item())
 
     def merge(self, other: OrderCheck) -> OrderCheck:
@@ -83,11 +87,11 @@ class OrderCheck:
 
     def suspicions(self) -> list[str]:
         """What looks wrong in the order of channels or frames."""
-        told = {
-            "exchanged": "the originals are met better with red and blue exchanged: are the reconstructions BGR?",
-            "backwards": "the originals are met better by the reconstructions played backwards: is time reversed?",
+        notes = {
+            "exchanged": "the error is smaller with red and blue exchanged: are the reconstructions BGR?",
+            "reversed": "the error is smaller with the frames in reverse order: is time reversed?",
         }
-        return [note for name, note in told.items() if self.plain > MARGIN * getattr(self, name)]
+        return [note for name, note in notes.items() if self.plain > MARGIN * getattr(self, name)]
 
 
 def suspicions(real: dict[str, Any], fake: dict[str, Any]) -> list[str]:
@@ -101,8 +105,8 @@ def suspicions(real: dict[str, Any], fake: dict[str, Any]) -> list[str]:
     low, high = sorted((real["motion"], fake["motion"]))
     if high > 0.5 and high > RATIO * low:
         which = "real" if real["motion"] > fake["motion"] else "fake"
-        notes.append(f"{which} clips change {high / max(low, 1e-9):.1f} times as much from frame to frame "
-                     "as the others: are stride and frame rate alike?")  # fmt: skip
+        ratio = f"{high / max(low, 1e-9):.1f} times as much from frame to frame"
+        notes.append(f"{which} clips change {ratio} as the others: are stride and frame rate equal?")
     if fake["clips_ending_black"] != real["clips_ending_black"]:
         ends = f"{real['clips_ending_black']} real and {fake['clips_ending_black']} fake clips"
         notes.append(f"{ends} end in black frames")

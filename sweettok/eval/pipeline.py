@@ -1,4 +1,4 @@
-"""How evaluation runs: on how many processes, in which precision, and with what overlapping what."""
+"""How evaluation runs: on how many processes, in which precision, and what overlaps."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from sweettok.data.dataset import make_eval_loader, plain_errors
+from sweettok.distributed import gather_objects, join_processes
 from sweettok.eval.i3d import convolutions
 
 AHEAD = 2  # batches that may wait for their scores
 Part = TypeVar("Part")
 
 
-def batches(
-    dataset: Dataset, state: PartialState, batch_size: int, workers: int, told: str
-) -> Iterator[dict[str, Any]]:
-    """This process's share of the items, in batches whose tensors are on its device; `told` heads the progress bar."""
+def batches(dataset: Dataset, batch_size: int, workers: int, name: str) -> Iterator[dict[str, Any]]:
+    """This process's share of the items, in batches whose tensors are on its device; `name` is on the progress bar."""
+    state = join_processes()
     loader = make_eval_loader(dataset, batch_size, workers, state.process_index, state.num_processes)
-    loaded = plain_errors(loader)
     hidden = None if state.is_main_process else True  # None: shown on terminals alone
-    for batch in tqdm(loaded, desc=told, total=len(loader), unit="batch", disable=hidden):
+    for batch in tqdm(plain_errors(loader), desc=name, total=len(loader), unit="batch", disable=hidden):
         yield {
-            name: value.to(state.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
+            key: value.to(state.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()
         }
 
 
 def overlapped(made: Iterable[Any], use: Callable[[Any], None]) -> None:
-    """Call `use` with everything that is made, in order, on a thread of its own, while the next things are being made.
+    """Call `use` with each item of `made`, in order, on a thread of its own, while the next items are being made.
 
-    At most AHEAD wait, so memory stays bounded; whatever either side raises is raised here.
+    At most AHEAD wait, so memory stays bounded; exceptions of both sides are raised here.
     """
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[Future] = deque()
@@ -52,10 +49,23 @@ def overlapped(made: Iterable[Any], use: Callable[[Any], None]) -> None:
 
 def merged(part: Part) -> Part:
     """The parts of all processes merged in their order, on every process; `part` has a `merge`."""
-    first, *rest = gather_object([part])
+    first, *rest = gather_objects(part)
     for other in rest:
         first = first.merge(other)
     return first
+
+
+def check_agreement(**values: Any) -> None:
+    """Raise ValueError on every process where the processes have different values, as with node-local files."""
+    for name, value in values.items():
+        found = gather_objects(value)
+        different = [rank for rank, other in enumerate(found) if other != found[0]]
+        if different:
+            rank = different[0]
+            raise ValueError(
+                f"the processes see different data: {name} is {found[0]} on process 0 and {found[rank]} on process "
+                f"{rank}; give paths to the same files on every machine"
+            )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The protocol of a measurement: every choice that a Frechet distance depends on, in one frozen object.
+"""Protocols: every choice that a Frechet distance depends on in one frozen object, and presets for published numbers.
 
-A preset leaves open (None) what only the run can tell; `python -m sweettok.eval` fills it in, and its report carries
-the filled object and its hash. Numbers of different protocols must not be compared.
+A preset leaves open (None) what depends on the data and the model. The run fills these fields in, and its report holds
+the complete protocol and its hash. Numbers measured by different protocols must not be compared.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweettok.data.reader import POSITIONS, SHORT
-from sweettok.data.resize import RESIZES
-
+VERSION = 3  # of the fields and their meaning; part of the hash
 CHOICES = {
     "selection": ("first", "seeded"),
-    "position": tuple(position for position in POSITIONS if position != "even"),
-    "short": SHORT,
-    "resize": RESIZES,
-    "resize_filter": ("decoder", "bilinear", "antialias"),
+    "position": ("first", "center", "last", "random"),
+    "short": ("black", "repeat", "error"),
+    "resize": ("stretch", "crop", "pad"),
+    "resize_filter": ("decoder", "antialias"),
     "range": ("unit", "centred"),
     "quantize": ("round", "floor", "none"),
     "clamp": ("both", "fake", "none"),
@@ -30,41 +29,38 @@ CHOICES = {
     "root": ("svd", "sqrtm"),
     "dtype": ("float64", "float32"),
 }
-LEAST = {
-    "num_real": 1, "num_fake": 1, "frames": 1, "stride": 1, "height": 1, "width": 1, "given_frames": 0, "seed": 0,
-}  # fmt: skip
+LEAST = {"given_frames": 0, "seed": 0} | dict.fromkeys(("num_real", "num_fake", "frames", "stride", "height", "width"), 1)
+PREPROCESSING = ("resize", "position", "stride")  # fields that a model's own preprocessing fills in
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How two sets of clips are measured. None: the run fills it in.
 
-    Which clips
-        split: what the list of real clips is meant to be, in words; real_list is its SHA-256.
-        num_real, num_fake: how many of each side, taken as `selection` says: the first ones, or by `seed`.
+    Args:
+        name: of the preset, with the settings that were changed.
+        split: which clips the list of real ones should hold, in words.
+        real_list: SHA-256 of the list of real clips.
+        num_real, num_fake: clips of each side, taken as `selection` states: the first ones, or drawn with `seed`.
         paired: whether real clip i is the original of fake clip i.
-    Which frames
-        frames, stride, position, short: as in `read_clip`; `seed` also draws random positions.
-        given_frames: frames that a prediction was given; count_given: whether they are scored too.
-    Which pixels, of both sides alike
-        height, width: of the clips; None keeps the tokenizer's size, or that of the files. resize: as in `read_clip`;
-        resize_filter: the video decoder's bilinear filter, or torch's, plain or with antialiasing.
-        range: what values pass through on their way to the detector: "unit" [0, 1], or the model's "centred"
-        [-0.5, 0.5], after which floor lowers the levels 1..63 of real frames by one.
-        quantize: how values become bytes, if they do. clamp: whose values are cut to the range before; others must be
-        inside it, or stay as they are where there are no bytes.
-        codec: of the files that fake clips were read from; "none" for pixels that no codec has touched.
-    Which model
-        weights, quantizer: of the tokenizer, in words. autocast: its arithmetic. tf32: whether matrix products may
-        round to TF32, where the device can.
-    Which features
-        detector: see `sweettok.eval.features`; detector_file: its SHA-256. batch_norm_eps: of I3D, None for a detector
-        that holds its own. detector_resize: to the detector's size, see `preprocess`, or "inside" a TorchScript
-        detector; detector_antialias: in doing so.
-    Which distance
-        ddof, root, dtype: see `frechet_distance`.
+        frames, stride, position, short: which frames, as in `read_clip`; `seed` also draws random positions.
+        given_frames: frames that a prediction was given; `count_given`: whether they are scored too.
+        height, width: of the clips in pixels; None keeps the tokenizer's size, or that of the files.
+        resize: "stretch", "crop" or "pad", as in `Preprocessing`.
+        resize_filter: "decoder" resizes in the video decoder (bilinear), "antialias" in torch (antialiased bilinear).
+        range: values on their way to the detector, "unit" [0, 1], or the model's "centred" [-0.5, 0.5], after which
+            `quantize="floor"` lowers the levels 1 to 63 of real frames by one.
+        quantize: how values become bytes. clamp: whose values are clamped to the range before that.
+        codec: of the files that fake clips were read from; "none" for decoded tokens.
+        autocast: dtype of the tokenizer's arithmetic. tf32: whether matrix products may use TF32.
+        detector: name of a feature extractor, see `sweettok.eval.features`; detector_file: SHA-256 of its weights.
+        batch_norm_eps: of I3D; None for a detector that holds its own.
+        detector_resize: to the detector's size, see `preprocess`, or "inside" a TorchScript detector;
+        detector_antialias: whether this resizing is antialiased.
+        ddof, root, dtype: of the distance, see `frechet_distance`.
 
-    Raises ValueError for a value that is not among those a field can take.
+    Raises:
+        ValueError: a value is not among those that its field can take.
     """
 
     name: str
@@ -76,21 +72,19 @@ class Protocol:
     seed: int = 0
     paired: bool | None = None
     frames: int | None = None
-    stride: int = 1
-    position: str = "center"
+    stride: int | None = None
+    position: str | None = None
     short: str = "error"
     given_frames: int = 0
     count_given: bool = True
     height: int | None = None
     width: int | None = None
-    resize: str = "stretch"
+    resize: str | None = None
     resize_filter: str = "decoder"
     range: str = "unit"
     quantize: str = "round"
     clamp: str = "both"
     codec: str = "none"
-    weights: str = "ema"
-    quantizer: str = "deterministic"
     autocast: str = "float32"
     tf32: bool = False
     detector: str = "i3d-logits"
@@ -104,8 +98,9 @@ class Protocol:
 
     def __post_init__(self):
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and name in PREPROCESSING):
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -128,8 +123,8 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of every field."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of VERSION and every field."""
+        return hashlib.sha256(json.dumps([VERSION, self.to_dict()], sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -138,7 +133,11 @@ class Protocol:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **values)
 
-    def changed(self, settings: list[str] | tuple[str, ...]) -> Protocol:
+    def completed(self, preprocessing: Any) -> Protocol:
+        """A copy that takes the fields in PREPROCESSING that it leaves open from a model's `Preprocessing`."""
+        return self.filled(**{n: getattr(preprocessing, n) for n in PREPROCESSING if getattr(self, n) is None})
+
+    def changed(self, settings: Sequence[str]) -> Protocol:
         """A copy with fields replaced by `field=value` settings, and named after them; ValueError for unknown ones."""
         fields = {field.name: field.type for field in dataclasses.fields(self) if field.name != "name"}
         values = {}
@@ -146,7 +145,7 @@ class Protocol:
             name, equals, text = setting.partition("=")
             if not equals or name not in fields:
                 raise ValueError(f"a setting is FIELD=VALUE, with FIELD one of {', '.join(fields)}; got {setting!r}")
-            values[name] = _parsed(name, text, fields[name])
+            values[name] = _parse(name, text, fields[name])
         changed = [f"{name}={value}" for name, value in values.items() if value != getattr(self, name)]
         return self.filled(name=" ".join([self.name, *changed]), **values) if changed else self
 
@@ -156,8 +155,8 @@ def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name]]
 
 
-def _parsed(name: str, text: str, kind: str) -> Any:
-    """The value that `text` stands for, of a field annotated as `kind`."""
+def _parse(name: str, text: str, kind: str) -> Any:
+    """The value of `text` for a field annotated as `kind`."""
     if text.lower() in ("none", "null") and "None" in kind:
         return None
     kind = kind.removesuffix(" | None")
@@ -167,3 +166,85 @@ def _parsed(name: str, text: str, kind: str) -> Any:
         return {"int": int, "float": float, "str": str}[kind](text)
     except (ValueError, KeyError):
         raise ValueError(f"{name} takes a {kind}, got {text!r}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- presets
+
+# No size between the model's (or the files') own and the detector's, float64, bytes by rounding, antialiasing, and the
+# epsilon that the network was trained with. Frames are cut and resized as the model's configuration states.
+_EXACT = Protocol(name="exact", batch_norm_eps=1e-3, detector_antialias=True)
+
+# Published evaluations. What they leave open (seeds, TF32, which clips a training loader happens to give) is fixed.
+_PUBLISHED = Protocol(name="", stride=1, position="center", resize="stretch")
+
+# SweetTok and OmniTokenizer: all clips of the validation list, through the model's range and truncated.
+_RFVD = _PUBLISHED.filled(
+    name="sweettok-rfvd-ucf101",
+    split="UCF-101 test, split 1 (3,783 clips)",
+    paired=True,
+    frames=17,
+    height=256,
+    width=256,
+    short="black",
+    range="centred",
+    quantize="floor",
+    dtype="float32",
+)
+# SweetTok and OmniTokenizer: 2,048 clips of each side, the generated ones from lossy files. Decoded tokens have no
+# codec, which the report then notes.
+_GFVD = _PUBLISHED.filled(
+    name="sweettok-gfvd-ucf101",
+    split="UCF-101 train, split 1",
+    num_real=2048,
+    num_fake=2048,
+    selection="seeded",
+    paired=False,
+    frames=17,
+    height=128,
+    width=128,
+    quantize="floor",
+    codec="mp4",
+    detector_resize="crop",
+    dtype="float32",
+)
+# The detector of StyleGAN-V and LARP is a TorchScript file that resizes by itself; its epsilon is not known.
+_SCRIPTED = _PUBLISHED.filled(
+    detector="i3d-torchscript", batch_norm_eps=None, detector_resize="inside", frames=16, ddof=0
+)
+_DRAWN = {"num_real": 2048, "num_fake": 2048, "selection": "seeded", "paired": False, "position": "random"}
+_K600 = "Kinetics-600 validation"
+
+PRESETS = {
+    protocol.name: protocol
+    for protocol in (
+        _EXACT,
+        _RFVD,
+        _GFVD,
+        _RFVD.filled(name="omnitokenizer-rfvd-ucf101", clamp="fake"),
+        _RFVD.filled(name="omnitokenizer-rfvd-k600", split=_K600, clamp="fake"),
+        _GFVD.filled(name="omnitokenizer-gfvd-ucf101"),
+        _GFVD.filled(name="k600-prediction", split=_K600, height=64, width=64, given_frames=5),
+        _RFVD.filled(
+            name="tats-128", split="UCF-101 train", frames=16, height=128, width=128, short="error", clamp="fake", **_DRAWN
+        ),
+        _SCRIPTED.filled(name="stylegan-v", root="sqrtm", **_DRAWN),
+        _SCRIPTED.filled(
+            name="larp-128",
+            split="UCF-101 train",
+            paired=True,
+            height=128,
+            width=128,
+            resize="crop",
+            resize_filter="antialias",
+            quantize="none",
+        ),
+    )
+}
+DEFAULT = "exact"
+
+
+def find_protocol(name: str, settings: Sequence[str] = ()) -> Protocol:
+    """The preset of a name, with `field=value` settings applied. ValueError for an unknown name or setting."""
+    if name not in PRESETS:
+        raise ValueError(f"no protocol {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name].changed(settings)

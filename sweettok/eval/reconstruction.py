@@ -1,4 +1,4 @@
-"""How well clips are given back: PSNR, SSIM, LPIPS, motion, codebook usage, and the features for rFVD.
+"""Quality of reconstructed clips: PSNR, SSIM, LPIPS, motion, codebook usage, and the features for rFVD.
 
 PSNR, SSIM and LPIPS compare the original bytes with the reconstruction rounded to bytes; what the detector of rFVD sees
 is the protocol's choice. Beside the reconstruction stand two baselines that know the original: its first frame held
@@ -24,8 +24,7 @@ from sweettok.eval.pipeline import overlapped
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.sets import FeatureSet
 from sweettok.eval.sources import AUTOCAST
-from sweettok.eval.tokenizers import RoundTrip, round_trip
-from sweettok.eval.usage import UsageCounter
+from sweettok.eval.tokenizers import RoundTrip, UsageCounter, round_trip
 from sweettok.pixels import to_float, to_uint8
 
 METRICS = {"psnr": psnr, "ssim": ssim, "motion": motion_psnr}
@@ -41,10 +40,12 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]  # two float image batches (N, 3
 
 @dataclass
 class Outcome:
-    """What scoring some clips has given; parts merge into the whole.
+    """The scores of some clips; parts merge into the whole.
 
-    scores: clip number -> metric -> value, of the reconstruction and of each baseline. about: ids_per_clip and
-    bits_per_clip of a tokenizer. decoded, clamped: values that it gave, and those outside of the range.
+    Args:
+        scores: clip number -> metric -> value, of the reconstruction and of each baseline.
+        about: ids_per_clip and bits_per_clip of a tokenizer.
+        decoded: values that it decoded; clamped: those outside of the range.
     """
 
     real: FeatureSet
@@ -90,18 +91,18 @@ class Outcome:
         """What looks wrong with the clips."""
         notes = self.order.suspicions() + suspicions(self.real_pixels.summary(), self.fake_pixels.summary())
         if self.clamped > MUCH * self.decoded:
-            notes.append(f"{self.clamped / self.decoded:.0%} of the decoded values were outside of [-0.5, 0.5]: check "
-                         "their range")  # fmt: skip
+            share = f"{self.clamped / self.decoded:.0%}"
+            notes.append(f"{share} of the decoded values were outside of [-0.5, 0.5]: check their range")
         return notes
 
 
 def baselines(video: Tensor) -> dict[str, Tensor]:
-    """Float clips (B, 3, T, H, W) that cost no tokens of motion: the first frame held still, and the mean frame."""
+    """Float clips (B, 3, T, H, W) without motion: the first frame, and the mean frame, in place of every frame."""
     return {"first frame": video[:, :, :1].expand_as(video), "mean frame": video.mean(2, keepdim=True).expand_as(video)}
 
 
 def reconstructed(batches: Iterable[Mapping[str, Any]], tokenizer: Any, protocol: Protocol) -> Iterator[dict[str, Any]]:
-    """Batches of "video" with their "fake" added, and the "trip" that it took (see `round_trip`)."""
+    """Batches of "video" with their reconstruction "fake" added, and the `RoundTrip` that made it as "trip"."""
     dtype = AUTOCAST[protocol.autocast]
     for batch in batches:
         with torch.autocast(batch["video"].device.type, dtype) if dtype else nullcontext():
@@ -155,9 +156,8 @@ def _count(outcome: Outcome, trip: RoundTrip) -> None:
     outcome.clamped += trip.clamped
     outcome.decoded += trip.video.numel()
     places = trip.video[0, 0].numel()
-    outcome.about = {
-        "ids_per_clip": trip.ids[0].numel(), "bits_per_clip": trip.bits, "bits_per_pixel": trip.bits / places,
-    }  # fmt: skip
+    bits = {"bits_per_clip": trip.bits, "bits_per_pixel": trip.bits / places}
+    outcome.about = {"ids_per_clip": trip.ids[0].numel(), **bits}
 
 
 def _bytes(video: Tensor) -> Tensor:

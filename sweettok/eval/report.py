@@ -1,4 +1,4 @@
-"""Reports: what was measured, on what, by which software; the same run gives the same bytes."""
+"""Reports: what was measured, on what, by which software, as JSON and as text. The same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 import sweettok
+from sweettok.distributed import join_processes
 from sweettok.eval.features import I3D_FILE, FeatureExtractor
 from sweettok.eval.protocol import Protocol
-from sweettok.pretrained import CONFIG, WEIGHTS
+from sweettok.hub import CONFIG, WEIGHTS
 from sweettok.store import sha256, write_aside
 
-FORMAT = 2
+FORMAT = 3
 PACKAGES = ("torch", "numpy", "scipy", "av")
+SCORES = ("psnr", "ssim", "motion", "lpips")
+DISTANCES = {"rfvd": "rFVD", "gfvd": "gFVD"}
 
 
-def versions() -> dict[str, str]:
-    """Versions of the software that a number depends on."""
+def make_report(
+    kind: str,
+    protocol: Protocol,
+    results: dict[str, Any],
+    refused: str | None,
+    settings: dict[str, Any],
+    **parts: Any,
+) -> dict[str, Any]:
+    """A report of a kind, "rfvd" or "gfvd", as plain JSON data. refused: why that distance is missing, if it is."""
+    versions = {"sweettok": sweettok.__version__, "python": platform.python_version()}
     return {
-        "sweettok": sweettok.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        "format": FORMAT,
+        "kind": kind,
+        "protocol": protocol.to_dict(),
+        "protocol_hash": protocol.hash,
+        "results": results,
+        f"{kind}_refused": refused,
+        "settings": {**settings, "device": join_processes().device.type},
+        "versions": versions | {name: version(name) for name in PACKAGES},
+        **parts,
     }
 
 
@@ -41,35 +56,96 @@ def refusal(num_clips: int, num_frames: int, extractor: FeatureExtractor | None)
     if num_frames < extractor.min_frames:
         return f"clips have {num_frames} frames, the detector needs at least {extractor.min_frames}"
     if num_clips < 2:
-        return f"a Frechet distance needs at least 2 clips a side, there is {num_clips}"
+        return f"a Frechet distance needs at least 2 clips of each side, there is {num_clips}"
     return None
 
 
-def report(
-    kind: str,
-    protocol: Protocol,
-    results: dict[str, Any],
-    state: PartialState,
-    refused: str | None,
-    settings: dict[str, Any],
-    **parts: Any,
-) -> dict[str, Any]:
-    """A report of a kind, "rfvd" or "gfvd", as plain JSON data. refused: why that number is missing, if it is."""
-    return {
-        "format": FORMAT,
-        "kind": kind,
-        "protocol": protocol.to_dict(),
-        "protocol_hash": protocol.hash,
-        "results": results,
-        f"{kind}_refused": refused,
-        "settings": {**settings, "device": state.device.type},
-        "versions": versions(),
-        **parts,
-    }  # fmt: skip
-
-
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` with sorted keys, aside and renamed. ValueError for numbers that JSON cannot hold."""
+    """Write `content` with sorted keys. ValueError for numbers that JSON cannot hold."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
     with write_aside(Path(path)) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is empty or a report, of this or an older format: such a file may be replaced by a report."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return not text.strip() or "protocol_hash" in dict(json.loads(text))
+    except (ValueError, TypeError):
+        return False
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report from its file. FileNotFoundError, or ValueError for a file that is no report or that was altered."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no report at {path}")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = report["format"]
+        if found != FORMAT:
+            raise ValueError(f"its format is {found}, this version reads {FORMAT}; measure again to compare it")
+        if Protocol(**report["protocol"]).hash != report["protocol_hash"]:
+            raise ValueError("its protocol does not have the hash that it names")
+        report["kind"], report["results"]
+    except KeyError as error:
+        raise ValueError(f"{path} is no report of `sweettok eval`: it has no entry {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no report of `sweettok eval` that can be read: {error}") from error
+    return report
+
+
+def figures(report: dict[str, Any]) -> dict[str, float | None]:
+    """Bits per clip, the scores and the distances of a report; None for what was not measured."""
+    results = report["results"]
+    scores = results.get("scores", {}).get("reconstruction", {})
+    means = {name: scores[name]["mean"] if name in scores else None for name in SCORES}
+    distances = {name: results[name]["value"] if name in results else None for name in DISTANCES}
+    return {"bits_per_clip": results.get("bits_per_clip"), **means, **distances}
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The numbers of a report and its notes, in lines of text."""
+    kind, results, protocol = report["kind"], report["results"], report["protocol"]
+    clips = f"{protocol['num_real']} real and {protocol['num_fake']} generated clips"
+    if protocol["paired"]:
+        clips = f"{protocol['num_real']} clips and their reconstructions"
+    frames = f"{protocol['frames']} frames of {protocol['height']}x{protocol['width']}"
+    bits = f", {results['bits_per_clip']:.0f} bits each" if results.get("bits_per_clip") is not None else ""
+    lines = [f"protocol {protocol['name']} ({report['protocol_hash'][:12]}): {clips}, {frames}{bits}"]
+    if results.get("scores"):
+        lines.append(" " * 16 + "".join(f"{name:>18}" for name in SCORES))
+        for name, scores in results["scores"].items():
+            lines.append(f"{name:16}" + "".join(f"{_cell(scores.get(metric)):>18}" for metric in SCORES))
+    for name, use in (results["usage"] or {}).items():
+        share = f"{use['used']} of {use['words']} words used ({use['used_fraction']:.1%})"
+        lines.append(f"{name}: {share}, perplexity {use['perplexity']:.1f}")
+    if kind in results:
+        lines += _distance(DISTANCES[kind], results[kind])
+    if report[f"{kind}_refused"]:
+        lines.append(f"warning: {DISTANCES[kind]} not measured: {report[f'{kind}_refused']}")
+    return "\n".join(lines + [f"note: {note}" for note in report["notes"]])
+
+
+def _cell(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['mean']:.3f}" + (f" +- {score['interval95']:.3f}" if score["interval95"] is not None else "")
+
+
+def _distance(name: str, distance: dict[str, Any]) -> list[str]:
+    lines = [f"{name}: {distance['value']:.3f}"]
+    bootstrap, floor = distance["bootstrap"], distance["noise_floor"]
+    if bootstrap is not None:
+        low, high = bootstrap["interval95"]
+        lines[0] += f" ({bootstrap['method']} of {bootstrap['repeats']} redrawn sets: {low:.3f} to {high:.3f})"
+    if floor is not None:
+        lines.append(
+            f"noise floor: {floor['num_clips']} real clips are {floor['real_to_real']:.3f} from as many other real "
+            f"ones, and {floor['real_to_fake']:.3f} from as many fake ones"
+        )
+    return lines

@@ -1,4 +1,4 @@
-"""Where clips come from: videos, or ids that a tokenizer decodes; cut, sized and chosen as a protocol says.
+"""Where clips come from: videos, or ids that a tokenizer decodes; cut, resized and chosen as a protocol states.
 
 Letters: T frames, H W pixels, L ids per clip.
 """
@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sweettok.data.aspect import Fit
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import ClipList
 from sweettok.data.reader import clip_places, probe
-from sweettok.data.resize import Fit
-from sweettok.data.tokens import MANIFEST, TokenDataset
+from sweettok.data.tokens import MANIFEST
 from sweettok.eval.protocol import Protocol
 from sweettok.pixels import to_uint8
-from sweettok.store import sha256
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,15 +36,14 @@ def chosen(available: int, wanted: int | None, protocol: Protocol) -> list[int]:
     return sorted(np.random.default_rng(protocol.seed).permutation(available)[:wanted].tolist())
 
 
-def shape_of_files(clips: ClipList, protocol: Protocol) -> Protocol:
-    """The protocol with the frame count and size that it leaves open taken from the first video."""
+def complete_for_files(clips: ClipList, protocol: Protocol) -> Protocol:
+    """The protocol with what it leaves open: frame count and size of the first video, centred frames, stretched."""
+    protocol = protocol.completed(Preprocessing())
     if protocol.frames is not None and protocol.size is not None:
         return protocol
     info = probe(clips.paths[0])
-    return protocol.filled(
-        frames=protocol.frames or info.num_frames,
-        height=protocol.height or info.height, width=protocol.width or info.width,
-    )  # fmt: skip
+    frames, height, width = protocol.frames or info.num_frames, info.height, info.width
+    return protocol.filled(frames=frames, height=protocol.height or height, width=protocol.width or width)
 
 
 class VideoClips(Dataset):
@@ -59,20 +57,28 @@ class VideoClips(Dataset):
         self.protocol, self.native = protocol, native
         by_decoder = protocol.resize_filter == "decoder" and not native
         self.clips = ClipDataset(
-            clips, protocol.frames, protocol.size if by_decoder else None, protocol.position,
-            stride or protocol.stride, protocol.resize, protocol.short, protocol.seed,
-        )  # fmt: skip
+            clips,
+            protocol.frames,
+            protocol.size if by_decoder else None,
+            protocol.position,
+            stride or protocol.stride,
+            {"crop": "short_side_crop"}.get(protocol.resize, protocol.resize),
+            protocol.short,
+            protocol.seed,
+        )
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.clips[index]
-        size = tuple(item["video"].shape[-2:])
-        if self.native and size != self.protocol.size:
-            path, (height, width) = self.list.paths[index], self.protocol.size
-            raise ClipError(f"{path}: frames are {size[0]}x{size[1]}, others {height}x{width}: say with --set to which "
-                            "height and width all are to be resized")  # fmt: skip
+        height, width = item["video"].shape[-2:]
+        if self.native and (height, width) != self.protocol.size:
+            raise ClipError(
+                f"{self.list.paths[index]}: frames are {height}x{width}, others "
+                f"{self.protocol.height}x{self.protocol.width}: give the height and width that all are resized to with "
+                "--set"
+            )
         return {"video": fit(item["video"], self.protocol), "key": item["key"], "index": index}
 
     @property
@@ -85,9 +91,8 @@ class VideoClips(Dataset):
 
 
 def fit(video: Tensor, protocol: Protocol) -> Tensor:
-    """uint8 (3, T, H, W) -> the protocol's size, as it resizes; "decoder" stands for antialiased bilinear here."""
-    fit = Fit(protocol.resize, tuple(video.shape[-2:]), protocol.size)
-    return fit.apply(video, antialias=protocol.resize_filter != "bilinear")
+    """uint8 (3, T, H, W) -> the protocol's size, by antialiased bilinear resizing."""
+    return Fit(protocol.resize, tuple(video.shape[-2:]), protocol.size).apply(video)
 
 
 class Chosen(Dataset):
@@ -108,11 +113,6 @@ def is_tokens(folder: str | Path) -> bool:
     return (Path(folder) / MANIFEST).is_file()
 
 
-def tokens_hash(tokens: TokenDataset) -> str:
-    """SHA-256 over the shards' bytes, in order: says which generated ids were scored."""
-    return sha256(*sorted(tokens.folder.glob("shard-*.safetensors")))
-
-
 def decoded(batches: Iterator[dict[str, Any]], tokenizer: Any, protocol: Protocol) -> Iterator[dict[str, Any]]:
     """Batches of "ids" (B, L) with their "video" added: float in [-0.5, 0.5], or uint8 where frames must be resized."""
     for batch in batches:
@@ -125,5 +125,5 @@ def decoded(batches: Iterator[dict[str, Any]], tokenizer: Any, protocol: Protoco
         video = video[:, :, places.start : places.stop]
         if tuple(video.shape[-2:]) != protocol.size:
             rounding = "floor" if protocol.quantize == "floor" else "nearest"
-            video = torch.stack([fit(clip, protocol) for clip in to_uint8(video, rounding)])
+            video = fit(to_uint8(video, rounding), protocol)
         yield {**batch, "video": video}

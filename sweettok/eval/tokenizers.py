@@ -1,4 +1,4 @@
-"""One view of any tokenizer for the evaluation: ids, what they count as, and the pixels that come back.
+"""One view of any tokenizer for the evaluation: its ids, the bits they cost, their usage, and the decoded pixels.
 
 Letters: B clips, T frames, H W pixels, L ids per clip.
 """
@@ -6,6 +6,7 @@ Letters: B clips, T frames, H W pixels, L ids per clip.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sweettok.pretrained import read_about
 from sweettok.proxy.model import ProxyTokenizer
 from sweettok.tokenizer.model import SweetTok
 
-OVERSHOOT = 1.5  # farther from zero than a decoder of the right range goes
+OVERSHOOT = 1.5  # decoders of the right range stay closer to zero than this
 TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}
 
 
@@ -26,9 +27,11 @@ TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}
 class RoundTrip:
     """A batch of clips through a tokenizer.
 
-    output: what `encode` gave. ids: the integers to hand to `decode`. lists: ids local to each word list, by name;
-    sizes: the words in each. bits: of one clip. video: float (B, 3, T, H, W), clamped to [-0.5, 0.5]; clamped: how
-    many of its values that has changed.
+    Args:
+        output: what `encode` returned. ids: the integers that `decode` takes.
+        lists: ids local to each word list, by its name; sizes: the number of words of each.
+        bits: of one clip.
+        video: float (B, 3, T, H, W), clamped to [-0.5, 0.5]; clamped: how many values that has changed.
     """
 
     output: Any
@@ -49,9 +52,9 @@ def load_tokenizer(source: str | Path) -> torch.nn.Module:
 def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
     """Encode and decode uint8 clips (B, 3, T, H, W).
 
-    `tokenizer.encode` gives either an object with `ids` (B, L) and a `layout`, or a tensor of codes out of
-    `tokenizer.config.num_codes`. Raises ValueError when the pixels that come back have another shape, are not finite,
-    or lie so far outside of [-0.5, 0.5] that another range must be meant.
+    `tokenizer.encode` returns either an object with `ids` (B, L) and a `layout`, or a tensor of codes, of which there
+    are `tokenizer.config.num_codes`. Raises ValueError when the decoded pixels have another shape, are not finite, or
+    lie so far outside of [-0.5, 0.5] that another range must be meant.
     """
     output = tokenizer.encode(video)
     if isinstance(output, Tensor):
@@ -72,3 +75,47 @@ def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
         raise ValueError(f"the tokenizer decodes to values in [{low:.3g}, {high:.3g}], expected [-0.5, 0.5]")
     clamped = (decoded.abs() > 0.5).sum().item()
     return RoundTrip(output, ids, lists, sizes, bits, decoded.clamp(-0.5, 0.5), clamped)
+
+
+class UsageCounter:
+    """Counts how often each word of each list occurs; batches and counters add up exactly.
+
+    sizes: number of words of each list, by name.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]):
+        self.counts = {name: torch.zeros(size, dtype=torch.int64) for name, size in sizes.items()}
+
+    def update(self, ids: Mapping[str, Tensor]) -> None:
+        """Add ids local to their list, in tensors of any shape. ValueError for an unknown list or id."""
+        for name, values in ids.items():
+            if name not in self.counts:
+                raise ValueError(f"no word list {name!r}; there are {', '.join(self.counts)}")
+            size = len(self.counts[name])
+            values = values.detach().reshape(-1).cpu()
+            if values.numel() and (values.min() < 0 or values.max() >= size):
+                raise ValueError(f"{name} ids must be 0..{size - 1}, got {int(values.min())}..{int(values.max())}")
+            self.counts[name] += torch.bincount(values, minlength=size)
+
+    def merge(self, other: UsageCounter) -> UsageCounter:
+        """The counts of both together; neither is changed."""
+        both = UsageCounter({})
+        both.counts = {name: counts + other.counts[name] for name, counts in self.counts.items()}
+        return both
+
+    def summary(self) -> dict[str, dict[str, float | int]]:
+        """Per list: words, ids counted, words used, their fraction, dead words, and perplexity (exp of the entropy)."""
+        return {name: self._summary(counts) for name, counts in self.counts.items()}
+
+    @staticmethod
+    def _summary(counts: Tensor) -> dict[str, float | int]:
+        words, used, total = len(counts), int((counts > 0).sum()), int(counts.sum())
+        share = counts[counts > 0].double() / max(total, 1)
+        return {
+            "words": words,
+            "ids": total,
+            "used": used,
+            "used_fraction": used / words,
+            "dead": words - used,
+            "perplexity": math.exp(-(share * share.log()).sum().item()) if total else 0.0,
+        }

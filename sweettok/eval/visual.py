@@ -1,7 +1,8 @@
-"""The reconstruct command: for each video or image, files to look at and files to compute with."""
+"""Reconstructions of single videos or images: files to look at and files to compute with."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,15 +15,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sweettok.data.preprocess import open_frames
-from sweettok.data.reader import VideoInfo, probe, read_clip
+from sweettok.data.preprocess import Preprocessing, open_frames
+from sweettok.data.reader import VideoInfo, probe
 from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.distributed import join_processes
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
 from sweettok.eval.tokenizers import load_tokenizer, round_trip
 from sweettok.pixels import to_uint8
-from sweettok.store import check_apart, write_aside
+from sweettok.store import check_output, write_aside
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import TokenOutput
 from sweettok.video.files import DEFAULT_FPS
@@ -31,7 +32,8 @@ from sweettok.video.seams import FrameSteps, seam_excess
 
 STRIP_FRAMES = 6
 NUM_QUERIES = 8  # of each side, whose words are written out
-WRITTEN = ("mp4", "png", "json", "safetensors")  # kinds of files for each video
+SUFFIXES = (".mp4", ".png", ".json", ".safetensors")  # of the files for each video
+KIND = "reconstruction"  # of the summaries
 LABELS = ("original", "reconstruction", "difference")
 
 
@@ -40,37 +42,59 @@ def reconstruct(
     videos: Sequence[str | Path],
     checkpoint: str | Path,
     out: str | Path,
-    position: str = "center",
     whole: bool = False,
-    aspect: str = "stretch",
+    start: int | None = None,
+    **preprocessing: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Send one clip of each video, or an image, through a tokenizer and write what came of it; yields their summaries.
+    """Encode and decode one clip of each video, or an image, and write the results; yields a summary of each.
 
     Into `out`, by the video's name: NAME.mp4 (original | reconstruction | difference), NAME.png (frames of it),
-    NAME.safetensors (`ids`, ready for `decode`) and NAME.json (PSNR of every frame, layout of the ids, first words).
-    `whole` sends all of a video through a SweetTok, in memory that does not grow with its length: NAME.safetensors is
-    then for `LongTokens.load`, and `seams` tells how much more the picture jumps between clips (`seam_metric`).
-    `aspect` is that of `Fit`; stretched frames are those that the protocols of `rfvd` measure by default.
-    Videos of one name get numbers. Raises FileNotFoundError and ValueError (also ClipError) naming the file.
+    NAME.safetensors (`ids`, as `decode` takes them) and NAME.json (PSNR of every frame, layout of the ids, first words).
+    Videos of one name get numbers.
+
+    Args:
+        checkpoint: a model's folder, or its name on the hub.
+        whole: all frames of each video through a SweetTok, in memory that does not grow with its length.
+            NAME.safetensors is then for `LongTokens.load`, and `seams` in the summary is that of `seam_metric`.
+        start: first frame of the clip, instead of a position.
+        preprocessing: fields of the model's `Preprocessing` to override: resize, position, stride.
+
+    Raises:
+        FileNotFoundError, ValueError (also ClipError): a file cannot be read, or would be overwritten.
     """
-    tokenizer = load_tokenizer(checkpoint).to(join_processes().device)
+    state = join_processes()
+    tokenizer = load_tokenizer(checkpoint).to(state.device)
     if whole and not isinstance(tokenizer, SweetTok):
         raise ValueError(f"{checkpoint} holds a {type(tokenizer).__name__}: whole videos are for a SweetTok")
+    if whole and (start is not None or preprocessing.keys() & {"position", "stride"}):
+        raise ValueError("whole videos are encoded from the first frame to the last: leave position, start and stride out")
+    steps = tokenizer.config.preprocessing.override(**preprocessing)
     names = unique_names(videos)
-    check_apart(videos, (Path(out) / f"{name}.{kind}" for name in names for kind in WRITTEN))
-    for path, name in zip(videos, names, strict=True):
+    for path in (Path(out) / f"{name}{suffix}" for name in names for suffix in SUFFIXES):
+        check_output(path, inputs=videos, owned=_is_own if path.suffix in (".json", ".safetensors") else None)
+    share = slice(state.process_index, None, state.num_processes)
+    for path, name in list(zip(videos, names, strict=True))[share]:
         stem, info = Path(out) / name, probe(path)
-        told = _whole(tokenizer, path, stem, aspect) if whole else _clip(tokenizer, path, stem, position, aspect, info)
-        facts = {"video": str(path), "source": asdict(info), **told}
+        facts = {"kind": KIND, "video": str(path), "source": asdict(info)}
+        facts |= _whole(tokenizer, path, stem, steps) if whole else _clip(tokenizer, path, stem, steps, start, info)
         write_json(f"{stem}.json", facts)
-        yield {**facts, "files": f"{stem}.{{{','.join(WRITTEN)}}}"}
+        yield {**facts, "files": f"{stem}.{{{','.join(suffix[1:] for suffix in SUFFIXES)}}}"}
 
 
-def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, aspect: str, info: VideoInfo) -> dict[str, Any]:
+def _is_own(path: Path) -> bool:
+    """Whether a file is of a former reconstruction, by the summary beside it."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["kind"] == KIND
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _clip(
+    tokenizer: Any, path: str | Path, stem: Path, steps: Preprocessing, start: int | None, info: VideoInfo
+) -> dict[str, Any]:
     config = tokenizer.config
-    size = config.height, config.width
     frames = clip_length(tokenizer) if isinstance(tokenizer, SweetTok) else config.num_frames
-    clip = read_clip(path, frames, size, position, resize=aspect)
+    clip = steps.read(path, frames, (config.height, config.width), start)
     trip = round_trip(tokenizer, clip[None].to(next(tokenizer.parameters()).device))
     shown = to_uint8(trip.video).cpu()
     write_video(f"{stem}.mp4", compare(clip, shown[0], labels=LABELS), info.fps or DEFAULT_FPS)
@@ -78,8 +102,8 @@ def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, aspect: s
     with write_aside(Path(f"{stem}.safetensors")) as aside:
         aside.write_bytes(save({"ids": trip.ids.cpu().contiguous()}))
     return {
-        "clip": {"position": position, "frames": clip.shape[1], "height": config.height, "width": config.width},
-        "aspect": aspect,
+        "clip": {"frames": clip.shape[1], "height": config.height, "width": config.width, "start": start},
+        "preprocessing": asdict(steps),
         "repeated_frames": max(0, clip.shape[1] - info.num_frames),
         "psnr": psnr(clip[None], shown).item(),
         "psnr_per_frame": frame_psnr(clip[None], shown)[0].tolist(),
@@ -89,20 +113,20 @@ def _clip(tokenizer: Any, path: str | Path, stem: Path, position: str, aspect: s
     }
 
 
-def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, aspect: str) -> dict[str, Any]:
-    tokens = encode_long(tokenizer, path, aspect=aspect)
+def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, preprocessing: Preprocessing) -> dict[str, Any]:
+    tokens = encode_long(tokenizer, path, resize=preprocessing.resize)
     tokens.save(f"{stem}.safetensors")
-    scores, strip, steps = [], [], (FrameSteps(), FrameSteps())
+    scores, strip, changes = [], [], (FrameSteps(), FrameSteps())
     places = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
 
     def panes() -> Iterator[Tensor]:
-        with open_frames(path, aspect, tokens.fit.size) as stream:
+        with open_frames(path, preprocessing.resize, tokens.fit.size) as stream:
             for block in decode_blocks(tokenizer, tokens, undo_aspect=False):
                 pair = torch.stack(list(islice(stream.frames, block.shape[1])), dim=1), to_uint8(block)
                 kept = [place for place in range(block.shape[1]) if len(scores) + place in places]
                 strip.append([video[:, kept] for video in pair])
                 scores.extend(frame_psnr(*(video[None] for video in pair))[0].tolist())
-                for each, video in zip(steps, pair, strict=True):
+                for each, video in zip(changes, pair, strict=True):
                     each.add(video)
                 yield compare(*pair, labels=LABELS)
 
@@ -110,12 +134,12 @@ def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, aspect: str) -> di
     _write_strip(stem, *(torch.cat(side, dim=1) for side in zip(*strip, strict=True)))
     errors = 10 ** (-torch.tensor(scores, dtype=torch.float64) / 10)
     return {
-        "aspect": aspect,
+        "preprocessing": {"resize": preprocessing.resize},
         "chunks": asdict(tokens.chunks),
         "clips": len(tokens.ids),
         "psnr": -10 * errors.mean().log10().item(),
         "psnr_per_frame": scores,
-        "seams": seam_excess(steps[1].values, tokens.chunks, steps[0].values),
+        "seams": seam_excess(changes[1].values, tokens.chunks, changes[0].values),
         "ids_per_clip": tokens.layout.length,
         "bits_per_clip": tokens.layout.bits,
         **_meaning(tokens.output),
@@ -136,7 +160,7 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _meaning(output: TokenOutput | Tensor, codes: int | None = None) -> dict[str, Any]:
-    """How to read the ids: segments and first words of a language tokenizer, the grid of a plain one."""
+    """The layout of the ids: segments and first words of a language tokenizer, the grid of a plain one."""
     if isinstance(output, Tensor):
         return {"grid": list(output.shape[1:]), "codes": codes, "words": {}}
     segments = [asdict(segment) for segment in output.layout.segments]

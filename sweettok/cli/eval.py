@@ -1,0 +1,167 @@
+"""`sweettok eval`: rfvd, gfvd, compare, table and reconstruct."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sweettok.cli import options
+from sweettok.cli.main import Command
+from sweettok.distributed import from_main, join_processes, together
+from sweettok.eval.compare import compare, require_matplotlib, table
+from sweettok.eval.features import I3D_FILE
+from sweettok.eval.gfvd import run as run_gfvd
+from sweettok.eval.protocol import DEFAULT, PREPROCESSING, PRESETS, Protocol, find_protocol
+from sweettok.eval.report import is_report, summary, write_json
+from sweettok.eval.rfvd import open_folders, open_tokenizer
+from sweettok.eval.rfvd import run as run_rfvd
+from sweettok.eval.visual import reconstruct
+from sweettok.hub import local
+from sweettok.store import check_output
+
+
+def add_rfvd(parser: argparse.ArgumentParser) -> None:
+    options.add_checkpoint(parser, required=False)
+    parser.add_argument("--data", metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
+    parser.add_argument("--originals", metavar="DIR", help="instead of both: a folder of videos ...")
+    parser.add_argument("--reconstructions", metavar="DIR", help="... and of their reconstructions, of the same names")
+    parser.add_argument("--lpips", metavar="PATH", help="LPIPS linear layers (v0.1 vgg.pth); without them no LPIPS")
+    parser.add_argument("--vgg", metavar="PATH", help="VGG-16 for LPIPS (default: torchvision's cache)")
+    _add_measuring(parser)
+
+
+def add_gfvd(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fake", required=True, metavar="DIR", help="folder of generated tokens, or of videos")
+    parser.add_argument("--real", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
+    options.add_checkpoint(parser, "the tokenizer that decodes generated tokens", required=False)
+    _add_measuring(parser)
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--protocol", default=DEFAULT, metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the protocol")
+    group = parser.add_argument_group("clips (default: as the protocol states, or as the model was trained)")
+    group.add_argument("--resize", choices=options.RESIZES, help="how frames get the size")
+    group.add_argument("--position", choices=options.POSITIONS, help="which part of a video a clip is taken from")
+    group.add_argument("--stride", type=options.integer(1), metavar="N", help="distance between the frames of a clip")
+    parser.add_argument("--i3d", metavar="PATH", help=f"{I3D_FILE}; without it there is no FVD")
+    parser.add_argument("--root", metavar="DIR", help="folder that paths in the list start from")
+    parser.add_argument("--limit", type=options.integer(1), metavar="N", help="only the first N clips")
+    parser.add_argument(
+        "--bootstrap",
+        type=options.integer(0),
+        default=0,
+        metavar="K",
+        help="95%% interval of the FVD from K redrawn sets, at least 20",
+    )
+    parser.add_argument("--cache", metavar="DIR", help="keep features of real clips here, and use those kept")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON report here")
+    options.add_batch_size(parser, 4)
+    options.add_workers(parser)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reports", nargs=2, metavar="REPORT")
+    parser.add_argument("--force", action="store_true", help="compare different protocols, and show their differences")
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--plot", metavar="FILE", help="PNG of FVD or PSNR against bits (default: DIR/table.png)")
+
+
+def add_reconstruct(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("videos", nargs="+", metavar="VIDEO")
+    options.add_checkpoint(parser)
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--whole", action="store_true", help="all of each video, in overlapping clips")
+    options.add_preprocessing(parser)
+
+
+def rfvd(args: argparse.Namespace) -> None:
+    protocol = _protocol(args)
+    inputs = ("checkpoint", "data", "originals", "reconstructions")
+    given = [name for name in inputs if getattr(args, name) is not None]
+    if given not in (["checkpoint", "data"], ["originals", "reconstructions"]) or (args.root and "data" not in given):
+        raise ValueError("give --checkpoint and --data (and --root), or --originals and --reconstructions")
+    _check_out(args, *inputs, "root", "lpips", "vgg", "i3d")
+
+    def open_source():
+        if args.checkpoint is None:
+            return open_folders(args.originals, args.reconstructions, protocol)
+        return open_tokenizer(local(args.checkpoint), args.data, protocol, args.root)
+
+    source, protocol = together(open_source)
+    _finish(run_rfvd(source, protocol, lpips=args.lpips, vgg=args.vgg, **_measuring(args)), args.out)
+
+
+def gfvd(args: argparse.Namespace) -> None:
+    protocol = _protocol(args)
+    _check_out(args, "fake", "real", "checkpoint", "root", "i3d")
+    checkpoint = together(lambda: local(args.checkpoint)) if args.checkpoint is not None else None
+    report = run_gfvd(args.fake, args.real, protocol, checkpoint=checkpoint, root=args.root, **_measuring(args))
+    _finish(report, args.out)
+
+
+def _protocol(args: argparse.Namespace) -> Protocol:
+    """The protocol with the changes of the options."""
+    changes = [f"{name}={getattr(args, name)}" for name in PREPROCESSING if getattr(args, name) is not None]
+    protocol = find_protocol(args.protocol, [*args.set, *changes])
+    if args.limit is None:
+        return protocol
+    return protocol.filled(selection="first", num_real=args.limit, num_fake=args.limit)
+
+
+def _check_out(args: argparse.Namespace, *inputs: str) -> None:
+    if args.out:
+        join_processes()
+        sources = [getattr(args, name) for name in inputs]
+        from_main(lambda: check_output(args.out, inputs=sources, owned=is_report))
+
+
+def _measuring(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `run` that both measurements have."""
+    return {name: getattr(args, name) for name in ("i3d", "bootstrap", "cache", "batch_size", "workers")}
+
+
+def _finish(report: dict[str, Any], out: str | None) -> None:
+    """Print and write a report on the main process."""
+    state = join_processes()
+    if state.is_main_process:
+        print(summary(report))
+        if out:
+            write_json(out, report)
+            print(f"report: {out}")
+    state.destroy_process_group()
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    print(compare(*args.reports, force=args.force))
+
+
+def run_table(args: argparse.Namespace) -> None:
+    plot = args.plot or f"{args.folder}/table.png"
+    require_matplotlib()
+    check_output(plot, (".png",))
+    print(table(args.folder, plot))
+
+
+def run_reconstruct(args: argparse.Namespace) -> None:
+    changes = options.preprocessing_changes(args)
+    for facts in reconstruct(args.videos, local(args.checkpoint), args.out, args.whole, **changes):
+        clips = f"{facts['ids_per_clip']} ids"
+        if args.whole:
+            clips = f"{facts['clips']} clips of {clips}, seams {facts['seams']:+.2f} grey levels"
+        print(f"{facts['video']}: PSNR {facts['psnr']:.2f} dB, {clips} -> {facts['files']}")
+        for branch, queries in facts["words"].items():
+            if queries:  # images have no words of motion
+                print(f"  {branch}: " + "; ".join(queries))
+
+
+COMMANDS = {
+    "rfvd": Command("measure PSNR, SSIM, LPIPS, rFVD and codebook usage over a list of videos", add_rfvd, rfvd),
+    "gfvd": Command("measure the FVD of generated clips: tokens that a tokenizer decodes, or videos", add_gfvd, gfvd),
+    "compare": Command("show two reports side by side; refused when their protocols differ", add_compare, run_compare),
+    "table": Command("show all reports of a folder as a table and a plot", add_table, run_table),
+    "reconstruct": Command("encode and decode videos, and write both side by side", add_reconstruct, run_reconstruct),
+}
