@@ -1,8 +1,10 @@
 """A tiny feature extractor, for tests that have no use for I3D.
 
-`python tests/extractors.py ARGUMENTS` is `python -m sweettok.eval ARGUMENTS` with the detector "means" plugged in.
+`python tests/extractors.py ARGUMENTS` is `sweettok eval ARGUMENTS` with the detector "means" plugged in. RANK in an
+argument is replaced by the number of the process.
 """
 
+import os
 import sys
 
 import torch
@@ -29,7 +31,7 @@ def build(path, protocol):
 
 
 if __name__ == "__main__":
-    from sweettok.eval.__main__ import main
+    from sweettok.cli import main
 
     EXTRACTORS["means"] = build
-    sys.exit(main())
+    sys.exit(main(["eval", *(word.replace("RANK", os.environ.get("RANK", "0")) for word in sys.argv[1:])]))

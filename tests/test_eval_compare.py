@@ -1,18 +1,17 @@
-"""Reports beside each other: refused when protocols differ; tables and plots of folders."""
+"""Reports side by side: refused when protocols differ; tables and plots of folders."""
 
 import json
+import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from sweettok.eval.__main__ import main
-from sweettok.eval.compare import compare, read_report, table
-from sweettok.eval.plot import scatter, ticks
-from sweettok.eval.presets import PRESETS
-from sweettok.eval.report import write_json
+from sweettok.cli import main
+from sweettok.eval.compare import compare, table
+from sweettok.eval.protocol import PRESETS
+from sweettok.eval.report import FORMAT, read_report, write_json
 
-PROTOCOL = PRESETS["exact"].filled(num_real=9, num_fake=9, frames=9, height=32, width=32)
+PROTOCOL = PRESETS["exact"].filled(stride=1, num_real=9, num_fake=9, frames=9, height=32, width=32)
 
 
 def write(path, protocol=PROTOCOL, kind="rfvd", bits=100.0, psnr=20.0, fvd=None):
@@ -20,8 +19,12 @@ def write(path, protocol=PROTOCOL, kind="rfvd", bits=100.0, psnr=20.0, fvd=None)
     if fvd is not None:
         results[kind] = {"value": fvd}
     report = {
-        "format": 2, "kind": kind, "protocol": protocol.to_dict(), "protocol_hash": protocol.hash, "results": results,
-    }  # fmt: skip
+        "format": FORMAT,
+        "kind": kind,
+        "protocol": protocol.to_dict(),
+        "protocol_hash": protocol.hash,
+        "results": results,
+    }
     write_json(path, report)
     return path
 
@@ -37,12 +40,12 @@ def test_two_reports_of_one_protocol(tmp_path):
 def test_other_protocols_are_refused_by_their_fields(tmp_path, capsys):
     one = write(tmp_path / "a.json")
     other = write(tmp_path / "b.json", PROTOCOL.filled(stride=4, quantize="floor"))
-    with pytest.raises(ValueError, match="must not be compared:\n  stride: 1 | 4\n  quantize: round | floor"):
+    with pytest.raises(ValueError, match="must not be compared: quantize round . floor, stride 1 . 4"):
         compare(one, other)
-    assert main(["compare", str(one), str(other)]) == 1
+    assert main(["eval", "compare", str(one), str(other)]) == 2
     captured = capsys.readouterr()
-    assert "stride: 1 | 4" in captured.err and "psnr" not in captured.out
-    assert main(["compare", str(one), str(other), "--force"]) == 0
+    assert "stride 1 | 4" in captured.err and "psnr" not in captured.out
+    assert main(["eval", "compare", str(one), str(other), "--force"]) == 0
     printed = capsys.readouterr().out
     assert "psnr" in printed and "stride" in printed and printed.count("PROTOCOL DIFFERS") == 2
     with pytest.raises(ValueError, match="is a report of rfvd, .*of gfvd"):
@@ -56,8 +59,8 @@ def test_only_whole_reports_are_read(tmp_path):
         (lambda r: r["protocol"].update(stride=2), "does not have the hash"),
         (lambda r: r["protocol"].pop("stride"), "does not have the hash|missing"),
         (lambda r: r["protocol"].update(colour="red"), "colour"),
-        (lambda r: r.update(format=1), "format is 1, this version reads 2"),
-        (lambda r: r.pop("results"), "results"),
+        (lambda r: r.update(format=1), "format is 1, this version reads 3; measure again"),
+        (lambda r: r.pop("results"), "it has no entry 'results'"),
     ):
         report = json.loads(path.read_text())
         change(report)
@@ -78,7 +81,7 @@ def test_table_and_plot(tmp_path, capsys):
     write(tmp_path / "large" / "a.json", bits=4000.0, fvd=20.0)
     write(tmp_path / "other.json", PROTOCOL.filled(stride=2), fvd=1.0)
     (tmp_path / "notes.json").write_text('{"no": "report"}')
-    assert main(["table", str(tmp_path)]) == 0
+    assert main(["eval", "table", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and [line.split(" | ")[0] for line in lines[2:5]] == ["| large/a", "| other", "| small/a"]
     assert "| 4000.000 | 20.000 | - | - | - | 20.000 | - |" in lines[2]
@@ -86,29 +89,43 @@ def test_table_and_plot(tmp_path, capsys):
     assert Image.open(tmp_path / "table.png").size == (900, 600)
 
 
+def test_a_table_names_reports_that_it_skips(tmp_path, capsys):
+    write(tmp_path / "a.json")
+    old = json.loads((tmp_path / "a.json").read_text()) | {"format": 2}
+    write_json(tmp_path / "old.json", old)
+    assert main(["eval", "table", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[2].startswith("| a |")
+    assert lines[3].startswith(f"skipped: {tmp_path}/old.json is no report") and "format is 2" in lines[3]
+    (tmp_path / "a.json").unlink()
+    assert main(["eval", "table", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "no reports of `sweettok eval` in it; " in error and "format is 2" in error and error.count("\n") == 1
+
+
+def test_a_plot_does_not_replace_other_files(tmp_path, capsys):
+    report = write(tmp_path / "a.json")
+    for plot, message in ((report, "ends in .png"), (tmp_path / "b.png", "choose another name")):
+        (tmp_path / "b.png").write_text("not a picture")
+        before = plot.read_bytes()
+        assert main(["eval", "table", str(tmp_path), "--plot", str(plot)]) == 2
+        assert message in capsys.readouterr().err and plot.read_bytes() == before
+
+
+def test_without_matplotlib_a_table_says_what_to_install(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "a.json")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["eval", "table", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == "error: plots need matplotlib: pip install 'sweettok[plot]'\n"
+
+
 def test_plot_falls_back_to_psnr_and_to_nothing(tmp_path):
     write(tmp_path / "a.json", fvd=3.0)
     write(tmp_path / "b.json")
     assert "plot of psnr" in table(tmp_path, tmp_path / "t.png")
     write(tmp_path / "c" / "d.json", bits=None)
-    assert "no plot: no report tells bits" in table(tmp_path / "c", tmp_path / "u.png")
+    assert "no plot: no report has bits" in table(tmp_path / "c", tmp_path / "u.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no reports of sweettok.eval"):
+    with pytest.raises(ValueError, match="no reports of `sweettok eval`"):
         table(tmp_path / "empty", tmp_path / "v.png")
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (100, 4000), (20.3, 20.4), (5, 5), (-3, 7.5), (0, 0)])
-def test_ticks_enclose_and_are_few(low, high):
-    marks = ticks(low, high)
-    assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 9
-    np.testing.assert_allclose(np.diff(marks), marks[1] - marks[0])
-
-
-def test_points_are_where_they_belong(tmp_path):
-    """More bits are farther right, higher values farther up."""
-    scatter(tmp_path / "p.png", {"": (0, 0), " ": (10, 5)}, "x", "y")
-    picture = np.array(Image.open(tmp_path / "p.png")).astype(int)
-    blue = np.argwhere((picture[..., 2] > 150) & (picture[..., 0] < 80))
-    left, right = blue[blue[:, 1] < 450], blue[blue[:, 1] >= 450]
-    assert left[:, 0].mean() > right[:, 0].mean() and len(left) and len(right)
-    np.testing.assert_allclose(left.mean(0), [540, 90], atol=2)

@@ -9,14 +9,19 @@ import pytest
 import tiny
 import torch
 
+from sweettok.cli import main as cli
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
 from sweettok.eval import I3D, frechet_distance
-from sweettok.eval.__main__ import main
 from sweettok.eval.features import EXTRACTORS, find_i3d
 from sweettok.pixels import to_uint8
 
 FRAMES, SIZE, COUNT = 9, 32, 6
+
+
+def main(arguments):
+    """`sweettok eval ...`"""
+    return cli(["eval", *arguments])
 
 
 @pytest.fixture(autouse=True)
@@ -115,9 +120,9 @@ def test_weights_in_the_local_cache_are_found(tmp_path):
 def test_another_tokenizer_is_refused(folder, tmp_path, capsys):
     config = tiny.tokenizer_config(tiny.proxy_config(SIZE, SIZE, FRAMES, patch_size=8))
     tiny.tokenizer(config, seed=1).save_pretrained(tmp_path / "other")
-    assert gfvd(folder, tmp_path, "--checkpoint", tmp_path / "other")[0] == 1
+    assert gfvd(folder, tmp_path, "--checkpoint", tmp_path / "other")[0] == 2
     assert "are of the tokenizer" in capsys.readouterr().err
-    assert main(["gfvd", "--fake", str(folder / "tokens"), "--real", str(folder / "real")]) == 1
+    assert main(["gfvd", "--fake", str(folder / "tokens"), "--real", str(folder / "real")]) == 2
     assert "give --checkpoint" in capsys.readouterr().err
 
 
@@ -152,9 +157,9 @@ def test_a_preset_tells_what_the_data_do_not_give(folder, tmp_path, means, capsy
         (["--set", "stride=3"], "are too few for 9 at stride 3"),
         (["--real", "empty"], "no clips in it"),
         (["--fake", "nowhere"], "no list file or folder of clips at .*nowhere"),
-        (["--batch-size", "0"], "batch size must be at least 1"),
+        (["--batch-size", "0"], "--batch-size: expected a whole number of at least 1"),
         (["--i3d", "nowhere.pt"], "nowhere.pt"),
-        (["--set", "detector=nan"], "features are not finite of 4 clips:\n  0\n  1"),
+        (["--set", "detector=nan"], "features are not finite of 4 clips: 0 1"),
     ],
 )
 def test_bad_input_is_named(folder, tmp_path, means, capsys, monkeypatch, arguments, message):
@@ -168,13 +173,16 @@ def test_bad_input_is_named(folder, tmp_path, means, capsys, monkeypatch, argume
     if "nowhere" in arguments[1]:
         means = means if "--fake" in arguments else means[:2]
     code, report = gfvd(folder, tmp_path, *means, *arguments, fake="fake" if "nowhere" in arguments[-1] else "tokens")
-    assert code == 1 and report is None
+    assert code == 2 and report is None
     assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("num_real=1", "at least 2 clips a side, there is 1"), ("frames=1", "1 frames, the detector needs at least 2")],
+    [
+        ("num_real=1", "2 clips of each side, there is 1"),
+        ("frames=1", "1 frames, the detector needs at least 2"),
+    ],
 )
 def test_too_little_for_a_distance_is_refused_in_the_report(folder, tmp_path, means, capsys, setting, message):
     code, report = gfvd(folder, tmp_path, *means, "--set", setting)

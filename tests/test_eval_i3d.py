@@ -10,7 +10,7 @@ import torch
 from sweettok.eval import I3D
 from sweettok.eval.features import I3DFeatures, detector_frames, load_extractor
 from sweettok.eval.i3d import MaxPool, ScriptedI3D, pad_same, preprocess
-from sweettok.eval.presets import PRESETS
+from sweettok.eval.protocol import PRESETS
 from sweettok.pixels import to_float, to_uint8
 
 LOGITS = 2e-5  # absolute; the golden numbers themselves move by 2e-6 with the number of threads

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from sweettok.data.writer import write_video
-from sweettok.eval.pipeline import overlapped, precision
+from sweettok.eval.pipeline import check_agreement, overlapped, precision
 from sweettok.pixels import to_uint8
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,15 +53,26 @@ def alike(one, other):
 @pytest.mark.parametrize("kind", ["rfvd", "gfvd"])
 def test_two_processes_report_what_one_reports(folder, tmp_path, kind):
     arguments = {
-        "rfvd": ["rfvd", "--checkpoint", folder / "tok", "--data", folder / "real", "--bootstrap", "4"],
+        "rfvd": ["rfvd", "--checkpoint", folder / "tok", "--data", folder / "real", "--bootstrap", "20"],
         "gfvd": ["gfvd", "--fake", folder / "fake", "--real", folder / "real"],
     }[kind]
+    # Both runs of gfvd look into a folder of each process: in the second, only process 0 finds features.
+    caches = {"rfvd": ("cache1", "cache2"), "gfvd": ("cacheRANK", "cacheRANK")}[kind]
     one, two = (
-        launch(folder, tmp_path / f"{count}.json", count, *arguments, "--cache", tmp_path / f"cache{count}")
-        for count in (1, 2)
+        launch(folder, tmp_path / f"{count}.json", count, *arguments, "--cache", tmp_path / cache)
+        for count, cache in zip((1, 2), caches, strict=True)
     )
     assert one["results"][kind]["value"] > 0 and one["data"] == two["data"]
     assert alike(one, two)
+    assert not (tmp_path / "cache1").exists() or kind == "rfvd"  # process 1 neither reads nor writes a cache
+
+
+def test_processes_that_see_other_data_stop(monkeypatch):
+    monkeypatch.setattr("sweettok.eval.pipeline.gather_objects", lambda value: [value, value])
+    check_agreement(clips="a", protocol="b")
+    monkeypatch.setattr("sweettok.eval.pipeline.gather_objects", lambda value: [value, "c"])
+    with pytest.raises(ValueError, match="clips is a on process 0 and c on process 1; give paths to the same files"):
+        check_agreement(clips="a")
 
 
 def test_making_and_using_overlap_in_order_and_without_piling_up():

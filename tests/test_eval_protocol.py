@@ -1,18 +1,21 @@
 """Protocols: what their hash covers, the presets, and what they do to pixels."""
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sweettok.data.preprocess import Preprocessing
 
 from sweettok.data.lists import load_clips
+from sweettok.data.reader import read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance
 from sweettok.eval.cache import OTHERS
 from sweettok.eval.features import detector_frames, load_extractor
-from sweettok.eval.presets import PRESETS, find_protocol
-from sweettok.eval.protocol import CHOICES, Protocol, differing_fields
+from sweettok.eval.protocol import CHOICES, PREPROCESSING, PRESETS, Protocol, differing_fields, find_protocol
 from sweettok.eval.sources import VideoClips, chosen, fit
 from sweettok.pixels import to_float
 
@@ -49,6 +52,18 @@ def test_hashes_are_stable_and_presets_differ():
     assert set(OTHERS) < set(FIELDS)
     with pytest.raises(dataclasses.FrozenInstanceError):
         EXACT.seed = 3
+
+
+def test_open_fields_are_completed_by_a_model():
+    """Only `exact` leaves resize, position and stride to the model; published protocols fix them."""
+    crop = Preprocessing(resize="crop", position="first", stride=2)
+    completed = EXACT.completed(crop)
+    assert [getattr(completed, name) for name in PREPROCESSING] == ["crop", "first", 2]
+    assert completed.short == "error" and completed.name == "exact"
+    for name in PRESETS.keys() - {"exact"}:
+        assert PRESETS[name].completed(crop) == PRESETS[name]
+    assert EXACT.filled(position="last").completed(crop).position == "last"
+    assert not {"weights", "quantizer"} & set(FIELDS)  # the report has what is known of them: the hash of the weights
 
 
 def test_settings():
@@ -93,11 +108,17 @@ def test_unknown_protocols_and_detectors():
 
 # Names of the golden implementations that compute what a preset computes, by the facts about the published codes.
 IMPLEMENTATION = {
-    "exact": "exact_f64_ddof1", "sweettok-rfvd-ucf101": "omni_f32", "sweettok-gfvd-ucf101": "videogpt_f32",
-    "omnitokenizer-rfvd-ucf101": "omni_f32", "omnitokenizer-rfvd-k600": "omni_f32",
-    "omnitokenizer-gfvd-ucf101": "videogpt_f32", "k600-prediction": "videogpt_f32", "tats-128": "tats_f32",
-    "larp-128": "larp_N_f64", "stylegan-v": "cdfvd_N_f64",
-}  # fmt: skip
+    "exact": "exact_f64_ddof1",
+    "sweettok-rfvd-ucf101": "omni_f32",
+    "sweettok-gfvd-ucf101": "videogpt_f32",
+    "omnitokenizer-rfvd-ucf101": "omni_f32",
+    "omnitokenizer-rfvd-k600": "omni_f32",
+    "omnitokenizer-gfvd-ucf101": "videogpt_f32",
+    "k600-prediction": "videogpt_f32",
+    "tats-128": "tats_f32",
+    "larp-128": "larp_N_f64",
+    "stylegan-v": "cdfvd_N_f64",
+}
 
 
 @pytest.fixture(scope="module")
@@ -177,20 +198,44 @@ def test_which_clips_are_chosen():
     assert drawn[0] == drawn[1] != drawn[2] and drawn[0] == sorted(set(drawn[0])) and len(drawn[0]) == 10
 
 
-def test_fitting_frames_to_a_size():
-    """A fine checker pattern is grey when antialiased, and the crop keeps the aspect."""
-    checks = (torch.arange(32)[:, None] + torch.arange(64)[None]).remainder(2).mul(255).to(torch.uint8)
-    video = checks.expand(3, 2, 32, 64).clone()
-    video[..., :12], video[..., 52:] = 0, 255
-    small = EXACT.filled(height=8, width=8)
-    grey = fit(video, small.filled(resize_filter="antialias"))
-    assert grey.shape == (3, 2, 8, 8) and ((grey[..., 2:6].int() - 127).abs() <= 8).all()
-    assert grey[..., 0].max() == 0 and grey[..., -1].min() == 255
-    cropped = fit(video, small.filled(resize_filter="antialias", resize="crop"))
-    assert ((cropped.int() - 127).abs() <= 8).all()  # the marks at the sides are cut off
-    shifted = fit(video[..., 1:], EXACT.filled(height=16, width=63, resize_filter="bilinear"))
-    assert not shifted.equal(fit(video[..., 1:], EXACT.filled(height=16, width=63)))
-    assert fit(video, EXACT.filled(height=32, width=64)) is video
+def resized(video, size, crop):
+    """The arithmetic of published loaders that resize frames in torch, uint8 (3, T, H, W)."""
+    height, width = video.shape[-2:]
+    factor = max(size[0] / height, size[1] / width)
+    scaled = tuple(max(edge, round(whole * factor)) for edge, whole in zip(size, (height, width), strict=True))
+    scaled = scaled if crop else size
+    frames = F.interpolate(video.movedim(1, 0).float(), scaled, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    frames = frames[..., top : top + size[0], left : left + size[1]]
+    return frames.round().clamp(0, 255).to(torch.uint8).movedim(0, 1)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("size", [(37, 61), (48, 64), (16, 16), (100, 51)])
+def test_resizing_in_torch_bit_for_bit(crop, size):
+    video = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    protocol = EXACT.filled(height=32, width=24, resize="crop" if crop else "stretch", resize_filter="antialias")
+    assert torch.equal(fit(video, protocol), resized(video, (32, 24), crop))
+    same = EXACT.filled(height=size[0], width=size[1], resize="stretch")
+    assert torch.equal(fit(video, same), video)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"exact"}))
+def test_frames_of_each_preset(tmp_path, name):
+    """Which frames of a file, and at which size: those of `read_clip`, or resized in torch where LARP does so."""
+    video = torch.randint(0, 256, (3, 30, 40, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    write_video(tmp_path / "a.mkv", video, 8, lossless=True)
+    protocol = PRESETS[name]
+    if protocol.size is None:
+        protocol = protocol.filled(height=40, width=52)
+    found = VideoClips(load_clips(tmp_path), protocol)[0]["video"]
+    start = 30 // 2 - protocol.frames // 2
+    if protocol.position == "random":
+        start = random.Random("0 0 0").randint(0, 30 - protocol.frames)
+    if name == "larp-128":
+        assert torch.equal(found, resized(video[:, start : start + protocol.frames], protocol.size, crop=True))
+    else:
+        assert torch.equal(found, read_clip(tmp_path / "a.mkv", protocol.frames, protocol.size, start=start))
 
 
 def test_files_of_mixed_sizes_need_a_size(tmp_path):
@@ -198,8 +243,8 @@ def test_files_of_mixed_sizes_need_a_size(tmp_path):
         video = torch.zeros(3, 9, 16, width, dtype=torch.uint8)
         write_video(tmp_path / f"{name}.mkv", video, 8, lossless=True)
     clips = load_clips(tmp_path)
-    protocol = EXACT.filled(frames=9, height=16, width=16)
-    with pytest.raises(ValueError, match="b.mkv: frames are 16x24, others 16x16: say with --set"):
+    protocol = EXACT.filled(frames=9, height=16, width=16).completed(Preprocessing())
+    with pytest.raises(ValueError, match="b.mkv: frames are 16x24, others 16x16: give the height and width"):
         VideoClips(clips, protocol, native=True)[1]
     for name in CHOICES["resize_filter"]:
         assert VideoClips(clips, protocol.filled(resize_filter=name))[1]["video"].shape == (3, 9, 16, 16)
@@ -208,7 +253,7 @@ def test_files_of_mixed_sizes_need_a_size(tmp_path):
 def test_short_files_are_errors_unless_the_protocol_fills_them(tmp_path):
     write_video(tmp_path / "a.mkv", torch.full((3, 6, 16, 16), 200, dtype=torch.uint8), 8, lossless=True)
     clips = load_clips(tmp_path)
-    protocol = EXACT.filled(frames=9, height=16, width=16)
+    protocol = EXACT.filled(frames=9, height=16, width=16).completed(Preprocessing())
     with pytest.raises(ValueError, match="a.mkv: 6 frames are too few for 9"):
         VideoClips(clips, protocol)[0]
     assert VideoClips(clips, protocol.filled(short="black"))[0]["video"][:, 6:].max() == 0

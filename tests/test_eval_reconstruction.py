@@ -10,13 +10,13 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
+from sweettok.cli import main as cli
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance
-from sweettok.eval.__main__ import main
 from sweettok.eval.features import EXTRACTORS, I3DFeatures
 from sweettok.eval.metrics import motion_psnr, psnr, ssim
-from sweettok.eval.presets import PRESETS
+from sweettok.eval.protocol import PRESETS
 from sweettok.eval.reconstruction import baselines, reconstructed, score
 from sweettok.eval.report import refusal
 from sweettok.eval.sets import cautions, measure
@@ -27,6 +27,13 @@ from sweettok.store import sha256
 from sweettok.tokenizer.layout import TokenLayout
 
 FRAMES, SIZE = 9, 32
+
+
+def main(arguments):
+    """`sweettok eval ...`"""
+    return cli(["eval", *arguments])
+
+
 RELEASE = PRESETS["sweettok-rfvd-ucf101"].filled(dtype="float64")
 
 
@@ -91,7 +98,7 @@ class Exact:
 
 
 class Features:
-    """Stands in for I3D: a few statistics of the bytes it is given, which it keeps."""
+    """A detector in place of I3D: a few statistics of the bytes it is given, which it keeps."""
 
     width, min_frames = 9, 1
 
@@ -205,7 +212,7 @@ def test_refusals_and_cautions():
     i3d = I3DFeatures(None, "stretch", False)
     assert "i3d_pretrained_400.pt" in refusal(3000, 17, None)
     assert "at least 9" in refusal(3000, 8, i3d)
-    assert "at least 2 clips" in refusal(1, 17, i3d)
+    assert "at least 2 clips of each side" in refusal(1, 17, i3d)
     assert refusal(2, 9, i3d) is None
     assert cautions(2048, 4000, 400) == [] and "2047 clips" in cautions(2047, 9000, 400)[0]
     assert "cannot fill 400 dimensions" in cautions(400, 401, 400)[1] and len(cautions(401, 401, 400)) == 1
@@ -268,15 +275,15 @@ def test_report_with_weights(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sweettok.eval.rfvd.load_lpips", lambda vgg, linear: SmallLPIPS())
     monkeypatch.setitem(EXTRACTORS, "features", lambda path, protocol: Features())
     weights = ["--i3d", tmp_path / "i3d.pt", "--lpips", tmp_path / "linear.pth", "--vgg", tmp_path / "vgg.pth"]
-    weights += ["--set", "detector=features", "--bootstrap", 3, "--cache", tmp_path / "cache"]
+    weights += ["--set", "detector=features", "--bootstrap", 20, "--cache", tmp_path / "cache"]
     for name in ("first", "second"):
         assert rfvd(folder, *weights, "--out", tmp_path / name, "--limit", 2) == 0
     report = json.loads((tmp_path / "first").read_text())
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ".safetensors"}
     assert report["data"]["num_clips"] == 2 and report["rfvd_refused"] is None
     result = report["results"]["rfvd"]
-    assert result["value"] >= -1e-6 and result["noise_floor"] is None and result["bootstrap"]["repeats"] == 3
+    assert result["value"] >= -1e-6 and result["noise_floor"] is None and result["bootstrap"]["repeats"] == 20
     assert report["results"]["scores"]["reconstruction"]["lpips"]["count"] == 2
     assert report["protocol"]["detector_file"] == sha256(tmp_path / "i3d.pt") and "2 clips" in report["notes"][0]
     assert report["protocol"]["name"] == "exact detector=features"
@@ -291,19 +298,53 @@ def test_folders_of_another_tokenizer(folder, tmp_path, capsys):
     for i, clip in enumerate(to_uint8(shown)):
         write_video(tmp_path / "theirs" / f"v{i}.mkv", clip, fps=12, lossless=True)
     pair = ["--originals", str(folder / "clips"), "--reconstructions", str(tmp_path / "theirs"), "--workers", "0"]
+    pair += ["--position", "center"]
     assert main(["rfvd", *pair, "--out", str(tmp_path / "a")]) == 0
     assert rfvd(folder, "--out", tmp_path / "b") == 0
     theirs, ours = (json.loads((tmp_path / name).read_text()) for name in "ab")
     assert theirs["results"]["clips"] == ours["results"]["clips"] and theirs["input_check"] == ours["input_check"]
     assert theirs["results"]["usage"] is None and theirs["protocol"]["codec"] == "mkv"
     write_video(tmp_path / "theirs" / "more.mkv", clip, fps=12, lossless=True)
-    assert main(["rfvd", *pair]) == 1
-    assert "1 are in one of them only:\n  more" in capsys.readouterr().err
+    assert main(["rfvd", *pair]) == 2
+    assert "1 are in one of them only: more" in capsys.readouterr().err
     write_video(tmp_path / "theirs" / "v1.mkv", clip[..., :16], fps=12, lossless=True)
     (tmp_path / "theirs" / "more.mkv").unlink()
-    assert main(["rfvd", *pair]) == 1
+    assert main(["rfvd", *pair]) == 2
     assert "theirs/v1.mkv: frames are 32x16, others 32x32" in capsys.readouterr().err
-    assert main(["rfvd", *pair[:2]]) == 1 and "give --checkpoint and --data" in capsys.readouterr().err
+    assert main(["rfvd", *pair[:2]]) == 2 and "give --checkpoint and --data" in capsys.readouterr().err
+
+
+def test_reconstructions_of_another_length_need_a_position(tmp_path, capsys):
+    """Perfect reconstructions of the first frames are not scored against the centre."""
+    for i, video in enumerate(clips(2, frames=20)):
+        write_video(tmp_path / "originals" / f"v{i}.mkv", video, fps=12, lossless=True)
+        write_video(tmp_path / "theirs" / f"v{i}.mkv", video[:, :FRAMES], fps=12, lossless=True)
+    pair = ["--originals", str(tmp_path / "originals"), "--reconstructions", str(tmp_path / "theirs"), "--workers", "0"]
+    assert main(["rfvd", *pair]) == 2
+    error = capsys.readouterr().err
+    assert "originals/v0.mkv has 20 frames, its reconstruction" in error and "has 9: say with --position" in error
+    found = {}
+    for position in ("first", "center"):
+        assert main(["rfvd", *pair, "--position", position, "--out", str(tmp_path / "report.json")]) == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["protocol"]["position"] == position and report["protocol"]["frames"] == FRAMES
+        found[position] = report["results"]["scores"]["reconstruction"]["psnr"]["mean"]
+    assert found["first"] == 100 > found["center"] + 50
+
+
+def test_a_report_does_not_replace_other_files(folder, tmp_path, capsys):
+    (tmp_path / "notes.json").write_text('{"kind": "notes"}')
+    wrong = {
+        folder / "list.txt": "is an input",
+        folder / "tok" / "report.json": "the folder of a saved model",
+        tmp_path / "notes.json": "choose another name",
+        folder / "clips": "is a folder",
+    }
+    for out, message in wrong.items():
+        before = out.read_bytes() if out.is_file() else None
+        assert rfvd(folder, "--out", out) == 2
+        assert message in capsys.readouterr().err
+        assert before == (out.read_bytes() if out.is_file() else None)
 
 
 class SmallLPIPS(torch.nn.Module):
@@ -316,7 +357,7 @@ def test_an_unreadable_video_is_an_error_that_names_it(folder, tmp_path, capsys,
     (tmp_path / "good.mkv").write_bytes((folder / "clips" / "v0.mkv").read_bytes())
     (tmp_path / "torn.mkv").write_bytes((folder / "clips" / "v1.mkv").read_bytes()[:300])
     arguments = ["--checkpoint", str(folder / "tok"), "--data", str(tmp_path), "--workers", workers]
-    assert main(["rfvd", *arguments]) == 1
+    assert main(["rfvd", *arguments]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and "torn.mkv" in error
 
@@ -325,12 +366,12 @@ def test_bad_arguments_are_errors(folder, tmp_path, capsys):
     tiny_clips = [part for name in ("frames=9", "height=32", "width=32") for part in ("--set", name)]
 
     def error(*arguments, **options):
-        assert rfvd(folder, *arguments, **options) == 1
+        assert rfvd(folder, *arguments, **options) == 2
         return capsys.readouterr().err
 
     assert "config.json" in error(checkpoint="clips")
-    assert "limit must be at least 1" in error("--limit", 0)
-    assert "batch size must be at least 1" in error("--batch-size", 0)
+    assert "--limit: expected a whole number of at least 1" in error("--limit", 0)
+    assert "--batch-size: expected a whole number of at least 1" in error("--batch-size", 0)
     assert "nowhere.pt" in error("--i3d", tmp_path / "nowhere.pt")
     assert "give --lpips" in error("--vgg", tmp_path / "vgg.pth")
     assert "no protocol 'best'; there are exact, sweettok-rfvd-ucf101" in error("--protocol", "best")
@@ -372,9 +413,18 @@ def test_reconstruct_writes_what_it_saw(folder, tmp_path, capsys):
 def test_reconstruct_does_not_overwrite_what_it_reads(folder, tmp_path, capsys):
     write_video(tmp_path / "v.mp4", read_clip(folder / "clips" / "v1.mkv", FRAMES, SIZE), 12)
     before, tokenizer = (tmp_path / "v.mp4").read_bytes(), str(folder / "tok")
-    assert main(["reconstruct", str(tmp_path / "v.mp4"), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 1
+    assert main(["reconstruct", str(tmp_path / "v.mp4"), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 2
     assert "v.mp4 is an input and would be overwritten" in capsys.readouterr().err
     assert (tmp_path / "v.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "out").mkdir()
+    command = ["reconstruct", str(tmp_path / "v.mp4"), "--checkpoint", tokenizer, "--out"]
+    for name in ("v.safetensors", "v.json"):
+        (tmp_path / "out" / name).write_text('{"kind": "weights"}')
+        assert main([*command, f"{tmp_path}/out"]) == 2
+        assert "choose another name" in capsys.readouterr().err and (tmp_path / "out" / name).stat().st_size == 19
+        (tmp_path / "out" / name).unlink()
+    for _ in range(2):  # its own files are replaced
+        assert main([*command, f"{tmp_path}/out"]) == 0
 
 
 def test_reconstruct_takes_a_proxy_and_a_position(folder, tmp_path):
@@ -389,7 +439,7 @@ def test_reconstruct_takes_a_proxy_and_a_position(folder, tmp_path):
 
 def test_reconstruct_names_a_missing_video(folder, tmp_path, capsys):
     missing = str(tmp_path / "none.mp4")
-    assert main(["reconstruct", missing, "--checkpoint", str(folder / "tok"), "--out", str(tmp_path)]) == 1
+    assert main(["reconstruct", missing, "--checkpoint", str(folder / "tok"), "--out", str(tmp_path)]) == 2
     assert "none.mp4" in capsys.readouterr().err
 
 

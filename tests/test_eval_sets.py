@@ -1,5 +1,7 @@
 """Sets of features: halves, merging, noise floor, bootstrap, cache, and the bias of small sets."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sweettok.data.lists import ClipList
 from sweettok.eval import frechet_distance
 from sweettok.eval.cache import RealCache
 from sweettok.eval.checks import PixelCheck
-from sweettok.eval.presets import PRESETS
+from sweettok.eval.protocol import PRESETS
 from sweettok.eval.sets import FeatureSet, keeps_features, measure
 
 EXACT = PRESETS["exact"]
@@ -70,14 +72,27 @@ def test_settings_of_the_protocol_count():
 def test_bootstrap():
     real, fake = features(0, 200), features(1, 200, shift=1)
     a, b = filled(real, keep=True), filled(fake, keep=True)
-    found = measure(a, b, EXACT, bootstrap=30)
+    found = measure(a, b, EXACT, bootstrap=40)
     low, high = found["bootstrap"]["interval95"]
     assert low < found["value"] < high and 0 < found["bootstrap"]["std"] < 2
-    assert measure(a, b, EXACT, bootstrap=30) == found
-    assert measure(a, b, EXACT.filled(seed=1), bootstrap=30)["bootstrap"] != found["bootstrap"]
+    assert found["bootstrap"]["method"] == "95% percentile bootstrap interval"
+    assert measure(a, b, EXACT, bootstrap=40) == found
+    assert measure(a, b, EXACT.filled(seed=1), bootstrap=40)["bootstrap"] != found["bootstrap"]
     same = EXACT.filled(paired=True)  # equal pairs stay equal when the same clips are drawn
-    paired, unpaired = (measure(a, a, p, bootstrap=5)["bootstrap"]["std"] for p in (same, same.filled(paired=False)))
+    paired, unpaired = (measure(a, a, p, bootstrap=20)["bootstrap"]["std"] for p in (same, same.filled(paired=False)))
     assert paired < 1e-9 < unpaired
+
+
+def test_bootstrap_intervals_are_of_distances():
+    """Percentiles of at least 20 redrawn distances are not negative, as `value - 1.96 deviations` can be."""
+    a = filled(features(0, 4), keep=True)
+    for repeats in (1, 19, -1):
+        with pytest.raises(ValueError, match=f"bootstrap must be 0 .no interval., or at least 20 .*got {repeats}"):
+            measure(a, a, EXACT, bootstrap=repeats)
+    found = measure(a, a, EXACT, bootstrap=20)
+    low, high = found["bootstrap"]["interval95"]
+    assert found["value"] - 1.96 * found["bootstrap"]["std"] < 0
+    assert 0 < low <= found["bootstrap"]["mean"] <= high
 
 
 def test_broken_features_name_their_clips():
@@ -93,25 +108,53 @@ def test_which_sets_keep_features():
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_cache_finds_what_it_kept_and_nothing_else(tmp_path, keep):
-    (tmp_path / "a.mkv").write_bytes(b"video")
-    clips = ClipList((tmp_path / "a.mkv",), None, None, ("a",))
+def test_cache_finds_what_it_kept_and_nothing_else(tmp_path, keep, monkeypatch):
+    video = tmp_path / "a.mkv"
+    video.write_bytes(b"video")
+    clips = ClipList((video,), None, None, ("a",))
     kept, check = filled(features(0, 20), keep), PixelCheck()
     check.update(torch.full((1, 2, 4, 4, 3), 7, dtype=torch.uint8))
-    store = RealCache(tmp_path / "cache", EXACT, clips, keep)
+
+    def cache(protocol=EXACT, folder=tmp_path / "cache", keep=keep):
+        return RealCache(folder, protocol, clips, keep)
+
+    store = cache()
     assert store.find() is None
     store.keep(kept, check)
-    found, again = RealCache(tmp_path / "cache", EXACT.filled(name="x", root="sqrtm"), clips, keep).find()
+    found, again = cache(EXACT.filled(name="x", root="sqrtm")).find()
     other = filled(features(1, 20), keep)
     assert measure(found, other, EXACT) == measure(kept, other, EXACT) and again.summary() == check.summary()
     for changed in (EXACT.filled(stride=2), EXACT.filled(detector_file="b"), EXACT.filled(real_list="c")):
-        assert RealCache(tmp_path / "cache", changed, clips, keep).find() is None
-    assert RealCache(tmp_path / "cache", EXACT, clips, not keep).find() is None
-    (tmp_path / "a.mkv").write_bytes(b"another")
-    assert RealCache(tmp_path / "cache", EXACT, clips, keep).find() is None
-    nowhere = RealCache(None, EXACT, clips, keep)
+        assert cache(changed).find() is None
+    assert cache(keep=not keep).find() is None
+    with monkeypatch.context() as patch:
+        patch.setattr("sweettok.eval.cache.version", lambda name: "0")
+        assert cache().find() is None
+    store.path.write_bytes(store.path.read_bytes()[:100])
+    assert cache().find() is None  # damaged
+    nowhere = cache(folder=None)
     nowhere.keep(kept, check)
     assert nowhere.find() is None
+
+
+def test_cache_sees_other_contents_of_the_same_size(tmp_path):
+    """Also where the time of the change is set back, as copying tools do; and files that were moved are the same."""
+    video = tmp_path / "a.mkv"
+    video.write_bytes(b"one")
+    clips, check = ClipList((video,), None, None, ("a",)), PixelCheck()
+    check.update(torch.zeros(1, 2, 4, 4, 3, dtype=torch.uint8))
+    store = RealCache(tmp_path / "cache", EXACT, clips, False)
+    assert store.find() is None
+    store.keep(filled(features(0, 20)), check)
+    assert RealCache(tmp_path / "cache", EXACT, clips, False).find() is not None
+    before = video.stat()
+    video.write_bytes(b"two")
+    os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert RealCache(tmp_path / "cache", EXACT, clips, False).find() is None
+    video.unlink()
+    (tmp_path / "b.mkv").write_bytes(b"one")
+    moved = ClipList((tmp_path / "b.mkv",), None, None, ("a",))
+    assert RealCache(tmp_path / "cache", EXACT, moved, False).find() is not None
 
 
 def test_the_bias_of_small_sets():

@@ -26,8 +26,8 @@ def compare(first: str | Path, second: str | Path, force: bool = False) -> str:
     if one["kind"] != other["kind"]:
         raise ValueError(f"{first} is a report of {one['kind']}, {second} of {other['kind']}")
     if different and not force:
-        lines = "".join(f"\n  {name}: {one['protocol'][name]} | {other['protocol'][name]}" for name in different)
-        raise ValueError(f"the protocols of these reports differ, their numbers must not be compared:{lines}")
+        fields = ", ".join(f"{name} {one['protocol'][name]} | {other['protocol'][name]}" for name in different)
+        raise ValueError(f"the protocols of these reports differ, their numbers must not be compared: {fields}")
     rows = [["", str(first), str(second), "difference"]]
     values = figures(one), figures(other)
     for name in COLUMNS:

@@ -23,7 +23,7 @@ from sweettok.eval.protocol import Protocol
 from sweettok.eval.report import checkpoint_hashes, make_report, refusal
 from sweettok.eval.sets import FeatureSet, cautions, check_bootstrap, keeps_features, measure
 from sweettok.eval.sources import Chosen, VideoClips, chosen, complete_for_files, decoded, is_tokens
-from sweettok.eval.tokenizers import UsageCounter, load_tokenizer
+from sweettok.eval.tokenizers import UsageCounter, load_tokenizer, preprocessing_of
 from sweettok.hub import WEIGHTS
 from sweettok.store import sha256
 from sweettok.tokenizer.model import SweetTok
@@ -195,7 +195,7 @@ def _open_fakes(fake: str | Path, checkpoint: str | Path | None, protocol: Proto
     if frames > tokens.manifest.num_frames:
         raise ValueError(f"the clips in {fake} have {tokens.manifest.num_frames} frames, the protocol takes {frames}")
     protocol = protocol.filled(frames=frames, height=height, width=width, codec="none")
-    protocol = protocol.completed(config.preprocessing)
+    protocol = protocol.completed(preprocessing_of(tokenizer))
     return Fakes(Chosen(tokens, places), about, tokenizer, tokens.manifest.settings.get("generator")), protocol
 
 

@@ -29,7 +29,7 @@ CHOICES = {
     "root": ("svd", "sqrtm"),
     "dtype": ("float64", "float32"),
 }
-LEAST = {"given_frames": 0, "seed": 0} | dict.fromkeys(("num_real", "num_fake", "frames", "stride", "height", "width"), 1)
+LEAST = {"given_frames": 0, "seed": 0, "num_real": 1, "num_fake": 1, "frames": 1, "stride": 1, "height": 1, "width": 1}
 PREPROCESSING = ("resize", "position", "stride")  # fields that a model's own preprocessing fills in
 
 
@@ -225,7 +225,14 @@ PRESETS = {
         _GFVD.filled(name="omnitokenizer-gfvd-ucf101"),
         _GFVD.filled(name="k600-prediction", split=_K600, height=64, width=64, given_frames=5),
         _RFVD.filled(
-            name="tats-128", split="UCF-101 train", frames=16, height=128, width=128, short="error", clamp="fake", **_DRAWN
+            name="tats-128",
+            split="UCF-101 train",
+            frames=16,
+            height=128,
+            width=128,
+            short="error",
+            clamp="fake",
+            **_DRAWN,
         ),
         _SCRIPTED.filled(name="stylegan-v", root="sqrtm", **_DRAWN),
         _SCRIPTED.filled(

@@ -21,7 +21,7 @@ from sweettok.eval.reconstruction import MEANING, reconstructed, score
 from sweettok.eval.report import checkpoint_hashes, make_report, refusal
 from sweettok.eval.sets import cautions, check_bootstrap, keeps_features, measure
 from sweettok.eval.sources import VideoClips, chosen, complete_for_files
-from sweettok.eval.tokenizers import load_tokenizer
+from sweettok.eval.tokenizers import load_tokenizer, preprocessing_of
 from sweettok.losses.weights import LPIPS_LINEAR, VGG16, find_weights, load_lpips
 from sweettok.store import sha256
 
@@ -122,7 +122,9 @@ def open_tokenizer(
     tokenizer = load_tokenizer(checkpoint)
     config = tokenizer.config
     takes = {"frames": config.num_frames, "height": config.height, "width": config.width}
-    wrong = [f"{name} {getattr(protocol, name)}" for name in takes if getattr(protocol, name) not in (None, takes[name])]
+    wrong = [
+        f"{name} {getattr(protocol, name)}" for name in takes if getattr(protocol, name) not in (None, takes[name])
+    ]
     if wrong:
         settings = " ".join(f"--set {name}={value}" for name, value in takes.items())
         raise ValueError(
@@ -131,7 +133,7 @@ def open_tokenizer(
         )
     clips = load_clips(data, root)
     clips = clips.subset(chosen(len(clips), protocol.num_real, protocol))
-    protocol = _paired(protocol.filled(**takes).completed(config.preprocessing), clips.hash, len(clips))
+    protocol = _paired(protocol.filled(**takes).completed(preprocessing_of(tokenizer)), clips.hash, len(clips))
     videos = VideoClips(clips, protocol)
     about = {"source": str(data), "num_clips": len(clips), "sha256": clips.hash}
     return Source(videos, videos, about, checkpoint, tokenizer), protocol

@@ -130,10 +130,12 @@ def measure(real: FeatureSet, fake: FeatureSet, protocol: Protocol, bootstrap: i
 def check_bootstrap(repeats: int) -> None:
     """ValueError for a number of redrawn sets that gives no interval; 0 asks for none."""
     if repeats and repeats < LEAST_REPEATS:
-        raise ValueError(f"bootstrap must be 0, for no interval, or at least {LEAST_REPEATS} redrawn sets; got {repeats}")
+        raise ValueError(f"bootstrap must be 0 (no interval), or at least {LEAST_REPEATS} redrawn sets; got {repeats}")
 
 
-def _bootstrap(real: Tensor, fake: Tensor, protocol: Protocol, repeats: int, settings: dict[str, Any]) -> dict[str, Any]:
+def _bootstrap(
+    real: Tensor, fake: Tensor, protocol: Protocol, repeats: int, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Percentile interval of the distances of sets that are redrawn with repetition, `repeats` times.
 
     Paired sets draw the same clips of both sides. Redrawn sets repeat clips, which moves their distances upwards: with

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sweettok.data.aspect import Fit
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import ClipList
+from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import clip_places, probe
+from sweettok.data.resize import Fit
 from sweettok.data.tokens import MANIFEST
 from sweettok.eval.protocol import Protocol
 from sweettok.pixels import to_uint8
@@ -62,7 +63,7 @@ class VideoClips(Dataset):
             protocol.size if by_decoder else None,
             protocol.position,
             stride or protocol.stride,
-            {"crop": "short_side_crop"}.get(protocol.resize, protocol.resize),
+            protocol.resize,
             protocol.short,
             protocol.seed,
         )

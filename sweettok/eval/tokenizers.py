@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sweettok.data.preprocess import Preprocessing
 from sweettok.hub import CONFIG, find
 from sweettok.pretrained import read_about
 from sweettok.proxy.model import ProxyTokenizer
@@ -47,6 +48,11 @@ def load_tokenizer(source: str | Path) -> torch.nn.Module:
     """The SweetTok or ProxyTokenizer of a folder, or of "user/name" on the hub; onto the CPU as `from_pretrained`."""
     name = read_about(find(source).fetch(CONFIG), source, *TOKENIZERS)["model"]
     return TOKENIZERS[name].from_pretrained(source)
+
+
+def preprocessing_of(tokenizer: Any) -> Preprocessing:
+    """How the videos that a tokenizer was trained on became clips."""
+    return getattr(tokenizer.config, "preprocessing", None) or Preprocessing()
 
 
 def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:

@@ -21,7 +21,7 @@ from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.distributed import join_processes
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
-from sweettok.eval.tokenizers import load_tokenizer, round_trip
+from sweettok.eval.tokenizers import load_tokenizer, preprocessing_of, round_trip
 from sweettok.pixels import to_uint8
 from sweettok.store import check_output, write_aside
 from sweettok.tokenizer.model import SweetTok
@@ -49,7 +49,7 @@ def reconstruct(
     """Encode and decode one clip of each video, or an image, and write the results; yields a summary of each.
 
     Into `out`, by the video's name: NAME.mp4 (original | reconstruction | difference), NAME.png (frames of it),
-    NAME.safetensors (`ids`, as `decode` takes them) and NAME.json (PSNR of every frame, layout of the ids, first words).
+    NAME.safetensors (`ids`, as `decode` takes them) and NAME.json (PSNR of each frame, layout of the ids, first words).
     Videos of one name get numbers.
 
     Args:
@@ -67,8 +67,8 @@ def reconstruct(
     if whole and not isinstance(tokenizer, SweetTok):
         raise ValueError(f"{checkpoint} holds a {type(tokenizer).__name__}: whole videos are for a SweetTok")
     if whole and (start is not None or preprocessing.keys() & {"position", "stride"}):
-        raise ValueError("whole videos are encoded from the first frame to the last: leave position, start and stride out")
-    steps = tokenizer.config.preprocessing.override(**preprocessing)
+        raise ValueError("a whole video is encoded from first frame to last: leave position, start and stride out")
+    steps = preprocessing_of(tokenizer).override(**preprocessing)
     names = unique_names(videos)
     for path in (Path(out) / f"{name}{suffix}" for name in names for suffix in SUFFIXES):
         check_output(path, inputs=videos, owned=_is_own if path.suffix in (".json", ".safetensors") else None)
