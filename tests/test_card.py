@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import ModelCard
 
 from sweettok import Generator, ProxyTokenizer, SweetTok, card
+from sweettok.cli import main
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
-from sweettok.eval.__main__ import main
 from sweettok.eval.features import EXTRACTORS
 from sweettok.generator.config import GeneratorConfig
 from sweettok.pixels import to_uint8
@@ -160,7 +160,7 @@ def measured(tmp_path_factory):
         patch.setitem(EXTRACTORS, "means", extractors.build)
         for name, data in (("rfvd", ["--data", "clips"]), ("gfvd", ["--fake", "tokens", "--real", "clips"])):
             data = [part if part.startswith("--") else str(folder / part) for part in data]
-            assert main([name, *data, *common, "--out", str(folder / f"{name}.json")]) == 0
+            assert main(["eval", name, *data, *common, "--out", str(folder / f"{name}.json")]) == 0
     return folder
 
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 from stages import ROOT, begin, command, config_of, log_lines, make_task
 
-from sweettok.eval.usage import UsageCounter
+from sweettok.eval.tokenizers import UsageCounter
 from sweettok.stages.stage1 import CodePredictor, Stage1Task
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.train import checkpoint

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sweettok.data.preprocess import Preprocessing
 
 from sweettok.data.lists import load_clips
+from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance

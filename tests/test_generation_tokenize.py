@@ -15,7 +15,7 @@ from sweettok.data.lists import load_clips
 from sweettok.data.reader import read_clip
 from sweettok.data.tokens import TokenDataset, shard_name
 from sweettok.data.writer import write_video
-from sweettok.eval.presets import PRESETS
+from sweettok.eval.protocol import PRESETS
 from sweettok.inference import tokenize
 from sweettok.inference.__main__ import main
 from sweettok.tokenizer.model import SweetTok

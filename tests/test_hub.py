@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from sweettok import Generator, ProxyTokenizer, SweetTok
+from sweettok.cli import main
 from sweettok.data.writer import write_video
-from sweettok.eval.__main__ import main
 from sweettok.generator.config import GeneratorConfig
 from sweettok.hub import local
 from sweettok.pixels import to_uint8
@@ -184,14 +184,14 @@ def test_pushed_and_fetched(kind, hub, tmp_path):
 def test_commands_take_names_of_the_hub(hub, tmp_path, capsys, fresh_accelerator):
     push(tiny.tokenizer())
     write_video(tmp_path / "clip.mkv", to_uint8(tiny.clip())[0], 8, lossless=True)
-    command = ["reconstruct", str(tmp_path / "clip.mkv"), "--out", str(tmp_path / "out"), "--checkpoint"]
+    command = ["eval", "reconstruct", str(tmp_path / "clip.mkv"), "--out", str(tmp_path / "out"), "--checkpoint"]
     assert main([*command, "me/model"]) == 0 and (tmp_path / "out" / "clip.mp4").is_file()
     folder = local("me/model")
     assert same(SweetTok.from_pretrained(folder), tiny.tokenizer()) and local(folder) == local(str(folder)) == folder
     assert folder.name == commit(hub.repos["me/model"]["main"])
     capsys.readouterr()
     for name, told in (("me/none", "no repository that the hub shows"), (str(tmp_path), "holds no config.json")):
-        assert main([*command, name]) == 1
+        assert main([*command, name]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {name} ") and told in error and error.count("\n") == 1
 

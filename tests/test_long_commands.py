@@ -50,9 +50,12 @@ def test_reconstructing_with_another_aspect(tokenizer, folder, tmp_path, fresh_a
     clip = tokenizer.read(folder / "video.mkv", aspect="pad")
     expected = frame_psnr(clip, to_uint8(tokenizer.decode(tokenizer.encode(clip).ids)))[0].tolist()
     for whole, frames in ((False, LENGTH), (True, LENGTH - 1)):
-        options = {"position": "first", "aspect": "pad", "whole": whole}
+        options = {"resize": "pad", "whole": whole} | ({} if whole else {"position": "first"})
         (facts,) = visual.reconstruct([folder / "video.mkv"], folder / "tok", tmp_path, **options)
-        assert facts["psnr_per_frame"][:frames] == pytest.approx(expected[:frames]) and facts["aspect"] == "pad"
+        assert (
+            facts["psnr_per_frame"][:frames] == pytest.approx(expected[:frames])
+            and facts["preprocessing"]["resize"] == "pad"
+        )
     assert LongTokens.load(tmp_path / "video.safetensors").fit.policy == "pad"
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sweettok.eval.tokenizers import round_trip
-from sweettok.eval.usage import UsageCounter
+from sweettok.eval.tokenizers import UsageCounter, round_trip
 from sweettok.stages import load_config
 from sweettok.stages.video import clip_datasets
 from sweettok.tokenizer.model import SweetTok

@@ -25,10 +25,8 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from PIL import Image, ImageDraw
 
 from sweettok.commands import report_errors
-from sweettok.eval.plot import GRID, INK, ticks
 from sweettok.stages import load_config
 from sweettok.store import write_aside
 
@@ -37,10 +35,6 @@ CONFIGS = ROOT / "configs" / "tiny"
 DATA_SEED = 0
 STRETCHES = 25  # of a run; a training curve has a mean for each
 EVALUATIONS = 5  # of a run, on the held-out clips
-
-PANEL, MARGIN, LEGEND = (360, 300), (70, 40, 20, 40), 40  # pixels; margins left, top, right, bottom
-FONT = 17
-COLORS = ("#1f5fbf", "#d9822b", "#2f9e44", "#9c36b5", "#c92a2a")
 
 # What is kept of each stage's log; the first of either kind is drawn.
 WORDS = ("perplexity/adjective", "perplexity/noun", "perplexity/adverb", "perplexity/verb")
@@ -164,47 +158,23 @@ def write(path: Path, found: dict) -> None:
 
 def draw_curves(path: Path, found: dict) -> None:
     """A column for each stage: above, its first term in training; below, on held-out clips. A line for each seed."""
-    seeds = found["made"]["seeds"]
-    image = Image.new("RGB", (PANEL[0] * len(found["stages"]), PANEL[1] * 2 + LEGEND), "white")
-    draw = ImageDraw.Draw(image)
-    for column, (stage, about) in enumerate(found["stages"].items()):
+    from matplotlib.figure import Figure
+
+    stages, seeds = found["stages"], found["made"]["seeds"]
+    figure = Figure(figsize=(3.6 * len(stages), 6), layout="constrained")
+    panels = figure.subplots(2, len(stages), squeeze=False)
+    for column, (stage, about) in enumerate(stages.items()):
         for row, kind in enumerate(("train", "held_out")):
             term, curves = next(iter(about[kind].items()))
-            name = f"{stage}: {term}{' (held out)' if row else ''}".replace("_", " ")
-            draw_panel(draw, (column * PANEL[0], row * PANEL[1]), name, about["steps"], [*curves.values()])
-    for index, seed in enumerate(seeds):
-        x, y = MARGIN[0] + index * 120, PANEL[1] * 2 + LEGEND / 2
-        draw.line([(x, y), (x + 30, y)], COLORS[index % len(COLORS)], width=2)
-        draw.text((x + 38, y), f"seed {seed}", INK, anchor="lm", font_size=FONT)
+            axes = panels[row, column]
+            axes.set_title(f"{stage}: {term}{' (held out)' if row else ''}".replace("_", " "), fontsize=10)
+            axes.grid(alpha=0.4)
+            for values in curves.values():  # a value stands at the end of its share of the steps
+                steps = [(number + 1) / len(values) * about["steps"] for number in range(len(values))]
+                axes.plot(steps, [float("nan") if value is None else value for value in values])
+    figure.legend(panels[0, 0].lines, [f"seed {seed}" for seed in seeds], loc="outside lower left", ncols=len(seeds))
     with write_aside(path) as aside:
-        image.save(aside, format="PNG", optimize=True)
-
-
-def draw_panel(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, steps: int, curves: list[list[float | None]]
-) -> None:
-    """Curves over the steps of a run; a value stands at the end of its share of them."""
-    left, top, right, bottom = MARGIN
-    levels = ticks(*(extreme(v for curve in curves for v in curve if v is not None) for extreme in (min, max)), 4)
-
-    def place(share: float, value: float) -> tuple[float, float]:
-        height = (value - levels[0]) / (levels[-1] - levels[0])
-        return (
-            corner[0] + left + share * (PANEL[0] - left - right),
-            corner[1] + PANEL[1] - bottom - height * (PANEL[1] - top - bottom),
-        )
-
-    draw.text((corner[0] + left, corner[1] + top / 2), name, INK, anchor="lm", font_size=FONT)
-    for level in levels:
-        draw.line([place(0, level), place(1, level)], GRID)
-        x, y = place(0, level)
-        draw.text((x - 6, y), f"{level:,g}", INK, anchor="rm", font_size=FONT)
-    for share in (0, 0.5, 1):
-        x, y = place(share, levels[0])
-        draw.text((x, y + 6), f"{steps * share:g}", INK, anchor="mt", font_size=FONT)
-    for index, curve in enumerate(curves):
-        points = [place((number + 1) / len(curve), v) for number, v in enumerate(curve) if v is not None]
-        draw.line(points, COLORS[index % len(COLORS)], width=2)
+        figure.savefig(aside, format="png")
 
 
 def main() -> None:

@@ -4,8 +4,8 @@
                                   [--memory 64 512]
 
 Clips are synthetic files, the tokenizer is a small one with random weights (a folder with --checkpoint), I3D has random
-weights: speed does not depend on them. Memory is that of a whole rfvd in a process of its own; there a pooling of 400
-values stands in for I3D, so that many clips take minutes and not hours.
+weights: speed does not depend on them. Memory is that of a whole rfvd in a process of its own, with a pooling of 400
+values in place of I3D, so that many clips take minutes and not hours.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sweettok.eval.features import EXTRACTORS, I3DFeatures, detector_frames
 from sweettok.eval.frechet import FeatureStats, frechet_distance
 from sweettok.eval.i3d import I3D
 from sweettok.eval.pipeline import batches
-from sweettok.eval.presets import PRESETS
+from sweettok.eval.protocol import PRESETS
 from sweettok.eval.reconstruction import reconstructed, score
 from sweettok.eval.rfvd import open_tokenizer, run
 from sweettok.eval.tokenizers import load_tokenizer
@@ -52,10 +52,19 @@ class Pooled:
 def small_tokenizer(frames: int, size: int) -> ProxyTokenizer:
     block = BlockConfig(dim=64, num_heads=2, head_dim=32, window_size=2)
     config = ProxyConfig(
-        num_frames=frames, height=size, width=size, patch_size=8, temporal_patch_size=4, block=block,
-        encoder_spatial="tw", encoder_temporal="tt", decoder_temporal="tt", decoder_spatial="tt", num_codes=256,
+        num_frames=frames,
+        height=size,
+        width=size,
+        patch_size=8,
+        temporal_patch_size=4,
+        block=block,
+        encoder_spatial="tw",
+        encoder_temporal="tt",
+        decoder_temporal="tt",
+        decoder_spatial="tt",
+        num_codes=256,
         code_dim=8,
-    )  # fmt: skip
+    )
     return ProxyTokenizer(config).eval()
 
 
@@ -64,7 +73,7 @@ def synchronize(device: torch.device) -> None:
         torch.get_device_module(device).synchronize()
 
 
-def rate(told: str, clips: int, repeats: int, work: Callable[[], None], device: torch.device) -> None:
+def rate(name: str, clips: int, repeats: int, work: Callable[[], None], device: torch.device) -> None:
     """Print the speed of the fastest of a few runs."""
     times = []
     for _ in range(repeats):
@@ -73,7 +82,7 @@ def rate(told: str, clips: int, repeats: int, work: Callable[[], None], device: 
         work()
         synchronize(device)
         times.append(time.perf_counter() - start)
-    print(f"{told:34} {clips / min(times):9.2f} clips/s {1000 * min(times) / clips:9.1f} ms/clip", flush=True)
+    print(f"{name:34} {clips / min(times):9.2f} clips/s {1000 * min(times) / clips:9.1f} ms/clip", flush=True)
 
 
 def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: PartialState) -> None:
@@ -82,7 +91,7 @@ def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: Part
     i3d = I3DFeatures(I3D(1e-3), "stretch", True).to(state.device)
 
     def read():
-        return batches(source.items, state, args.batch, args.workers, "clips")
+        return batches(source.items, args.batch, args.workers, "clips")
 
     count, loaded = args.clips, list(read())
     pairs = list(reconstructed(loaded, tokenizer, protocol))
@@ -95,9 +104,9 @@ def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: Part
         "I3D, one side": lambda: [i3d(each) for each in frames],
         "all of it, I3D on both sides": lambda: score(reconstructed(read(), tokenizer, protocol), protocol, i3d),
     }
-    for told, work in parts.items():
+    for name, work in parts.items():
         with torch.no_grad():
-            rate(told, count, args.repeats, work, state.device)
+            rate(name, count, args.repeats, work, state.device)
     sides = [FeatureStats(), FeatureStats()]
     for side in sides:
         side.update(torch.randn(2048, 400))
@@ -123,7 +132,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--memory", type=int, nargs="*", default=[64, 512])
-    parser.add_argument("--checkpoint", type=Path, help="a tokenizer's folder, which tells frames and size")
+    parser.add_argument("--checkpoint", type=Path, help="folder of a tokenizer; sets frames and size")
     parser.add_argument("--inside", nargs=2, metavar=("COUNT", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -139,8 +148,8 @@ def main() -> None:
         for number in range(max(args.clips, *args.memory, 0)):
             clip = synthetic_clip(number, config.num_frames + 8, config.height)
             write_video(folder / "clips" / f"{number:05d}.mp4", clip.video, 12)
-        print(f"{config.num_frames}x{config.height}x{config.width}, batch {args.batch}, {state.device}, "
-              f"{torch.get_num_threads()} threads, torch {torch.__version__}")  # fmt: skip
+        clips = f"{config.num_frames}x{config.height}x{config.width}, batch {args.batch}"
+        print(f"{clips}, {state.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         speeds(folder, checkpoint, args, state)
         for count in args.memory:
             command = [sys.executable, __file__, "--inside", str(count), str(folder), "--checkpoint", str(checkpoint)]

@@ -114,7 +114,7 @@ def _clip(
 
 
 def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, preprocessing: Preprocessing) -> dict[str, Any]:
-    tokens = encode_long(tokenizer, path, resize=preprocessing.resize)
+    tokens = encode_long(tokenizer, path, aspect=preprocessing.resize)
     tokens.save(f"{stem}.safetensors")
     scores, strip, changes = [], [], (FrameSteps(), FrameSteps())
     places = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
