@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 
 def find_config(path: str | Path) -> Path:
     """The file at `path`, or else the one of this name in the package, such as configs/stage1/ucf101.yaml."""
     path, packaged = Path(path), Path(__file__).parent / path
-    return packaged if path.parts[:1] == ("configs",) and packaged.is_file() and not path.exists() else path
+    found = packaged if path.parts[:1] == ("configs",) and not path.exists() else path
+    if not found.is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    return found
+
+
+def read_settings(path: Path, including: tuple[Path, ...] = ()) -> DictConfig:
+    """The settings of a YAML file, merged over those of the files that it names as `base`.
+
+    Args:
+        path: the file; `base` is a path, or a list of them, relative to its folder. Of several the later one wins.
+        including: files that are being read, to find cycles.
+    """
+    path = path.resolve()
+    if path in including:
+        names = " -> ".join(file.name for file in (*including, path))
+        raise ValueError(f"{path}: `base` leads back to the file itself: {names}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file at {path}, which {including[-1]} names as its base")
+    try:
+        node = OmegaConf.load(path)
+        bases = node.pop("base", ())
+    except (OSError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is not a YAML file of settings: {str(error).splitlines()[0]}") from error
+    bases = [bases] if isinstance(bases, str) else bases
+    return OmegaConf.merge(*(read_settings(path.parent / base, (*including, path)) for base in bases), node)
+
+
+def parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    """`key.path=value` texts as settings."""
+    for override in overrides:
+        if "=" not in override:
+            raise ValueError(f"override {override!r} is not of the form key.path=value")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"one of {' '.join(overrides)} is not of the form key.path=value: {error}") from error
 
 
 def build(cls: type, *sources: Any) -> Any:
@@ -41,6 +81,23 @@ def to_dict(config: Any) -> dict:
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return plain(dataclasses.asdict(config))
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """Descriptions of a dataclass's fields: the comment behind a field, else the comment lines right above it.
+
+    Fields of base classes are included; a field without a comment is described by an empty text.
+    """
+    found = {}
+    for part in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        above: list[str] = []
+        for line in inspect.getsource(part).splitlines():
+            comment = re.match(r"    # (.*)", line)
+            field = re.match(r"    (\w+): [^#]*(?:# (.*))?$", line)
+            if field:
+                found[field[1]] = field[2] or " ".join(above) or found.get(field[1], "")
+            above = [*above, comment[1]] if comment else []
+    return {field.name: found.get(field.name, "") for field in dataclasses.fields(cls)}
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -15,12 +15,13 @@ from sweettok.inference import __main__ as generation
 from sweettok.priors import save_prior
 from sweettok.priors.build import build_prior, read_tagged
 from sweettok.stages import STAGES as TASKS
+from sweettok.stages import build_task as build_task
 from sweettok.stages import load_config
 from sweettok.train import loop
 from sweettok.train.loop import make_accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("proxy", "spatial", "stage1", "stage2", "generator")
+STAGES = tuple(TASKS)
 STEPS = 3
 BLOCK = {"dim": 16, "num_heads": 2, "head_dim": 8, "window_size": 2, "temporal_peg": "grid"}
 PROXY = {
@@ -56,7 +57,7 @@ def prepare(folder: Path) -> None:
         },
         "stage1": {
             "proxy": str(folder / "proxy" / "final"), "prior": str(folder / "prior"), "warm_start": True,
-            "tokenizer": TOKENIZER, "loss": {"guide_weight": 2.0},
+            "tokenizer": TOKENIZER, "loss": {"auxiliary_weight": 2.0},
         },
         "stage2": {"tokenizer": str(folder / "stage1" / "final"), **game},
         "generator": {
@@ -90,10 +91,6 @@ def tokenize(work: Path, out: Path, *options: str) -> None:
 
 def config_of(folder: Path, stage: str, *overrides: str):
     return load_config(folder / f"{stage}.yaml", overrides)
-
-
-def build_task(run):
-    return TASKS[run.stage](run)
 
 
 def make_task(kind, run):

@@ -11,7 +11,8 @@ import torch
 from stages import ROOT, begin, command, config_of, log_lines, make_task
 
 from sweettok.eval.tokenizers import UsageCounter
-from sweettok.stages.stage1 import CodePredictor, Stage1Task
+from sweettok.stages.codes import CodePredictor
+from sweettok.stages.stage1 import Stage1Task
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.train import checkpoint
 from sweettok.train.loop import Clock, evaluate, train_step

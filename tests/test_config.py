@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from sweettok.config import build, to_dict
 from sweettok.losses.config import AdversarialConfig, PerceptualConfig
 from sweettok.proxy.config import BlockConfig, ProxyConfig
-from sweettok.stages import RUNS, load_config
+from sweettok.stages import STAGES, load_config
 from sweettok.stages.proxy import ProxyRun
 from sweettok.stages.stage1 import Stage1Run
 from sweettok.tokenizer.config import TokenizerConfig
@@ -250,8 +250,8 @@ def test_plain_dictionaries_round_trip():
 
 
 def test_stages_name_themselves():
-    for name, cls in RUNS.items():
-        assert next(f.default for f in dataclasses.fields(cls) if f.name == "stage") == name
+    for name, task in STAGES.items():
+        assert next(f.default for f in dataclasses.fields(task.run_class) if f.name == "stage") == name
 
 
 def test_every_stage_s_own_defaults():

@@ -31,7 +31,8 @@ from sweettok.data.dataset import (
 from sweettok.data.lists import ClipList, load_clips
 from sweettok.data.reader import read_clip, read_image, read_within
 from sweettok.data.writer import write_png, write_video
-from sweettok.stages.video import WithImages, clip_datasets, image_dataset
+from sweettok.stages.inputs import Inputs, image_size
+from sweettok.stages.video import WithImages
 
 # ------------------------------------------------------------------------------------------------------------- files
 
@@ -327,8 +328,8 @@ def test_a_folder_of_odd_files_can_be_trained_on(videos):
 def test_training_takes_substitutes_and_validation_is_strict(clips, tmp_path):
     data = DataConfig(train=str(tmp_path / "clips"), validation=str(tmp_path / "clips"), read_timeout=77)
     config = tiny.proxy_config(num_frames=5)
-    train, validation = clip_datasets(data, config, seed=5)
-    images = image_dataset(data.train, data, config, seed=5)
+    train, validation = (Inputs().clips(data.train, data, config, seed) for seed in (5, None))
+    images = Inputs().clips(data.train, data, image_size(config), seed=5)
     assert (train.timeout, validation.timeout, images.timeout) == (77, 77, 77)
     bad = [validation.clips.paths.index(clips.paths[number]) for number in BAD]
     for index in bad:

@@ -24,14 +24,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from stages import ROOT, log_lines, prepare, tokenize
+from stages import ROOT, STAGES, log_lines, prepare, tokenize
 
 from sweettok.data import synthetic
 from sweettok.data.writer import write_video
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TOLERANCE, ELSEWHERE = 5e-5, 3e-2  # relative
-STAGES = ("proxy", "spatial", "stage1", "stage2", "generator")
 STEPS = 20
 SETTINGS = [f"train.max_steps={STEPS}", f"train.save_every={STEPS}", "train.sample_every=0", "train.eval_every=0"]
 GAME = [f"loss.adversarial.start_step={STEPS // 2}"]

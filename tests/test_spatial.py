@@ -14,8 +14,9 @@ from stages import ROOT, begin, config_of, log_lines, make_task, snapshot
 from sweettok import convert
 from sweettok.generator.sequence import SequenceLayout
 from sweettok.pixels import to_float
+from sweettok.stages.codes import CodePredictor
 from sweettok.stages.spatial import SpatialTask
-from sweettok.stages.stage1 import CodePredictor, Stage1Task, start_from
+from sweettok.stages.stage1 import Stage1Task, start_from
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
 from sweettok.train.loop import Clock, train_step
@@ -143,7 +144,7 @@ def test_every_parameter_learns():
 def test_what_the_stage_trains_and_logs(runs):
     lines = log_lines(runs / "spatial")
     assert {"train/code_accuracy", "train/usage/adjective", "train/dead/noun"} <= lines[0].keys()
-    assert not [name for name in lines[0] if "adverb" in name or "guide" in name]
+    assert not [name for name in lines[0] if "adverb" in name or "auxiliary" in name]
     assert {"eval/code_loss", "eval/psnr"} <= log_lines(runs / "spatial", "eval/")[0].keys()
     model, task = SweetTok.from_pretrained(runs / PRETRAINED), SpatialTask(config_of(runs, "spatial"))
     assert model.temporal_quantizer is None and model.config.pixel_path == "argmax"
@@ -214,7 +215,7 @@ def test_other_words_and_sizes_are_refused(tmp_path):
     prior = tiny.prior()
     words = replace(prior.spatial, heads=(*prior.spatial.heads[:-1], "other"))
     tiny.fill(SweetTok(tiny.tokenizer_config(), words)).save_pretrained(tmp_path / "words")
-    with pytest.raises(ValueError, match="was trained with other spatial words: give the same prior"):
+    with pytest.raises(ValueError, match="was trained with other spatial words: use the same prior"):
         start_from(model, str(tmp_path / "words"))
     spatial_branch(tiny.tokenizer_config(head_hidden=12)).save_pretrained(tmp_path / "sizes")
     with pytest.raises(ValueError, match="is of other sizes than tokenizer: 3 entries differ, as decoder.head.1.bias"):

@@ -112,7 +112,8 @@ def test_perceptual_network_sees_one_frame_of_each_clip(runs, stage, calls):
     """The proxy's still images pass through it too."""
     task, batch = make(runs, stage, *LPIPS)
     seen = []
-    task.perceptual.vgg["features"][0].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    first = task.pixels.perceptual.vgg["features"][0]
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
     next(task.losses(batch, CONTEXT))
     assert seen == [(4, 3, 32, 32)] * 2 * calls
 

@@ -30,7 +30,7 @@ from sweettok.config import to_dict
 from sweettok.generator.model import Generator
 from sweettok.pixels import to_float
 from sweettok.proxy.model import ProxyTokenizer
-from sweettok.stages import RUNS, load_config, stage2
+from sweettok.stages import STAGES, inputs, load_config
 from sweettok.stages.stage1 import Stage1Task
 from sweettok.stages.stage2 import Stage2Task
 from sweettok.tokenizer.decoder import HEAD_SHARPNESS
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
     [
         ("proxy", ("reconstruction", "adversarial", "feature_matching", "discriminator", "commitment")),
         ("spatial", ("code", "quantizer_encoder_side", "quantizer_codebook_side")),
-        ("stage1", ("code", "quantizer_encoder_side", "quantizer_codebook_side", "guide")),
+        ("stage1", ("code", "quantizer_encoder_side", "quantizer_codebook_side", "auxiliary")),
         ("stage2", ("reconstruction", "adversarial", "feature_matching", "discriminator")),
         ("generator", ()),
     ],
@@ -115,18 +115,18 @@ def test_each_side_of_the_game_has_its_own_gradients(runs, stage):
     run = config_of(runs, stage)
     set_seed(0)
     task = build_task(run)
-    generator, critic = task.trained["generator"].parameters, task.trained["discriminator"].parameters
+    generator, discriminator = task.trained["generator"].parameters, task.trained["discriminator"].parameters
     turns = task.losses(first_batch(task), StepContext(0, 42, 0, 4, 4))
     name, loss, report = next(turns)
     loss.backward()
     assert name == "generator" and report["adversarial_weighted"] != 0 and report["feature_matching_weighted"] != 0
-    assert all(param.grad is None for param in critic)
+    assert all(param.grad is None for param in discriminator)
     before = [param.grad.clone() for param in generator]
     name, loss, _ = next(turns)
     loss.backward()
     assert name == "discriminator" and next(turns, None) is None
     assert all(torch.equal(param.grad, old) for param, old in zip(generator, before, strict=True))
-    assert all(param.grad is not None for param in critic) and any(param.grad.any() for param in critic)
+    assert all(param.grad is not None for param in discriminator) and any(param.grad.any() for param in discriminator)
 
 
 def test_a_discriminator_starts_without_a_jump(runs):
@@ -164,14 +164,14 @@ def test_stage1_leaves_teacher_and_pixel_decoder_alone(runs):
     assert all(torch.equal(exported[f"pixel_decoder.{name}"], value) for name, value in proxy.items())
 
 
-def test_guide_is_trained_and_kept_but_not_exported(runs):
+def test_auxiliary_layer_is_trained_and_kept_but_not_exported(runs):
     saved = load_file(runs / "stage1" / f"checkpoint-{STEPS}" / "generator.safetensors")
-    assert saved.keys() == {"guide.weight", "guide.bias"}
-    assert saved["guide.weight"].shape == (3 * PROXY["code_dim"], 2 * TOKENIZER["codebook_dim"])
+    assert saved.keys() == {"auxiliary.weight", "auxiliary.bias"}
+    assert saved["auxiliary.weight"].shape == (3 * PROXY["code_dim"], 2 * TOKENIZER["codebook_dim"])
     first = load_file(runs / "stage1" / "checkpoint-1" / "generator.safetensors")
-    assert not torch.equal(saved["guide.weight"], first["guide.weight"])
+    assert not torch.equal(saved["auxiliary.weight"], first["auxiliary.weight"])
     exported = load_file(runs / "stage1" / "final" / "model.safetensors")
-    assert not [name for name in exported if "guide" in name]
+    assert not [name for name in exported if "auxiliary" in name]
 
 
 def test_halves_of_a_batch_give_the_mean_of_their_losses(runs):
@@ -247,7 +247,7 @@ def test_stage2_from_a_published_stage1_file(runs, tmp_path, monkeypatch):
     torch.save(trained.to_release(), file)
     # Published files have the release's sizes, which are too large for a test.
     sized = partial(SweetTok.from_release, config=trained.config)
-    monkeypatch.setattr(stage2.SweetTok, "from_release", sized)
+    monkeypatch.setattr(inputs.SweetTok, "from_release", sized)
     prior, proxy = f"prior={runs / 'prior'}", f"proxy={runs / 'proxy' / 'final'}"
     task = Stage2Task(config_of(runs, "stage2", f"tokenizer={file}", prior, proxy))
     assert task.model.config.pixel_path == "expected"
@@ -271,7 +271,7 @@ CONFIGS = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.na
 def test_every_configuration_loads(file):
     path = ROOT / file
     run = load_config(path)
-    assert isinstance(run, RUNS[run.stage])
+    assert isinstance(run, STAGES[run.stage].run_class)
     assert run.stage in (path.parent.name, path.stem)
 
 
@@ -297,13 +297,13 @@ def test_configurations_carry_the_numbers_of_the_release(file, expected):
     }  # fmt: skip
     if file.startswith("stage1"):
         common |= {
-            "tokenizer": to_dict(RUNS["stage1"]().tokenizer), "warm_start": False, "loss.code_weight": 1.0,
-            "loss.encoder_side_weight": 1.0, "loss.codebook_side_weight": 0.25, "loss.guide_weight": 0.0,
+            "tokenizer": to_dict(STAGES["stage1"].run_class().tokenizer), "warm_start": False, "loss.code_weight": 1.0,
+            "loss.encoder_side_weight": 1.0, "loss.codebook_side_weight": 0.25, "loss.auxiliary_weight": 0.0,
         }  # fmt: skip
         common["tokenizer"]["words"] = {"adjectives": 5078, "nouns": 5403, "adverbs": 1872, "verbs": 9267}
     else:
         adam = {"lr": 1e-4, "end_lr": 1e-5, "warmup_steps": 10000, "betas": [0.9, 0.999]}
-        common |= {f"{name}.{key}": value for name in ("optimizer", "discriminator_optimizer")
+        common |= {f"{section}.{key}": value for section in ("optimizer", "discriminator_optimizer")
                    for key, value in adam.items()}  # fmt: skip
         common |= {
             "loss.reconstruction": "l2", "loss.reconstruction_weight": 4.0, "loss.perceptual.kind": "convnext",
@@ -341,7 +341,7 @@ def test_generator_s_configuration_carries_the_numbers_of_the_release():
     [
         ("stage1", "proxy={work}/nowhere", "nowhere"),
         ("stage1", "proxy={work}/prior", "holds no config.json"),
-        ("stage1", "tokenizer.proxy.num_codes=32", "has other sizes than tokenizer.proxy"),
+        ("stage1", "tokenizer.proxy.num_codes=32", "tokenizer.proxy.num_codes is 32, but the proxy at"),
         ("stage1", "prior={work}/nowhere", "no complete prior in"),
         ("stage1", "init={work}/nowhere.bin warm_start=false", "no weights at"),
         ("stage2", "tokenizer={work}/nowhere", "nowhere"),

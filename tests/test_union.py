@@ -12,7 +12,8 @@ from sweettok import SweetTok, convert
 from sweettok.eval.tokenizers import round_trip
 from sweettok.pixels import to_uint8
 from sweettok.stages import load_config
-from sweettok.stages.stage1 import CodePredictor, start_from
+from sweettok.stages.codes import CodePredictor
+from sweettok.stages.stage1 import start_from
 from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.quantizer import LanguageQuantizer
@@ -222,7 +223,7 @@ def test_configurations_that_do_not_fit():
 
 
 def test_stage1_loss_reaches_every_parameter(video):
-    predictor = CodePredictor(tiny.tokenizer(tiny.union_config(pixel_path="none")), guided=True).train()
+    predictor = CodePredictor(tiny.tokenizer(tiny.union_config(pixel_path="none")), auxiliary=True).train()
     torch.manual_seed(0)
     logits, encoder_side, codebook_side, readout = predictor(video)
     assert readout.shape == (3, 16, 3 * 4)
@@ -232,7 +233,7 @@ def test_stage1_loss_reaches_every_parameter(video):
     without = [name for name, p in learning.items() if p.grad is None or not p.grad.any()]
     assert not without, f"no gradient for {without}"
     parts = {name.removeprefix("tokenizer.").partition(".")[0] for name in learning}
-    assert parts == {"encoder", "spatial_quantizer", "temporal_quantizer", "decoder", "guide"}
+    assert parts == {"encoder", "spatial_quantizer", "temporal_quantizer", "decoder", "auxiliary"}
 
 
 def test_quantizer_loss_is_that_of_both_branches(model, video):
@@ -265,7 +266,7 @@ def test_stage1_learns_a_clip():
 
 
 def test_both_stages_train(runs, tmp_path, fresh_accelerator):
-    """By the script, from the proxy and the prior of the other stages' tests, warm start and guide included."""
+    """By the script, from the proxy and the prior of the other stages' tests, with warm start and auxiliary layer."""
     for stage, change in {"stage1": "tokenizer.lookup=union", "stage2": f"tokenizer={tmp_path}/stage1/final"}.items():
         settings = [str(runs / f"{stage}.yaml"), change, f"train.output_dir={tmp_path / stage}"]
         assert stages.command(["train", *settings]) == 0

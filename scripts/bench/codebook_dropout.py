@@ -18,7 +18,7 @@ import torch
 
 from sweettok.eval.tokenizers import UsageCounter, round_trip
 from sweettok.stages import load_config
-from sweettok.stages.video import clip_datasets
+from sweettok.stages.inputs import Inputs
 from sweettok.tokenizer.model import SweetTok
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def held_out(folder: Path, lines: list[dict]) -> dict:
     """Losses and words of the averaged weights on the validation clips."""
     tokenizer, counter = SweetTok.from_pretrained(folder / "final"), None
     run = load_config(CONFIG)
-    _, clips = clip_datasets(run.data, tokenizer.config.proxy, run.train.seed)
+    clips = Inputs().clips(run.data.validation, run.data, tokenizer.config.proxy)
     for index in range(len(clips)):
         trip = round_trip(tokenizer, clips[index]["video"][None])
         counter = counter or UsageCounter(trip.sizes)

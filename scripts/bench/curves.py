@@ -41,7 +41,7 @@ WORDS = ("perplexity/adjective", "perplexity/noun", "perplexity/adverb", "perple
 TRAIN = {
     "proxy": ("reconstruction_loss", "commitment_loss", "code_perplexity"),
     "spatial": ("code_loss", "code_accuracy", *WORDS[:2]),
-    "stage1": ("code_loss", "code_accuracy", "guide_loss", *WORDS),
+    "stage1": ("code_loss", "code_accuracy", "auxiliary_loss", *WORDS),
     "stage2": ("reconstruction_loss", "feature_matching_loss", "discriminator_loss"),
     "generator": ("cross_entropy", "accuracy"),
 }

@@ -31,7 +31,7 @@ from sweettok.data.dataset import make_loader
 from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.priors import Prior, save_prior
-from sweettok.stages import STAGES, load_config
+from sweettok.stages import STAGES, build_task, load_config
 from sweettok.train import loop
 from sweettok.train.config import RunConfig
 
@@ -136,7 +136,7 @@ class Parts:
 def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> tuple[loop.Session, Iterator]:
     """What the loop needs for its steps, with every part under watch."""
     set_seed(run.train.seed)
-    task = STAGES[run.stage](run)
+    task = build_task(run)
     session = loop._start(task, run, accelerator)
     batches = iter(make_loader(task.train_dataset, session.state.sampler, run.data.num_workers))
     losses: Callable[..., Iterator] = task.losses
@@ -170,8 +170,7 @@ def bench(run: RunConfig, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stages = ("proxy", "spatial", "stage1", "stage2", "generator")
-    parser.add_argument("--stages", nargs="+", choices=stages, default=list(stages))
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--config-size", choices=FILES, default="tiny")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1, help="processes that read clips")

@@ -1,53 +1,50 @@
-"""Training stages: a run configuration and a task each; STAGES lists them."""
+"""Training stages. `STAGES` is the one list of them: to add a stage, write its task and add it there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from sweettok.config import build, find_config
-from sweettok.stages.generator import GeneratorRun, GeneratorTask
-from sweettok.stages.proxy import ProxyRun, ProxyTask
-from sweettok.stages.spatial import SpatialRun, SpatialTask
-from sweettok.stages.stage1 import Stage1Run, Stage1Task
-from sweettok.stages.stage2 import Stage2Run, Stage2Task
+from sweettok.config import build, find_config, parse_overrides, read_settings
+from sweettok.stages.generator import GeneratorTask
+from sweettok.stages.proxy import ProxyTask
+from sweettok.stages.spatial import SpatialTask
+from sweettok.stages.stage1 import Stage1Task
+from sweettok.stages.stage2 import Stage2Task
 from sweettok.train.config import RunConfig
+from sweettok.train.task import Task
 
-RUNS = {
-    "proxy": ProxyRun,
-    "spatial": SpatialRun,
-    "stage1": Stage1Run,
-    "stage2": Stage2Run,
-    "generator": GeneratorRun,
-}
-STAGES = {
-    "proxy": ProxyTask,
-    "spatial": SpatialTask,
-    "stage1": Stage1Task,
-    "stage2": Stage2Task,
-    "generator": GeneratorTask,
+# In the order in which they are trained. Each task names its run configuration as `run_class`.
+STAGES: dict[str, type[Task]] = {
+    task.name: task for task in (ProxyTask, SpatialTask, Stage1Task, Stage2Task, GeneratorTask)
 }
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Read a run's YAML file, apply `key.path=value` overrides, and return the typed configuration of its stage."""
+def load_config(path: str | Path, overrides: Sequence[str] = (), earlier: Sequence[RunConfig] = ()) -> RunConfig:
+    """Read the YAML file of a run and return the configuration of its stage.
+
+    Args:
+        path: a file, or the name of a shipped one, as configs/stage1/ucf101.yaml. A file that it names as `base`, by a
+            path relative to its own, is read first; it then holds only what differs.
+        overrides: `key.path=value` settings, which come last.
+        earlier: runs that will be trained before this one, whose outputs it may use.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: the file or a setting is wrong.
+    """
     path = find_config(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
-    for override in overrides:
-        if "=" not in override:
-            raise ValueError(f"override {override!r} is not of the form key.path=value")
+    settings = OmegaConf.merge(read_settings(path), parse_overrides(overrides))
+    stage = settings.get("stage")
+    if stage not in STAGES:
+        raise ValueError(f"{path}: `stage` must be one of {', '.join(STAGES)}; got {stage!r}")
     try:
-        node = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        stage = node.get("stage")
-    except (OSError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is no YAML file of settings: {str(error).splitlines()[0]}") from error
-    if stage not in RUNS:
-        raise ValueError(f"{path}: `stage` must be one of {', '.join(RUNS)}; got {stage!r}")
-    try:
-        return build(RUNS[stage], node)
+        return build(STAGES[stage].run_class, STAGES[stage].complete(settings, earlier))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def build_task(run: RunConfig) -> Task:
+    """The task of a run's stage, with its models and data, on the CPU."""
+    return STAGES[run.stage](run)

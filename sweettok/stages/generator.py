@@ -1,4 +1,4 @@
-"""The generator's stage: predict every next word of tokenized clips."""
+"""The generator's stage: learn to predict each next word of tokenized clips."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional  # noqa: UP035  (OmegaConf reads these annotations)
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from sweettok.generator.config import GeneratorConfig, SamplingConfig
 from sweettok.generator.model import Generator
 from sweettok.layers.attention import set_gradient_checkpointing
 from sweettok.losses.terms import WordLosses, word_losses
+from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import trained_module
 from sweettok.tokenizer.model import SweetTok
 from sweettok.train.config import OptimizerConfig, TrainConfig
@@ -26,7 +27,9 @@ from sweettok.train.task import StepContext, Task
 
 @dataclass(frozen=True)
 class GeneratorLossConfig:
-    label_smoothing: float = 0.1
+    """Settings of the generator's loss."""
+
+    label_smoothing: float = 0.1  # over the whole vocabulary, in [0, 1)
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
@@ -38,8 +41,7 @@ class GeneratorRun:
     """Train a generator on token shards."""
 
     stage: str = "generator"
-    # Decodes the samples to look at; its ids must be those of the shards. Null: no samples.
-    tokenizer: Optional[str] = None  # noqa: UP045
+    tokenizer: str | None = None  # the tokenizer that wrote the shards, to decode samples with; null: no samples
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     data: TokenDataConfig = field(default_factory=TokenDataConfig)
     loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
@@ -49,55 +51,71 @@ class GeneratorRun:
 
 
 class NextWord(nn.Module):
-    """Prompt (B, P) and target (B, R) -> losses of every place of the target, (B, R) each."""
+    """Losses of a generator at every position of the target."""
 
     def __init__(self, generator: Generator, label_smoothing: float):
         super().__init__()
         self.generator, self.label_smoothing = generator, label_smoothing
 
     def forward(self, prompt: Tensor, target: Tensor) -> WordLosses:
+        """prompt (B, P) and target (B, R) ids -> losses (B, R)."""
         return word_losses(self.generator(prompt, target), target, self.label_smoothing)
 
 
 class GeneratorTask(Task):
-    """All places of the target are scored, separators included; what is given is not."""
+    """Trains on all positions of the target, separators included; the prompt is not scored."""
 
     name = "generator"
-    read_tokens = TokenDataset  # replaced by the plan of a run
+    run_class = GeneratorRun
 
-    def __init__(self, run: GeneratorRun):
-        self.run = run
-        self.train_dataset = self.read_tokens(run.data.train)
-        self.validation_dataset = self.read_tokens(run.data.validation) if run.data.validation else None
-        config = settle(run.generator, self.train_dataset)
+    def __init__(self, run: GeneratorRun, inputs: Inputs | None = None):
+        self.run, inputs = run, inputs or Inputs()
+        data = run.data
+        self.train_dataset = inputs.tokens(data.train, run.generator, run.tokenizer)
+        self.validation_dataset = (
+            inputs.tokens(data.validation, run.generator, run.tokenizer) if data.validation else None
+        )
+        config = complete(run.generator, self.train_dataset)
         if self.validation_dataset is not None:
-            settle(config, self.validation_dataset)
-        self.tokenizer = self._load_tokenizer()
+            complete(config, self.validation_dataset)
+        self.tokenizer = self._open_tokenizer(inputs)
         self.model = Generator(config, self.train_dataset.class_names if config.num_classes else None)
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         module = NextWord(self.model, run.loss.label_smoothing)
         names = {"released_name": released_parameter}
         self.trained = {"generator": trained_module("generator", module, run.optimizer, run.train, **names)}
 
-    def _load_tokenizer(self) -> SweetTok | None:
-        train = self.run.train
+    def _open_tokenizer(self, inputs: Inputs) -> SweetTok | None:
+        sampling = self.run.train.sample_every > 0 and self.run.train.num_samples > 0
         if self.run.tokenizer is None:
-            if train.sample_every > 0 and train.num_samples > 0:
+            if sampling:
                 raise ValueError("samples need a tokenizer to decode them: set tokenizer, or train.sample_every=0")
             return None
-        tokenizer = SweetTok.from_pretrained(self.run.tokenizer).requires_grad_(False)
+        if not inputs.readable:
+            return inputs.tokenizer(self.run.tokenizer).requires_grad_(False) if sampling else None
+        tokenizer = inputs.tokenizer(self.run.tokenizer).requires_grad_(False)
         self.train_dataset.check_tokenizer(tokenizer.ids_hash())
         return tokenizer
 
+    def example_batch(self, size: int) -> dict[str, Tensor]:
+        ids = torch.zeros(size, self.tokens_per_clip, dtype=torch.long)
+        return {"ids": ids, "given": ids, "label": torch.zeros(size, dtype=torch.long)}
+
+    @property
+    def tokens_per_clip(self) -> int:
+        return self.model.sequence.layout.length
+
     def prompt(self, batch: dict, dropped: Tensor | None = None) -> Tensor:
-        """(B, P) of a batch; `dropped` (B,) says whose class becomes the null class."""
+        """Prompt ids (B, P) of a batch; where `dropped` (B,) is set, the class becomes the null class."""
         sequence, ids = self.model.sequence, batch["ids"]
         if sequence.given_clip:
             return sequence.prompt(batch["given"])
         if not sequence.num_classes:
             return sequence.prompt(batch=len(ids), device=ids.device)
         labels = batch["label"]
-        return sequence.prompt(labels if dropped is None else labels.masked_fill(dropped.to(labels.device), -1))
+        return sequence.prompt(
+            labels if dropped is None else labels.masked_fill(dropped.to(labels.device, non_blocking=True), -1)
+        )
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         sequence, dropped = self.model.sequence, None
@@ -154,8 +172,8 @@ class GeneratorTask(Task):
         self.model.save_pretrained(folder, training=training)
 
 
-def settle(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
-    """The configuration with what null leaves to the shards filled in; ValueError where a value differs from theirs."""
+def complete(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
+    """The configuration with the facts of the token shards filled in; ValueError where a setting contradicts them."""
     given = config.given_frames
     facts = {"layout": tokens.layout, "tokenizer_hash": tokens.tokenizer_hash}
     if given is not None:
@@ -172,7 +190,7 @@ def settle(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
 
 
 def released_parameter(name: str) -> str:
-    """Published name of a parameter: what the release's rule on weight decay reads."""
+    """Published name of a parameter, which the release's rule on weight decay goes by."""
     for ours, released in (
         ("generator.transformer.", ""), ("tokens.", "tok_emb."), ("positions", "pos_emb"), ("norm1.", "ln1."),
         ("norm2.", "ln2."), ("attention.out.", "attn.proj."), ("attention.qkv.", "attn.query."),

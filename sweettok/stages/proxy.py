@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from sweettok.losses.config import AdversarialConfig, DiscriminatorConfig, Perce
 from sweettok.losses.terms import perceptual_frame_indices, pick_frames
 from sweettok.proxy.config import ProxyConfig
 from sweettok.proxy.model import ProxyOutput, ProxyTokenizer
+from sweettok.stages.inputs import Inputs, image_size
 from sweettok.stages.video import PixelLosses, TokenizerTask, WithImages, clip_psnr, trained_module
 from sweettok.train.config import OptimizerConfig, TrainConfig
 from sweettok.train.task import StepContext
@@ -35,8 +36,8 @@ class ProxyLossConfig(PixelLossConfig):
 class CodebookConfig:
     """Moving-average training of the proxy's code table."""
 
-    decay: float = 0.99
-    # A code used less than this share of the mean is moved onto a feature of the current batch; 0 turns it off.
+    decay: float = 0.99  # of the moving averages, for each step
+    # A code that is used less than this share of the mean is replaced by a feature of the current batch; 0: never.
     dead_threshold: float = 0.05
 
     def __post_init__(self):
@@ -50,8 +51,8 @@ class ProxyRun:
 
     stage: str = "proxy"
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
-    images: Optional[str] = None  # noqa: UP045  (list or folder of images; null draws single frames from the clips)
-    image_weight: float = 0.5  # share of the loss that images get beside the clips of each step
+    images: str | None = None  # list or folder of images; null draws single frames from the clips
+    image_weight: float = 0.5  # share of the loss that is that of images, one for each clip; clips get the rest
     data: DataConfig = field(default_factory=DataConfig)
     loss: ProxyLossConfig = field(default_factory=ProxyLossConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
@@ -62,7 +63,7 @@ class ProxyRun:
 
 
 class ClipsAndImages(nn.Module):
-    """One pass over both, so that every parameter takes part in every step."""
+    """The proxy on clips and on images in one forward, so that every parameter takes part in every step."""
 
     def __init__(self, proxy: ProxyTokenizer):
         super().__init__()
@@ -73,24 +74,34 @@ class ClipsAndImages(nn.Module):
 
 
 class ProxyTask(TokenizerTask):
-    """The share `image_weight` of the loss is that of one image for each clip."""
+    """Trains the whole proxy; its code table by moving averages, after each step."""
 
     name = "proxy"
+    run_class = ProxyRun
 
-    def __init__(self, run: ProxyRun):
-        self.run = run
+    def __init__(self, run: ProxyRun, inputs: Inputs | None = None):
+        self.run, inputs = run, inputs or Inputs()
         self.model = ProxyTokenizer(run.proxy)
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
-        self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train)
-        self.perceptual = self.pixels.perceptual
+        self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train, inputs)
         self.trained = {"generator": trained_module("generator", ClipsAndImages(self.model), run.optimizer, run.train)}
         if self.pixels.trained_discriminator is not None:
             self.trained["discriminator"] = self.pixels.trained_discriminator
-        self.train_dataset, self.validation_dataset = self.read_clips(run.data, run.proxy, run.train.seed)
+        self.open_clips(inputs, run.data, run.proxy)
         if run.images:
-            images = self.read_images(run.images, run.data, run.proxy, run.train.seed)
+            images = inputs.clips(run.images, run.data, image_size(run.proxy), run.train.seed)
             self.train_dataset = WithImages(self.train_dataset, images)
-        self.chosen: list[list[tuple[Tensor, Tensor]]] = []  # of each micro-batch: features and codes, clips and images
+        # Of each micro-batch, for clips and for images: features and the codes that they chose.
+        self.chosen: list[list[tuple[Tensor, Tensor]]] = []
+
+    def example_batch(self, size: int) -> dict[str, Tensor]:
+        batch = super().example_batch(size)
+        return batch | {"image": batch["video"][:, :, :1].clone()} if self.run.images else batch
+
+    @property
+    def tokens_per_clip(self) -> int:
+        config = self.run.proxy
+        return math.prod(config.grid(config.num_frames, config.height, config.width))
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from sweettok.data.config import DataConfig
-from sweettok.stages.stage1 import CodeTask, SpatialLossConfig
+from sweettok.stages.codes import CodeLossConfig, CodeTask
+from sweettok.stages.inputs import Inputs, image_size
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.train.config import OptimizerConfig, TrainConfig
 
@@ -16,30 +17,30 @@ from sweettok.train.config import OptimizerConfig, TrainConfig
 class SpatialRun:
     """Train the spatial branch alone to predict the proxy's codes of images, for stage 1 to start from.
 
-    `data` names images, or videos, of which a frame is drawn; `stride` and `short` have no meaning for them.
+    `data` names images, or videos, of which one frame is drawn; `stride` and `short` do not apply to them.
     """
 
     stage: str = "spatial"
-    proxy: str = MISSING  # trained proxy: a folder of ours, or the published file
+    proxy: str = MISSING  # trained proxy: a folder, or the published file
     prior: str = MISSING  # folder with the word graphs
-    warm_start: bool = False  # as in stage 1, from the first images
+    warm_start: bool = False  # fit fresh weights to the proxy and to some images, as in stage 1
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    loss: SpatialLossConfig = field(default_factory=SpatialLossConfig)
+    loss: CodeLossConfig = field(default_factory=CodeLossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
 class SpatialTask(CodeTask):
-    """Encoder, queries, word lists and decoder as far as an image passes through them, and nothing else."""
+    """Trains encoder, queries, word lists and decoder as far as an image passes through them."""
 
     name = "spatial"
+    run_class = SpatialRun
 
-    def __init__(self, run: SpatialRun):
-        super().__init__(run, self.read_prior(run.prior).spatial)
-        data, proxy = run.data, self.model.config.proxy
-        self.train_dataset = self.read_images(data.train, data, proxy, run.train.seed)
-        self.validation_dataset = self.read_stills(data, proxy)
-        if run.warm_start:
+    def __init__(self, run: SpatialRun, inputs: Inputs | None = None):
+        inputs = inputs or Inputs()
+        super().__init__(run, inputs.prior(run.prior, run.tokenizer.words).spatial, inputs)
+        self.open_clips(inputs, run.data, image_size(run.tokenizer.proxy))
+        if run.warm_start and inputs.readable:
             self.warm_start()
-        self.play()
+        self.make_optimizer()

@@ -1,4 +1,4 @@
-"""What the tokenizer stages share: clips in, pixel losses with an optional discriminator, and videos to look at."""
+"""What the tokenizer stages share: clips, losses on pixels with an optional discriminator, and sample videos."""
 
 from __future__ import annotations
 
@@ -13,50 +13,15 @@ from torch.utils.data import Dataset
 
 from sweettok import pixels
 from sweettok.data.config import DataConfig
-from sweettok.data.dataset import ClipDataset
-from sweettok.data.lists import load_clips
 from sweettok.data.writer import compare
 from sweettok.losses import terms as losses
-from sweettok.losses.config import AdversarialConfig, DiscriminatorConfig, PixelLossConfig
+from sweettok.losses.config import DiscriminatorConfig, PixelLossConfig
 from sweettok.losses.discriminator import PatchDiscriminator
-from sweettok.losses.weights import load_perceptual
 from sweettok.proxy.config import ProxyConfig
+from sweettok.stages.inputs import Inputs
 from sweettok.train.config import OptimizerConfig, TrainConfig
 from sweettok.train.optim import make_optimizer, make_scheduler
 from sweettok.train.task import StepContext, Task, TrainedModule
-
-
-def clip_datasets(data: DataConfig, proxy: ProxyConfig, seed: int) -> tuple[ClipDataset, ClipDataset | None]:
-    """Training clips with random starts, and validation clips from the middle, at the size of the proxy's grid.
-
-    Clips that cannot be read are replaced in training, and an error in validation, whose numbers would change.
-    """
-
-    def dataset(source: str, position: str, substitute: bool) -> ClipDataset:
-        return ClipDataset(
-            load_clips(source, data.root), proxy.num_frames, (proxy.height, proxy.width), position, data.stride,
-            data.resize, data.short, seed, timeout=data.read_timeout, substitute=substitute,
-        )  # fmt: skip
-
-    return dataset(data.train, "random", True), dataset(data.validation, "center", False) if data.validation else None
-
-
-def image_dataset(source: str, data: DataConfig, proxy: ProxyConfig, seed: int) -> ClipDataset:
-    """Still images, or one random frame of each video, from a list or folder; for training."""
-    return ClipDataset(
-        load_clips(source, data.root), 1, (proxy.height, proxy.width), "random", resize=data.resize, seed=seed,
-        timeout=data.read_timeout, substitute=True,
-    )  # fmt: skip
-
-
-def still_dataset(data: DataConfig, proxy: ProxyConfig) -> ClipDataset | None:
-    """For validation: images, or the middle frame of each video."""
-    if not data.validation:
-        return None
-    return ClipDataset(
-        load_clips(data.validation, data.root), 1, (proxy.height, proxy.width), resize=data.resize,
-        timeout=data.read_timeout,
-    )  # fmt: skip
 
 
 def trained_module(
@@ -79,8 +44,12 @@ class DiscriminatorPair(nn.Module):
         return self.discriminator(real)[-1], self.discriminator(fake)[-1]
 
 
-class PixelLosses:
-    """Reconstruction, perceptual and adversarial terms of a generator, and the discriminator that plays against it."""
+class PixelLosses(nn.Module):
+    """Reconstruction, perceptual and adversarial losses, with the discriminator and its optimizer.
+
+    Attributes:
+        trained_discriminator: one of the task's trained modules; None without adversarial losses.
+    """
 
     def __init__(
         self,
@@ -88,52 +57,58 @@ class PixelLosses:
         discriminator: DiscriminatorConfig,
         optimizer: OptimizerConfig,
         train: TrainConfig,
+        inputs: Inputs,
     ):
+        super().__init__()
         self.config = loss
-        self.perceptual = load_perceptual(loss.perceptual)
+        self.perceptual = inputs.perceptual(loss.perceptual)
         self.trained_discriminator: TrainedModule | None = None
-        if is_adversarial(loss.adversarial) and loss.adversarial.start_step < train.max_steps:
+        weights = loss.adversarial
+        used = weights.generator_weight > 0 or weights.feature_matching_weight > 0
+        if used and weights.start_step < train.max_steps:
             pair = DiscriminatorPair(PatchDiscriminator(discriminator))
-            self.trained_discriminator = trained_module(
-                "discriminator", pair, optimizer, train, loss.adversarial.start_step
-            )
+            self.trained_discriminator = trained_module("discriminator", pair, optimizer, train, weights.start_step)
 
     def started(self, context: StepContext) -> bool:
+        """Whether the discriminator takes part in this step."""
         return self.trained_discriminator is not None and context.step >= self.trained_discriminator.start_step
 
     def generator(self, fake: Tensor, real: Tensor, context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """fake, real (B, 3, T, H, W) -> weighted total, and every term as it is and as it counts."""
-        weights = self.config
-        terms = {
-            "reconstruction": (
-                weights.reconstruction_weight,
-                losses.reconstruction_loss(fake, real, weights.reconstruction),
-            )
-        }
+        """The generator's loss of clips.
+
+        Args:
+            fake, real: reconstructions and originals, (B, 3, T, H, W) in [-0.5, 0.5].
+
+        Returns:
+            The weighted total, and scalars to log: see `weighted_sum`.
+        """
+        terms = self.reconstruction(fake, real)
         if self.perceptual is not None:
             draws = losses.perceptual_frame_indices(
                 context.global_batch, real.shape[2], context.generator("perceptual frame")
             )
             frames = context.own(draws)
             distance = self.perceptual(losses.pick_frames(fake, frames), losses.pick_frames(real, frames)).mean()
-            terms["perceptual"] = (weights.perceptual.weight, distance)
+            terms["perceptual"] = (self.config.perceptual.weight, distance)
         if self.started(context):
-            terms |= self.adversarial(fake, real, weights.adversarial)
+            terms |= self.adversarial(fake, real)
         return weighted_sum(terms)
+
+    def reconstruction(self, fake: Tensor, real: Tensor) -> dict[str, tuple[float, Tensor]]:
+        loss = losses.reconstruction_loss(fake, real, self.config.reconstruction)
+        return {"reconstruction": (self.config.reconstruction_weight, loss)}
 
     def still(self, fake: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Terms of images (B, 3, 1, H, W): reconstruction and perceptual, no discriminator, which judges motion too."""
-        weights = self.config
-        reconstruction = losses.reconstruction_loss(fake, real, weights.reconstruction)
-        terms = {"reconstruction": (weights.reconstruction_weight, reconstruction)}
+        """As `generator`, of images (B, 3, 1, H, W), without the discriminator, which also judges motion."""
+        terms = self.reconstruction(fake, real)
         if self.perceptual is not None:
             distance = self.perceptual(fake.squeeze(2), real.squeeze(2)).mean()
-            terms["perceptual"] = (weights.perceptual.weight, distance)
+            terms["perceptual"] = (self.config.perceptual.weight, distance)
         return weighted_sum(terms)
 
-    def adversarial(self, fake: Tensor, real: Tensor, weights: AdversarialConfig) -> dict[str, tuple[float, Tensor]]:
-        """Terms against a discriminator that gets no gradient from them."""
-        discriminator = self.trained_discriminator.bare.discriminator
+    def adversarial(self, fake: Tensor, real: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Terms of the generator that the discriminator computes, which gets no gradient from them."""
+        weights, discriminator = self.config.adversarial, self.trained_discriminator.bare.discriminator
         frozen = {name: param.detach() for name, param in discriminator.named_parameters()}
         fake_features = functional_call(discriminator, frozen, (fake,))
         with torch.no_grad():
@@ -160,10 +135,6 @@ class PixelLosses:
         return total, {name: value.detach() for name, value in report.items()}
 
 
-def is_adversarial(config: AdversarialConfig) -> bool:
-    return config.generator_weight > 0 or config.feature_matching_weight > 0
-
-
 def weighted_sum(terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
     """{name: (weight, term)} -> the sum, and a report: each term as it is (`_loss`) and as it counts (`_weighted`)."""
     total = sum(weight * term for weight, term in terms.values())
@@ -185,14 +156,23 @@ def comparisons(fake: Tensor, real: Tensor) -> Tensor:
 
 
 class TokenizerTask(Task):
-    """A stage whose model turns float clips into reconstructions and saves itself.
+    """A stage whose model turns clips into reconstructions and saves itself."""
 
-    What a constructor reads from files it reads through `read_*`, which the plan of a run replaces.
-    """
+    clip_size: ProxyConfig
 
-    read_clips = staticmethod(clip_datasets)
-    read_images = staticmethod(image_dataset)
-    read_stills = staticmethod(still_dataset)
+    def open_clips(self, inputs: Inputs, data: DataConfig, size: ProxyConfig) -> None:
+        """Set the data sets, of clips of this size."""
+        self.clip_size = size
+        self.train_dataset = inputs.clips(data.train, data, size, self.run.train.seed)
+        self.validation_dataset = inputs.clips(data.validation, data, size) if data.validation else None
+
+    def example_batch(self, size: int) -> dict[str, Tensor]:
+        clip = self.clip_size
+        return {"video": torch.zeros(size, 3, clip.num_frames, clip.height, clip.width, dtype=torch.uint8)}
+
+    @property
+    def tokens_per_clip(self) -> int:
+        return self.model.layout.length
 
     def reconstruct(self, video: Tensor) -> Tensor:
         return self.model(video)
@@ -210,7 +190,7 @@ class TokenizerTask(Task):
 class WithImages(Dataset):
     """Clips, each with a still image of another source under "image"; the images are cycled through."""
 
-    def __init__(self, clips: ClipDataset, images: ClipDataset):
+    def __init__(self, clips: Dataset, images: Dataset):
         self.clips, self.images = clips, images
 
     def __len__(self) -> int:

@@ -3,18 +3,21 @@
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
+
+from sweettok.train.config import RunConfig
 
 
 @dataclass
@@ -92,12 +95,14 @@ class Task(ABC):
     losses are computed through the forward of its `module`, and validation through that of `model`.
 
     name: the stage.
+    run_class: the stage's run configuration, a frozen dataclass with `stage`, `data` and `train` (see `RunConfig`).
     model: what is trained for, unwrapped. The moving average tracks it; checkpoints and the export hold it.
     trained: by name, in the order of their updates. All losses of a step come before its first update.
     train_dataset, validation_dataset: of dicts, collated into batches; without validation data nothing is validated.
     """
 
-    name: str
+    name: ClassVar[str]
+    run_class: ClassVar[type]
     model: nn.Module
     trained: dict[str, TrainedModule]
     train_dataset: Dataset
@@ -118,6 +123,25 @@ class Task(ABC):
         `loss/<name>`. A module's own loss calls its `module`; another's calls `bare`, with the parameters detached.
         What is random about a clip is drawn through `context`.
         """
+
+    @classmethod
+    def complete(cls, settings: DictConfig, earlier: Sequence[RunConfig] = ()) -> DictConfig:
+        """Settings of a run with those filled in that follow from its inputs; `earlier` runs may still write these."""
+        return settings
+
+    @classmethod
+    def saved_model(cls, run: Any, inputs: Any) -> nn.Module:
+        """The model that a run of this stage will save, from the sizes of its inputs alone."""
+        raise ValueError(f"the {cls.name} stage saves no model that another stage starts from")
+
+    def example_batch(self, size: int) -> dict[str, Tensor]:
+        """A batch of zeros with the shapes and types of `size` items of the training data."""
+        raise ValueError(f"the {self.name} stage cannot be planned: its task defines no example_batch")
+
+    @property
+    def tokens_per_clip(self) -> int:
+        """Tokens of a clip, for the plan's totals."""
+        return 0
 
     def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
         """Called after the updates of a step, on every process; returns more scalars to log."""

@@ -1,0 +1,48 @@
+"""`sweettok plan`: what training runs need, without starting them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from sweettok.stages import load_config
+from sweettok.stages.plan import plan
+from sweettok.store import check_output, write_aside
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="CONFIG|key=value",
+        help="configuration files, in the order in which they will be trained, and settings to change in each",
+    )
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="devices that share the batch (default: 1)")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of a device: use the largest micro-batch that fits")
+    parser.add_argument("--sharded", action="store_true", help="weights divided, as with configs/accelerate/fsdp.yaml")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to a JSON file")
+
+
+def run(args: argparse.Namespace) -> None:
+    paths = [word for word in args.words if "=" not in word]
+    overrides = [word for word in args.words if "=" in word]
+    if not paths:
+        raise ValueError("give a configuration file too, as configs/stage1/ucf101.yaml")
+    if args.devices < 1 or (args.memory is not None and args.memory <= 0):
+        raise ValueError(f"--devices and --memory must be above 0; got {args.devices} and {args.memory}")
+    if args.json:
+        check_output(args.json, suffixes=(".json",), inputs=paths)
+    runs = []
+    for path in paths:
+        runs.append(load_config(path, overrides, earlier=runs))
+    memory = None if args.memory is None else args.memory * 1e9
+    plans = {}
+    for path, config in zip(paths, runs, strict=True):
+        plans[path] = plan(config, args.devices, memory, args.sharded, runs)
+        print(plans[path].summary(path), flush=True)
+    if args.json:
+        numbers = {path: dataclasses.asdict(planned) for path, planned in plans.items()}
+        with write_aside(args.json) as aside:
+            aside.write_text(json.dumps({"kind": "plan", "plans": numbers}, indent=1), encoding="utf-8")

@@ -1,0 +1,196 @@
+"""What stage 1 and spatial pretraining share: learning the proxy's codes of clips or images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from sweettok import convert, pixels
+from sweettok.config import build, to_dict
+from sweettok.layers.attention import set_gradient_checkpointing
+from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss
+from sweettok.priors.graph import Prior, WordGraph
+from sweettok.proxy.config import ProxyConfig
+from sweettok.stages.inputs import Inputs
+from sweettok.stages.video import TokenizerTask, clip_psnr, trained_module, weighted_sum
+from sweettok.tokenizer.model import SweetTok
+from sweettok.train.config import RunConfig
+from sweettok.train.task import StepContext
+from sweettok.train.usage import UsageWatch, UsageWindow
+
+WARM_START_CLIPS = 16
+
+
+@dataclass(frozen=True)
+class CodeLossConfig:
+    """Weights of the terms; the defaults are the release's."""
+
+    code_weight: float = 1.0  # cross-entropy to the proxy's codes
+    label_smoothing: float = 0.0  # of that cross-entropy, in [0, 1)
+    quantizer_weight: float = 1.0  # both sides of the quantizer loss
+    encoder_side_weight: float = 1.0  # pulls latents towards their codes
+    codebook_side_weight: float = 0.25  # pulls codes towards the latents that chose them
+
+
+class CodePredictor(nn.Module):
+    """Predicts the proxy's codes of clips or images.
+
+    In training mode the words that were chosen are counted in `usage`.
+
+    Args:
+        auxiliary: also read the proxy's code vectors from each temporal query, by a linear layer.
+    """
+
+    def __init__(self, tokenizer: SweetTok, auxiliary: bool = False):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.usage = UsageWindow(tokenizer.layout)
+        config = tokenizer.config
+        self.auxiliary = nn.Linear(config.latent_dim, config.grid[0] * config.proxy.code_dim) if auxiliary else None
+
+    def forward(self, video: Tensor) -> tuple[Tensor, ...]:
+        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), the two sides of the quantizer loss summed over all lookups,
+        and with `auxiliary` the predicted code vectors (B, h * w, t * c)."""
+        prediction = self.tokenizer.predict(video)
+        if self.training:
+            self.usage(*(ids for lookup in prediction.lookups for ids in lookup.ids))
+        sides = [quantizer_loss(z, code) for lookup in prediction.lookups for z, code in lookup.halves]
+        outputs = prediction.logits, sum(s.encoder_side for s in sides), sum(s.codebook_side for s in sides)
+        return outputs if self.auxiliary is None else (*outputs, self.auxiliary(prediction.temporal.output))
+
+
+class CodeTask(TokenizerTask):
+    """Learns the codes of a frozen proxy, the teacher, whose pixel decoder the exported tokenizer takes over.
+
+    The usage of the word lists is logged for whole windows: the steps between two lines of the log.
+    """
+
+    def __init__(self, run: Any, words: Prior | WordGraph, inputs: Inputs):
+        self.run = run
+        self.teacher = inputs.proxy(run.proxy, run.tokenizer.proxy).requires_grad_(False)
+        if self.teacher.config != run.tokenizer.proxy:
+            raise ValueError(
+                f"the proxy at {run.proxy} has other sizes than tokenizer.proxy: {self.teacher.config} "
+                f"instead of {run.tokenizer.proxy}"
+            )
+        self.model = SweetTok(replace(run.tokenizer, pixel_path="argmax"), words)
+        self.model.use_proxy(self.teacher)
+        self.model.pixel_decoder.requires_grad_(False)
+        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
+        self.watch = UsageWatch(self.model.layout, run.train.log_every * run.train.global_batch_size)
+        self.counted_steps = 0
+
+    @classmethod
+    def complete(cls, settings: DictConfig, earlier: Sequence[RunConfig] = ()) -> DictConfig:
+        """Fill `tokenizer.proxy` in from the proxy itself; ValueError where the settings contradict it."""
+        path = OmegaConf.select(settings, "proxy", default=None)
+        actual = proxy_config(str(path), earlier) if path else None
+        if actual is None:
+            return settings
+        given = OmegaConf.select(settings, "tokenizer.proxy", default=None) or {}
+        wanted, found = (flatten(to_dict(config)) for config in (build(ProxyConfig, to_dict(actual), given), actual))
+        for name, value in wanted.items():
+            if value != found[name]:
+                raise ValueError(
+                    f"tokenizer.proxy.{name} is {value}, but the proxy at {path} has {found[name]}: leave the setting "
+                    "out to take the proxy's"
+                )
+        return OmegaConf.merge(settings, {"tokenizer": {"proxy": to_dict(actual)}})
+
+    def warm_start(self) -> None:
+        """Fit the fresh model to some clips, spread over the list, which may be sorted by class."""
+        total = len(self.train_dataset)
+        count = min(WARM_START_CLIPS, total)
+        clips = [self.train_dataset[number * total // count]["video"] for number in range(count)]
+        self.model.warm_start(pixels.to_float(torch.stack(clips)))
+
+    def make_optimizer(self, auxiliary: bool = False) -> None:
+        """Make the one trained module; after the model has its starting weights."""
+        predictor, names = CodePredictor(self.model, auxiliary), {"released_name": released_parameter}
+        optimizer, train = self.run.optimizer, self.run.train
+        self.trained = {"generator": trained_module("generator", predictor, optimizer, train, **names)}
+
+    def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        video = pixels.to_float(batch["video"])
+        codes = self.teacher.encode(batch["video"])  # bytes: checking the range of floats would wait for the device
+        context.seed_default_generators()  # dropout in the word graph must be the same on every process
+        logits, encoder_side, codebook_side, *vectors = self.trained["generator"].module(video)
+        weights = self.run.loss
+        terms = {
+            "code": (weights.code_weight, proxy_cross_entropy(logits, codes, weights.label_smoothing)),
+            "quantizer_encoder_side": (weights.quantizer_weight * weights.encoder_side_weight, encoder_side),
+            "quantizer_codebook_side": (weights.quantizer_weight * weights.codebook_side_weight, codebook_side),
+        }
+        if vectors:
+            target = rearrange(self.teacher.codebook(codes), "b t h w c -> b (h w) (t c)")
+            terms["auxiliary"] = (weights.auxiliary_weight, reconstruction_loss(vectors[0], target))
+        total, report = weighted_sum(terms)
+        report["code_accuracy"] = (logits.detach().argmax(1) == codes).float().mean()
+        yield "generator", total, report
+
+    @torch.no_grad()
+    def validate(self, batch: dict) -> dict[str, Tensor]:
+        video = pixels.to_float(batch["video"])
+        codes = self.teacher.encode(video)
+        logits = self.model.predict(video).logits
+        entropy = nn.functional.cross_entropy(logits.float(), codes, reduction="none").flatten(1).mean(1)
+        accuracy = (logits.argmax(1) == codes).float().flatten(1).mean(1)
+        psnr = clip_psnr(self.model.to_pixels(logits), video)
+        return {"code_loss": entropy, "code_accuracy": accuracy, "psnr": psnr}
+
+    def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
+        self.counted_steps += 1
+        every = self.run.train.log_every
+        if not every or (context.step + 1) % every:
+            return {}
+        report = self.trained["generator"].bare.usage.read()
+        whole, self.counted_steps = self.counted_steps == every, 0
+        return report if whole else {}
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        self.watch.see(means)
+        return {}
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"best_perplexity": self.watch.best}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.watch.best = dict(state.get("best_perplexity", {}))
+
+
+def proxy_config(path: str, earlier: Sequence[RunConfig] = ()) -> ProxyConfig | None:
+    """Configuration of the proxy at `path`, which `earlier` runs may still have to write; None if it is not known."""
+    for run in earlier:
+        config = getattr(run, "proxy", None)
+        if isinstance(config, ProxyConfig) and Path(path) == Path(run.train.output_dir) / "final":
+            return config
+    if Path(path).is_file():
+        return ProxyConfig()  # the published file
+    about = Path(path) / "config.json"
+    try:
+        return build(ProxyConfig, json.loads(about.read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError):  # the stage reports what is wrong with the folder when it reads it
+        return None
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def released_parameter(name: str) -> str:
+    """Published name of a parameter of a module that holds the tokenizer; its own name if it has none."""
+    if not name.startswith("tokenizer."):
+        return name
+    return convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))
