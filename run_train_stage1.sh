@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Train stage 1. Environment: CONFIG, SPATIAL, and what scripts/launch.sh reads; the rest is key=value settings.
-# It starts from SPATIAL, a spatial pretraining; without SPATIAL and CONFIG from that of run_train_spatial.sh, if there
-# is one; else as the configuration says.
+# Train stage 1.
+# Environment: CONFIG, SPATIAL, and the variables of scripts/launch.sh. Arguments: key=value settings.
+# SPATIAL is the spatial branch to start from. By default that is the output of run_train_spatial.sh if it exists and
+# CONFIG is not given, and otherwise the one that the configuration names.
 set -euo pipefail
 cd "$(dirname "$0")"
 if [[ -z "${SPATIAL:-}" && -z "${CONFIG:-}" && -d outputs/spatial-ucf101/final ]]; then

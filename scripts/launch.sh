@@ -15,7 +15,7 @@ gpus=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader
 gpus=$(tr ', ' '\n' <<<"$gpus" | grep -c '^[^-]' || true)
 machines=${NUM_MACHINES:-1}
 processes=${NUM_PROCESSES:-$(((gpus > 0 ? gpus : 1) * machines))}
-cores=$(getconf _NPROCESSORS_ONLN)
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)  # that this process may use
 here=$(((processes + machines - 1) / machines))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > here ? cores / here : 1))}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

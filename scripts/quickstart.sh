@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to reconstructed and generated videos, on a CPU, without a download:
 # bash scripts/quickstart.sh [VIDEO...]
-# Trains every stage on synthetic clips. Safe to run again: finished parts are reused, broken-off ones continue.
+# Trains every stage on synthetic clips. It can be run again: finished steps are reused, interrupted ones continue.
 set -euo pipefail
 videos=()
 for video in "$@"; do videos+=("$(realpath "$video")"); done
@@ -12,17 +12,17 @@ step() { printf '\n== %s (%d:%02d)\n' "$1" $(((SECONDS - start) / 60)) $(((SECON
 
 step "environment"
 bash scripts/setup.sh
-python=.venv/bin/python
+sweettok=(.venv/bin/python -m sweettok)
 
 step "synthetic clips"
-"$python" -m sweettok.data synthetic "$out/clips" --num-train 640 --num-val 32 --frames 24 --size 64 --seed 0
+"${sweettok[@]}" data synthetic "$out/clips" --num-train 640 --num-val 32 --frames 24 --size 64 --seed 0
 
 step "codebook prior from their captions"
-"$python" -m sweettok.priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 16 --neighbors 2
+"${sweettok[@]}" priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 16 --neighbors 2
 
 step "proxy tokenizer"
 CONFIG=configs/tiny/proxy.yaml bash run_train_proxy.sh
-step "stage 1: predict the proxy's codes"
+step "stage 1: predict the codes of the proxy"
 CONFIG=configs/tiny/stage1.yaml bash run_train_stage1.sh
 step "stage 2: pixels"
 CONFIG=configs/tiny/stage2.yaml STAGE1=$out/stage1/final bash run_train_stage2.sh
@@ -32,23 +32,23 @@ for stage in proxy stage1 stage2; do
   CHECKPOINT=$out/$stage/final DATA=$out/clips/val.txt OUT=$out/$stage.json bash run_eval.sh > "$out/$stage.txt"
 done
 cat "$out/stage2.txt"
-"$python" scripts/quickstart_table.py tokenizer "$out"
+.venv/bin/python scripts/quickstart_table.py tokenizer "$out"
 
 step "reconstructions"
 if [ ${#videos[@]} -eq 0 ]; then
   mapfile -t videos < <(cut -f1 "$out/clips/val.txt" | head -n 4 | sed "s#^#$out/clips/#")
 fi
-"$python" -m sweettok.eval reconstruct "${videos[@]}" --checkpoint "$out/stage2/final" --out "$out/reconstructions"
+"${sweettok[@]}" eval reconstruct "${videos[@]}" --checkpoint "$out/stage2/final" --out "$out/reconstructions"
 
-step "tokens: every clip encoded once"
+step "tokens of all clips"
 for part in train val; do
-  "$python" -m sweettok.inference tokenize --checkpoint "$out/stage2/final" --data "$out/clips/$part.txt" \
+  "${sweettok[@]}" tokenize --checkpoint "$out/stage2/final" --data "$out/clips/$part.txt" \
     --classes "$out/clips/classes.txt" --out "$out/tokens/$part"
 done
 
 step "generator"
 CONFIG=configs/tiny/generator.yaml bash run_train_generator.sh
-"$python" scripts/quickstart_table.py generator "$out"
+.venv/bin/python scripts/quickstart_table.py generator "$out"
 
 step "generated clips of every class"
 GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.txt OUT=$out/generated PER_CLASS=4 \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv with everything the library and its tests need, or reuse it when the requirements have not changed.
+# Create .venv with the library and everything that its tests need; reuse it if the requirements have not changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
