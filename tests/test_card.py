@@ -10,12 +10,14 @@ import tiny
 import torch
 from huggingface_hub import ModelCard
 
-from sweettok import Generator, ProxyTokenizer, SweetTok, card
+from sweettok import Generator, ProxyTokenizer, SweetTok
 from sweettok.cli import main
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
 from sweettok.eval.features import EXTRACTORS
+from sweettok.generator.card import CARD as GENERATOR_CARD
 from sweettok.generator.config import GeneratorConfig
+from sweettok.hub.card import changed_settings
 from sweettok.pixels import to_uint8
 from sweettok.proxy.config import ProxyConfig
 from sweettok.store import sha256
@@ -73,14 +75,14 @@ def test_sizes_of_the_other_kinds(tmp_path):
     found = sizes(generator(), tmp_path / "gen")
     assert (found["layers"], found["classes"]) == ("1 of width 16, 2 heads", "rise, fall")
     assert found["guidance"] == "possible"
-    assert (found["vocabulary"], found["ids of a clip"]) == ("60", "60") and "5e5e" in found["ids of the tokenizer"]
+    assert (found["vocabulary"], found["ids of a clip"]) == ("60", "60") and "5e5e" in found["tokenizer"]
     found = sizes(generator(None, num_classes=0, given_frames=5), tmp_path / "frames")
     assert (found["conditioned on"], found["guidance"]) == ("5 given frames", "not possible")
 
 
-def test_recipe_names_what_differs_from_the_release(tmp_path):
+def test_settings_that_differ_from_the_release(tmp_path):
     text = page(tiny.tokenizer(tiny.union_config(spatial_source="first_frame")), tmp_path)
-    found = rows(text, "Recipe")
+    found = rows(text, "Settings")
     assert found["`lookup`"] == ["`union`", "`modifiers_and_head`"]
     assert found["`spatial_source`"] == ["`first_frame`", "`all_slices`"]
     assert found["`proxy.block.dim`"] == ["`20`", "`512`"]
@@ -89,8 +91,8 @@ def test_recipe_names_what_differs_from_the_release(tmp_path):
 
 
 @pytest.mark.parametrize("config", [TokenizerConfig(), ProxyConfig(), GeneratorConfig(layout=TokenLayout())])
-def test_recipe_of_the_release(config):
-    assert list(card.recipe(config)) == ["All settings are the release's."]
+def test_settings_of_the_release(config):
+    assert changed_settings(config, GENERATOR_CARD.derived) == "All settings are the release's."
 
 
 def test_metadata(tmp_path):
@@ -131,7 +133,7 @@ def test_edited_pages_stay(edit, tmp_path):
     mine = edit(text)
     (tmp_path / "README.md").write_text(mine, encoding="utf-8")
     assert page(tiny.proxy(), tmp_path) == mine
-    with pytest.raises(ValueError, match="README.md was edited by hand and stays, so it cannot show the report"):
+    with pytest.raises(ValueError, match="README.md was edited by hand and is kept, so it cannot show the report"):
         tiny.proxy(seed=1).save_pretrained(tmp_path, report={})
     assert torch.equal(ProxyTokenizer.from_pretrained(tmp_path).to_code.weight, tiny.proxy().to_code.weight)
 
@@ -172,7 +174,7 @@ def test_a_report_with_its_protocol_beside_every_number(measured, tmp_path):
     assert found["PSNR, dB"][0] == f"{psnr['mean']:.3f} +- {psnr['interval95']:.3f}"
     first = report["results"]["scores"]["first frame"]["psnr"]["mean"]
     assert found["PSNR, dB of the first frame, for comparison"][0].startswith(f"{first:.3f} +- ")
-    assert found["rFVD"][0].startswith(f"{report['results']['rfvd']['value']:.3f}; halves of the real clips are ")
+    assert found["rFVD"][0].startswith(f"{report['results']['rfvd']['value']:.3f}; two halves of the real clips: ")
     assert found["words used: noun"][0].startswith(f"{report['results']['usage']['noun']['used']} of 13, perplexity")
     assert report["notes"] and all(f"\n\nNote: {note}.\n" in text for note in report["notes"])
     label = f"{report['protocol']['name']} ({report['protocol_hash'][:12]})"
@@ -204,11 +206,11 @@ def test_reports_that_are_refused(measured, tmp_path):
     model = SweetTok.from_pretrained(measured / "tok")
     for given, told in (
         (tmp_path / "none.json", "No such file"),
-        ("[]", "other.json is no report of `python -m sweettok.eval`: give the file that its --out wrote"),
-        ("{", "other.json is no report: Expecting"),
-        ({**report, "results": {}}, "the report is no report of `python -m sweettok.eval`"),
-        (measured / "gfvd.json", "gfvd.json is of gfvd; a SweetTok is scored by rfvd"),
-        ({**report, "weights": {"tokenizer": None}}, "the report names no weights, these are"),
+        ("[]", "other.json is not a report of `sweettok eval`"),
+        ("{", "other.json is not a report: Expecting"),
+        ({**report, "results": {}}, "the report is not a report of `sweettok eval`"),
+        (measured / "gfvd.json", "gfvd.json is of gfvd; a SweetTok is measured by rfvd"),
+        ({**report, "weights": {"tokenizer": None}}, "the report is of no weights, these are"),
     ):
         if isinstance(given, str):
             other.write_text(given)
@@ -217,10 +219,10 @@ def test_reports_that_are_refused(measured, tmp_path):
             model.save_pretrained(tmp_path / "out", report=given)
     with torch.no_grad():
         model.decoder.mask_token += 1
-    with pytest.raises(ValueError, match="rfvd.json names the weights [0-9a-f]{12}, these are [0-9a-f]{12}: measure"):
+    with pytest.raises(ValueError, match="rfvd.json is of the weights [0-9a-f]{12}, these are [0-9a-f]{12}: measure"):
         model.save_pretrained(tmp_path / "out", report=measured / "rfvd.json")
-    with pytest.raises(ValueError, match="gfvd.json names the weights [0-9a-f]{12}, these are [0-9a-f]{12}: measure"):
+    with pytest.raises(ValueError, match="gfvd.json is of the weights [0-9a-f]{12}, these are [0-9a-f]{12}: measure"):
         tiny.fill(generator(), seed=1).save_pretrained(tmp_path / "out", report=measured / "gfvd.json")
-    with pytest.raises(ValueError, match="is of rfvd; a Generator is scored by gfvd"):
+    with pytest.raises(ValueError, match="is of rfvd; a Generator is measured by gfvd"):
         generator().save_pretrained(tmp_path / "out", report=measured / "rfvd.json")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from sweettok import Generator, ProxyTokenizer, SweetTok
 from sweettok.cli import main
 from sweettok.data.writer import write_video
 from sweettok.generator.config import GeneratorConfig
-from sweettok.hub import local
+from sweettok.hub import model_folder
 from sweettok.pixels import to_uint8
 
 TOKEN = "hf_right"
@@ -186,11 +186,15 @@ def test_commands_take_names_of_the_hub(hub, tmp_path, capsys, fresh_accelerator
     write_video(tmp_path / "clip.mkv", to_uint8(tiny.clip())[0], 8, lossless=True)
     command = ["eval", "reconstruct", str(tmp_path / "clip.mkv"), "--out", str(tmp_path / "out"), "--checkpoint"]
     assert main([*command, "me/model"]) == 0 and (tmp_path / "out" / "clip.mp4").is_file()
-    folder = local("me/model")
-    assert same(SweetTok.from_pretrained(folder), tiny.tokenizer()) and local(folder) == local(str(folder)) == folder
+    folder = model_folder("me/model")
+    assert same(SweetTok.from_pretrained(folder), tiny.tokenizer())
+    assert model_folder(folder) == model_folder(str(folder)) == folder
     assert folder.name == commit(hub.repos["me/model"]["main"])
     capsys.readouterr()
-    for name, told in (("me/none", "no repository that the hub shows"), (str(tmp_path), "holds no config.json")):
+    for name, told in (
+        ("me/none", "is neither a folder nor a repository that you can read"),
+        (str(tmp_path), "holds no config.json"),
+    ):
         assert main([*command, name]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: {name} ") and told in error and error.count("\n") == 1
@@ -221,7 +225,7 @@ def test_a_folder_of_that_name_wins(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.proxy(seed=1).save_pretrained("me/model")
     assert same(ProxyTokenizer.from_pretrained("me/model"), tiny.proxy(seed=1))
-    with pytest.raises(ValueError, match="me/model is a folder here, which has no revision 'main'"):
+    with pytest.raises(ValueError, match="me/model is a folder, which has no revision 'main'"):
         ProxyTokenizer.from_pretrained("me/model", revision="main")
 
 
@@ -232,14 +236,14 @@ def test_the_cache_serves_without_a_connection(hub, monkeypatch, tmp_path):
         assert same(ProxyTokenizer.from_pretrained("me/model", cache_dir=cache), tiny.proxy())
     before = len(hub.requests)
     assert same(ProxyTokenizer.from_pretrained("me/model", local_files_only=True), tiny.proxy())
-    with pytest.raises(FileNotFoundError, match=r"^me/other is no folder.*the hub was not asked \(local_files_only\)"):
+    with pytest.raises(FileNotFoundError, match="^me/other is no folder.* was not asked: download"):
         ProxyTokenizer.from_pretrained("me/other", local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert same(ProxyTokenizer.from_pretrained("me/model", cache_dir=tmp_path / "elsewhere"), tiny.proxy())
-    absent = r"^me/other is no folder here, its config.json is not in the cache, and the hub cannot be reached: [^\n]*$"
+    absent = r"^me/other is no folder, its config.json is not in the cache, and the Hub cannot be reached or [^\n]*$"
     with pytest.raises(FileNotFoundError, match=absent):
         ProxyTokenizer.from_pretrained("me/other")
-    with pytest.raises(OSError, match=r"^me/model: the hub cannot be used: [^\n]*$"):
+    with pytest.raises(OSError, match=r"^me/model: the Hub cannot be used: [^\n]*$"):
         push(tiny.proxy())
     assert len(hub.requests) == before
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -249,16 +253,16 @@ def test_the_cache_serves_without_a_connection(hub, monkeypatch, tmp_path):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between huggingface_hub's attempts
     with pytest.raises(FileNotFoundError, match=absent):
         ProxyTokenizer.from_pretrained("me/other")
-    with pytest.raises(OSError, match=r"^me/model: the hub cannot be used: [^\n]*$"):
+    with pytest.raises(OSError, match=r"^me/model: the Hub cannot be used: [^\n]*$"):
         push(tiny.proxy())
 
 
 def test_a_cache_with_half_of_a_model(hub):
     push(tiny.proxy())
     hub.repos["me/model"]["main"].pop("model.safetensors")
-    with pytest.raises(FileNotFoundError, match="^me/model holds no model.safetensors in revision [0-9a-f]{40}: push"):
+    with pytest.raises(FileNotFoundError, match="^me/model holds no model.safetensors of revision [0-9a-f]{40}$"):
         ProxyTokenizer.from_pretrained("me/model")
-    with pytest.raises(FileNotFoundError, match="its model.safetensors in revision [0-9a-f]{40} is not in the cache"):
+    with pytest.raises(FileNotFoundError, match="its model.safetensors of revision [0-9a-f]{40} is not in the cache"):
         ProxyTokenizer.from_pretrained("me/model", local_files_only=True)
 
 
@@ -267,10 +271,10 @@ def test_who_may_read(hub):
     push(tiny.proxy(), name="me/gated")
     hub.gated.add("me/gated")
     for name in ("me/secret", "me/none"):
-        told = f"^{name} is no folder here and no repository that the hub shows: .*private, log in with `hf auth login`"
+        told = f"^{name} is neither a folder nor a repository that you can read: .*private, log in with `hf auth login`"
         with pytest.raises(FileNotFoundError, match=told):
             ProxyTokenizer.from_pretrained(name)
-    with pytest.raises(PermissionError, match="^me/gated is gated: ask for access.*or give token="):
+    with pytest.raises(PermissionError, match="^me/gated is gated: ask for access.*or pass token="):
         ProxyTokenizer.from_pretrained("me/gated")
     for name in ("me/secret", "me/gated"):
         assert same(ProxyTokenizer.from_pretrained(name, token=TOKEN), tiny.proxy())
@@ -278,7 +282,7 @@ def test_who_may_read(hub):
 
 def test_who_may_write(hub):
     for token in (None, "hf_wrong"):
-        with pytest.raises(PermissionError, match="^the hub lets this login neither see nor change me/model: log in"):
+        with pytest.raises(PermissionError, match="^no permission to read or change me/model on the Hub: log in"):
             tiny.proxy().push_to_hub("me/model", token=token)
     assert not hub.repos
 
@@ -287,13 +291,13 @@ def test_who_may_write(hub):
 def test_names_that_no_repository_has(name, hub):
     with pytest.raises(FileNotFoundError, match=f"^there is no folder {name}: give one written by save_pretrained"):
         ProxyTokenizer.from_pretrained(name)
-    with pytest.raises(ValueError, match=f"^a repository of the hub is named user/name, got '{name}'$"):
+    with pytest.raises(ValueError, match=f"^expected a repository named user/name, got '{name}'$"):
         push(tiny.proxy(), name=name)
     assert not hub.requests
 
 
 def test_names_that_the_hub_refuses(hub):
-    with pytest.raises(ValueError, match=r"^me/mo--del is no name of a repository: [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^me/mo--del cannot be the name of a repository: [^\n]*$"):
         ProxyTokenizer.from_pretrained("me/mo--del")
 
 
@@ -305,7 +309,7 @@ def test_other_models_are_refused_before_their_weights_are_fetched(hub):
     with pytest.raises(ValueError, match="^me/model holds None, expected 'SweetTok'"):
         SweetTok.from_pretrained("me/model")
     hub.repos["me/model"]["main"] = {}
-    with pytest.raises(FileNotFoundError, match="^me/model holds no config.json: push_to_hub did not write it$"):
+    with pytest.raises(FileNotFoundError, match="^me/model holds no config.json$"):
         SweetTok.from_pretrained("me/model")
     assert not [path for method, path in hub.requests if "resolve" in path and "model.safetensors" in path]
 
@@ -327,7 +331,7 @@ def test_an_edited_card_cannot_show_a_report(hub):
     files = hub.repos["me/model"]["main"]
     files["README.md"] = b"# Mine\n"
     before = dict(files)
-    with pytest.raises(ValueError, match="^README.md was edited by hand and stays, so it cannot show the report"):
+    with pytest.raises(ValueError, match="^README.md was edited by hand and is kept, so it cannot show the report"):
         push(tiny.proxy(seed=1), report=report_of(tiny.proxy(seed=1)))
     assert files == before
     files.pop("README.md")
@@ -336,6 +340,6 @@ def test_an_edited_card_cannot_show_a_report(hub):
 
 
 def test_nothing_is_made_for_the_report_of_other_weights(hub):
-    with pytest.raises(ValueError, match="measure these, or leave it out"):
+    with pytest.raises(ValueError, match="measure these, or omit the report"):
         push(tiny.proxy(), report=report_of(tiny.proxy(seed=1)))
     assert not hub.requests

@@ -16,7 +16,7 @@ from sweettok.eval.report import is_report, summary, write_json
 from sweettok.eval.rfvd import open_folders, open_tokenizer
 from sweettok.eval.rfvd import run as run_rfvd
 from sweettok.eval.visual import reconstruct
-from sweettok.hub import local
+from sweettok.hub import model_folder
 from sweettok.store import check_output
 
 
@@ -89,7 +89,7 @@ def rfvd(args: argparse.Namespace) -> None:
     def open_source():
         if args.checkpoint is None:
             return open_folders(args.originals, args.reconstructions, protocol)
-        return open_tokenizer(local(args.checkpoint), args.data, protocol, args.root)
+        return open_tokenizer(model_folder(args.checkpoint), args.data, protocol, args.root)
 
     source, protocol = together(open_source)
     _finish(run_rfvd(source, protocol, lpips=args.lpips, vgg=args.vgg, **_measuring(args)), args.out)
@@ -98,7 +98,7 @@ def rfvd(args: argparse.Namespace) -> None:
 def gfvd(args: argparse.Namespace) -> None:
     protocol = _protocol(args)
     _check_out(args, "fake", "real", "checkpoint", "root", "i3d")
-    checkpoint = together(lambda: local(args.checkpoint)) if args.checkpoint is not None else None
+    checkpoint = together(lambda: model_folder(args.checkpoint)) if args.checkpoint is not None else None
     report = run_gfvd(args.fake, args.real, protocol, checkpoint=checkpoint, root=args.root, **_measuring(args))
     _finish(report, args.out)
 
@@ -148,7 +148,7 @@ def run_table(args: argparse.Namespace) -> None:
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     changes = options.preprocessing_changes(args)
-    for facts in reconstruct(args.videos, local(args.checkpoint), args.out, args.whole, **changes):
+    for facts in reconstruct(args.videos, model_folder(args.checkpoint), args.out, args.whole, **changes):
         clips = f"{facts['ids_per_clip']} ids"
         if args.whole:
             clips = f"{facts['clips']} clips of {clips}, seams {facts['seams']:+.2f} grey levels"

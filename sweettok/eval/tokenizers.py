@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from sweettok.data.preprocess import Preprocessing
-from sweettok.hub import CONFIG, find
-from sweettok.pretrained import read_about
+from sweettok.hub import read_config
 from sweettok.proxy.model import ProxyTokenizer
 from sweettok.tokenizer.model import SweetTok
 
@@ -46,7 +45,7 @@ class RoundTrip:
 
 def load_tokenizer(source: str | Path) -> torch.nn.Module:
     """The SweetTok or ProxyTokenizer of a folder, or of "user/name" on the hub; onto the CPU as `from_pretrained`."""
-    name = read_about(find(source).fetch(CONFIG), source, *TOKENIZERS)["model"]
+    name = read_config(source, *TOKENIZERS)["model"]
     return TOKENIZERS[name].from_pretrained(source)
 
 

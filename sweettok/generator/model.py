@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sweettok.generator.card import CARD
 from sweettok.generator.config import GeneratorConfig, SamplingConfig
 from sweettok.generator.sampling import draw, filter_logits, guide, random_streams, scale_at
 from sweettok.generator.sequence import SequenceLayout
+from sweettok.hub import Pretrained
 from sweettok.layers.attention import rotate
-from sweettok.pretrained import Pretrained
 
 INIT_STD, INIT_DIM = 0.02, 1536  # the release's deviation and width
 ROTARY_THETA = 10000.0
@@ -178,6 +179,7 @@ class Generator(Pretrained):
     """
 
     config_class = GeneratorConfig
+    card_info = CARD
 
     def __init__(self, config: GeneratorConfig, class_names: Sequence[str] | None = None):
         super().__init__()

@@ -33,7 +33,7 @@ from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
 from sweettok.distributed import join_processes, main_first
 from sweettok.generator.config import SamplingConfig
 from sweettok.generator.model import Generator
-from sweettok.hub import CONFIG, WEIGHTS, local
+from sweettok.hub import CONFIG, WEIGHTS, model_folder
 from sweettok.inference.tokenize import PRECISIONS
 from sweettok.pixels import to_uint8
 from sweettok.store import sha256, write_aside
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
     """
     check_numbers(args)
     how = SamplingConfig(args.cfg_scale, args.cfg_schedule, args.temperature, args.top_k, args.top_p)
-    args.generator, args.tokenizer = local(args.generator), local(args.tokenizer)
+    args.generator, args.tokenizer = model_folder(args.generator), model_folder(args.tokenizer)
     state, out = join_processes(), Path(args.out)
     generator, tokenizer = Generator.from_pretrained(args.generator), SweetTok.from_pretrained(args.tokenizer)
     check_models(args, how, generator, tokenizer)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sweettok import convert, pixels
 from sweettok.distributed import add_up, gather_rows
+from sweettok.hub import Pretrained
 from sweettok.layers.attention import SpatialTransformer, TemporalTransformer, init_linears
 from sweettok.layers.patching import PatchEmbed, Unpatch
-from sweettok.pretrained import Pretrained
+from sweettok.proxy.card import CARD
 from sweettok.proxy.config import ProxyConfig
 
 
@@ -125,6 +126,7 @@ class ProxyTokenizer(Pretrained):
     """A clip (B, 3, T, H, W) or an image (T = 1) <-> codes (B, t, h, w) in [0, K)."""
 
     config_class = ProxyConfig
+    card_info = CARD
 
     def __init__(self, config: ProxyConfig | None = None):
         super().__init__()

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from sweettok import convert, pixels
 from sweettok.config import to_dict
+from sweettok.hub import Pretrained
 from sweettok.layers.attention import init_linears
-from sweettok.pretrained import Pretrained
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.priors.io import load_prior
 from sweettok.proxy.model import PixelDecoder, ProxyTokenizer
+from sweettok.tokenizer.card import CARD
 from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.tokenizer.config import TokenizerConfig, WordsConfig
 from sweettok.tokenizer.decoder import QueryDecoder
@@ -67,6 +68,7 @@ class SweetTok(Pretrained, Doors):
     """
 
     config_class = TokenizerConfig
+    card_info = CARD
 
     def __init__(self, config: TokenizerConfig, prior: Prior | WordGraph):
         super().__init__()

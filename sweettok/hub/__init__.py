@@ -1,0 +1,6 @@
+"""Saved models: a folder with config.json, model.safetensors and a model card, here or on the Hugging Face Hub."""
+
+from sweettok.hub.card import CardInfo
+from sweettok.hub.pretrained import CONFIG, WEIGHTS, Pretrained, model_folder, read_config
+
+__all__ = ["CONFIG", "WEIGHTS", "CardInfo", "Pretrained", "model_folder", "read_config"]

@@ -1,0 +1,173 @@
+"""Model cards: README.md of saved models, with sizes, settings, facts of the training and measured results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+import sweettok
+from sweettok.config import to_dict
+
+MARK = "# written by sweettok ({}); an edited page is kept"  # {}: hash of what follows
+MARKED = re.compile(r"---\n" + re.escape(MARK).replace(r"\{\}", r"\w+") + r"\n")
+METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "motion": "PSNR of motion, dB", "lpips": "LPIPS"}
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class CardInfo:
+    """What a class of models contributes to its cards.
+
+    Args:
+        summary: one sentence. tags: for the search of the Hub.
+        sizes: model -> rows of name and value. usage: model -> Python code that uses `model`.
+        report: kind of the evaluation reports that measure it. role: name of the model in their "weights".
+        derived: settings that follow from others or from data, and are not listed as settings.
+    """
+
+    summary: str
+    tags: tuple[str, ...]
+    sizes: Callable[[Any], Rows]
+    usage: Callable[[Any], str]
+    report: str = "rfvd"
+    role: str = "tokenizer"
+    derived: tuple[str, ...] = ()
+
+
+def write_card(
+    model: Any,
+    name: str,
+    weights: str,
+    training: Mapping[str, Any] | None,
+    report: str | Path | Mapping[str, Any] | None,
+    license: str | None,
+) -> str:
+    """The card as text.
+
+    Args:
+        name: what `from_pretrained` loads the model by.
+        weights: SHA-256 of model.safetensors.
+        training, report, license: as in `Pretrained.save_pretrained`.
+    """
+    info, title = model.card_info, type(model).__name__
+    data = ModelCardData(library_name="sweettok", license=license, tags=["sweettok", *info.tags, "arxiv:2412.10443"])
+    sizes = [("parameters", f"{sum(p.numel() for p in model.parameters()):,}"), *info.sizes(model)]
+    code = f"from sweettok import {title}\n\nmodel = {title}.from_pretrained({json.dumps(name)})\n{info.usage(model)}"
+    parts = [
+        f"# {title}",
+        f"{info.summary} Made with `sweettok` {sweettok.__version__}, a reimplementation of SweetTok "
+        "([arXiv 2412.10443](https://arxiv.org/abs/2412.10443)).",
+        f"## Use\n\n```python\n{code}\n```",
+        f"## Sizes\n\n{_table(('', ''), [*sizes, ('SHA-256 of model.safetensors', f'`{weights}`')])}",
+        f"## Settings\n\n{changed_settings(model.config, info.derived)}",
+    ]
+    if training:
+        parts.append("## Training\n\n" + _table(("", ""), [(key, _plain(value)) for key, value in training.items()]))
+    if report is not None:
+        parts += ["## Measured", *_read_report(report, title, info, weights)]
+    return _marked(f"{data.to_yaml().strip()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def is_edited(page: Path) -> bool:
+    """Whether a card exists that `write_card` did not write, or that was changed since."""
+    if not page.is_file():
+        return False
+    text = page.read_text(encoding="utf-8", errors="replace")
+    found = MARKED.match(text)
+    return found is None or _marked(text[found.end() :]) != text
+
+
+def _marked(body: str) -> str:
+    return f"---\n{MARK.format(hashlib.sha256(body.encode()).hexdigest()[:16])}\n{body}"
+
+
+def changed_settings(config: Any, derived: tuple[str, ...] = ()) -> str:
+    """Table of the settings that differ from the defaults, which are the release's."""
+    values, defaults = (_flat(to_dict(c), derived) for c in (config, type(config)()))
+    changed = [name for name, value in values.items() if value != defaults[name]]
+    if not changed:
+        return "All settings are the release's."
+    rows = [(f"`{name}`", f"`{_plain(values[name])}`", f"`{_plain(defaults[name])}`") for name in changed]
+    return "Settings that differ from the release's:\n\n" + _table(("setting", "here", "release"), rows)
+
+
+def _flat(settings: Mapping[str, Any], derived: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of nested settings, without those of `derived`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in derived:
+            nested = isinstance(value, Mapping)
+            found |= _flat(value, derived, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
+
+
+def _read_report(report: str | Path | Mapping[str, Any], title: str, info: CardInfo, weights: str) -> list[str]:
+    """Paragraphs of an evaluation report of these weights. ValueError for any other content."""
+    name = "the report"
+    if not isinstance(report, Mapping):
+        name = str(report)
+        try:
+            report = json.loads(Path(report).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{name} is not a report: {error}") from error
+    try:
+        kind, measured = report["kind"], (report["weights"].get(info.role) or {}).get("model.safetensors")
+        paragraphs = list(_report_parts(report))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is not a report of `sweettok eval` ({type(error).__name__}: {error})") from error
+    if kind != info.report:
+        raise ValueError(f"{name} is of {kind}; a {title} is measured by {info.report}")
+    if measured != weights and (measured or info.role == "tokenizer"):  # reports of video files name no generator
+        found = f"the weights {measured[:12]}" if measured else "no weights"
+        raise ValueError(f"{name} is of {found}, these are {weights[:12]}: measure these, or omit the report")
+    return paragraphs
+
+
+def _report_parts(report: Mapping[str, Any]) -> Iterator[str]:
+    """Paragraphs and a table of the measured numbers, each with its protocol."""
+    protocol, results, kind = report["protocol"], report["results"], report["kind"]
+    rows = []
+    for part, scores in sorted(results.get("scores", {}).items(), key=lambda item: item[0] != "reconstruction"):
+        suffix = "" if part == "reconstruction" else f" of the {part}, for comparison"
+        rows += [(label + suffix, _score(scores[name])) for name, label in METRICS.items() if name in scores]
+    if kind in results:
+        floor = results[kind]["noise_floor"]
+        suffix = f"; two halves of the real clips: {floor['real_to_real']:.3f}" if floor is not None else ""
+        rows.append((f"{kind[0]}FVD", f"{results[kind]['value']:.3f}{suffix}"))
+    for name, use in (results["usage"] or {}).items():
+        value = f"{use['used']} of {use['words']}, perplexity {use['perplexity']:.1f}"
+        rows.append((f"words used: {name}", value))
+    clips = f"{protocol['num_fake']} clips"
+    if not protocol["paired"]:
+        clips = f"{protocol['num_fake']} against {protocol['num_real']} clips"
+    where = clips, f"{protocol['name']} ({report['protocol_hash'][:12]})"
+    size = f"{protocol['frames']} frames of {protocol['height']}x{protocol['width']}"
+    yield (
+        f"On {size}, split: {protocol['split']}. "
+        "Scores are means over clips with 95% intervals. Numbers of different protocols must not be compared."
+    )
+    yield _table(("metric", "value", "on", "protocol (hash)"), [(*row, *where) for row in rows])
+    if report[f"{kind}_refused"]:
+        yield f"{kind[0]}FVD was not measured: {report[f'{kind}_refused']}."
+    yield from (f"Note: {note}." for note in report["notes"])
+
+
+def _score(value: Mapping[str, Any]) -> str:
+    interval = value["interval95"]
+    return f"{value['mean']:.3f}" + (f" +- {interval:.3f}" if interval is not None else "")
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _table(head: tuple[str, ...], rows: Rows) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in line)} |" for line in lines)
