@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 
-from sweettok.layers import attention
 from sweettok.layers.attention import (
     Attention,
     FeedForward,
@@ -50,11 +49,11 @@ def close(ours, expected, tolerance=TOLERANCE):
 @pytest.mark.parametrize("grid", [None, (3, 3), (2, 5), (5, 2)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_self_attention(grid, causal):
-    module = Attention(BLOCK, causal=causal)
+    module = Attention(**BLOCK.heads, causal=causal)
     W = weights(module)
     count = grid[0] * grid[1] if grid else 7
     x = numbers("x", 2, count, 24)
-    angles = attention.rotary_angles(*grid, BLOCK.head_dim, x.device) if grid else None
+    angles = grid_rotary_angles(*grid, BLOCK.head_dim, x.device) if grid else None
     rows = [naive.attention(W, "", row, grid=grid, causal=causal) for row in x.double().numpy()]
     close(module(x, angles=angles), np.stack(rows))
 
@@ -63,7 +62,7 @@ def test_self_attention(grid, causal):
 @pytest.mark.parametrize("num_null_kv", [0, 1, 2])
 @pytest.mark.parametrize("context_length", [1, 6])
 def test_cross_attention(num_null_kv, context_length):
-    module = Attention(BLOCK, cross=True, num_null_kv=num_null_kv)
+    module = Attention(**BLOCK.heads, cross=True, num_null_kv=num_null_kv)
     W = weights(module)
     assert ("null_kv" in W) == (num_null_kv > 0)
     x, context = numbers("x", 2, 5, 24), numbers("context", 2, context_length, 24)
@@ -76,7 +75,7 @@ def test_cross_attention(num_null_kv, context_length):
 
 @torch.no_grad()
 def test_causal_attention_does_not_see_the_future():
-    module = tiny.fill(Attention(BLOCK, causal=True))
+    module = tiny.fill(Attention(**BLOCK.heads, causal=True))
     x, changed = numbers("x", 1, 6, 24), numbers("x", 1, 6, 24)
     changed[:, 4:] += 1
     before, after = module(x), module(changed)
@@ -86,9 +85,9 @@ def test_causal_attention_does_not_see_the_future():
 
 @torch.no_grad()
 def test_attention_on_one_token_needs_only_the_value_path():
-    full = Attention(BLOCK)
+    full = Attention(**BLOCK.heads)
     W = weights(full)
-    single = SingleTokenAttention(BLOCK)
+    single = SingleTokenAttention(**BLOCK.heads)
     single.to_v.weight.copy_(full.to_kv.weight.chunk(2)[1])
     single.to_out.weight.copy_(full.to_out.weight)
     x = numbers("x", 6, 24)
@@ -99,7 +98,7 @@ def test_attention_on_one_token_needs_only_the_value_path():
 @pytest.mark.parametrize(("grid", "size"), [((4, 4), 2), ((2, 6), 2), ((6, 3), 3)])
 def test_window_attention(grid, size):
     block = tiny.block(window_size=size)
-    module = WindowAttention(block)
+    module = WindowAttention(**block.heads, window_size=size)
     W = weights(module)
     x = numbers("x", 2, grid[0] * grid[1], 24)
     rows = [naive.window_attention(W, "", row, grid, size, block.head_dim) for row in x.double().numpy()]
@@ -108,7 +107,7 @@ def test_window_attention(grid, size):
 
 @torch.no_grad()
 def test_feed_forward():
-    module = FeedForward(BLOCK)
+    module = FeedForward(24, BLOCK.ff_dim)
     assert module.down.weight.shape == (24, 32)  # int(24 * 2.0 * 2 / 3)
     W = weights(module, ("norm.", "0."), ("up.", "1."), ("down.", "4."))
     x = numbers("x", 2, 5, 24)
@@ -129,7 +128,7 @@ def test_position_convolution():
 @torch.no_grad()
 @pytest.mark.parametrize(("peg", "cross", "null"), [(True, False, 0), (False, True, 0), (True, True, 2)])
 def test_spatial_transformer(peg, cross, null):
-    module = SpatialTransformer(BLOCK, "twt", peg=peg, cross=cross, num_null_kv=null)
+    module = SpatialTransformer("twt", **BLOCK.spatial, peg=peg, cross=cross, num_null_kv=null)
     W, grid = weights(module, *RENAMED), (2, 4)
     x, contexts = numbers("x", 2, 3, 8, 24), [numbers(f"context{i}", 2, 5, 24) for i in range(3)]
     ours = module(x, grid, contexts if cross else None)
@@ -144,7 +143,7 @@ def test_spatial_transformer(peg, cross, null):
 @torch.no_grad()
 @pytest.mark.parametrize("peg", ["scrambled", "grid"])
 def test_temporal_transformer(peg):
-    module = TemporalTransformer(tiny.block(temporal_peg=peg), "tt")
+    module = TemporalTransformer("tt", **tiny.block(temporal_peg=peg).temporal)
     W, grid = weights(module, *RENAMED), (2, 3)
     x = numbers("x", 2, 6, 4, 24)
     ours = module(x, grid)
@@ -158,7 +157,7 @@ def test_temporal_transformer(peg):
 
 @torch.no_grad()
 def test_place_transformer():
-    module = PlaceTransformer(BLOCK, "tt", cross=True)
+    module = PlaceTransformer("tt", **BLOCK.layer, cross=True)
     W = weights(module, *RENAMED)
     for i in range(2):  # the published form: queries and keys that have no effect
         p = f"layers.{i}.1."

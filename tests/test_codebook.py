@@ -7,9 +7,10 @@ import pytest
 import tiny
 import torch
 
-from sweettok.priors.graph import WordGraph
-from sweettok.tokenizer.codebook import LanguageCodebook, normalised_adjacency
-from sweettok.tokenizer.quantizer import LanguageQuantizer, nearest
+from sweettok.layers.lookup import nearest
+from sweettok.priors.graph import WordGraph, normalised_adjacency
+from sweettok.tokenizer.codebook import LanguageCodebook
+from sweettok.tokenizer.quantizer import LanguageQuantizer
 
 GRAPHS = {"spatial": tiny.prior().spatial, "temporal": tiny.prior().temporal}
 

@@ -18,6 +18,7 @@ from sweettok import ProxyTokenizer, SweetTok, convert
 from sweettok.priors import save_prior
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.tokenizer.config import TokenizerConfig
+from sweettok.tokenizer.release import TOKENIZER
 
 CONFIG = tiny.tokenizer_config()
 
@@ -153,7 +154,7 @@ def test_known_extras_are_dropped(released, proxy, video):
 
 @torch.no_grad()
 def test_entries_without_effect_may_be_absent_or_anything(released, model, video):
-    idle = [name for name in released if any(re.search(pattern, name) for pattern in convert.TOKENIZER.dropped)]
+    idle = [name for name in released if any(re.search(pattern, name) for pattern in TOKENIZER.dropped)]
     assert len(idle) > 30
     shapes = {name: released.pop(name).shape for name in idle}
     assert torch.equal(load(released)(video), model(video))
@@ -196,10 +197,10 @@ def test_weights_of_the_other_model_are_refused(released, proxy):
 
 def test_partial_weights(model, released):
     part = {name: value for name, value in released.items() if name.startswith("encoder.enc_spatial_transformer")}
-    found = convert.import_weights(model.state_dict(), part, convert.TOKENIZER, partial=True)
+    found = convert.import_weights(model.state_dict(), part, TOKENIZER, partial=True)
     assert found and all(name.startswith("encoder.spatial.") for name in found)
     with pytest.raises(ValueError, match=r"do not fit this model. not explained by any table \(1\): stranger"):
-        convert.import_weights(model.state_dict(), part | {"stranger": torch.ones(1)}, convert.TOKENIZER, partial=True)
+        convert.import_weights(model.state_dict(), part | {"stranger": torch.ones(1)}, TOKENIZER, partial=True)
 
 
 def test_prior_of_another_width(released):
@@ -211,7 +212,7 @@ def test_prior_of_another_width(released):
 
 def test_unknown_names_of_ours_are_an_error():
     with pytest.raises(KeyError, match="no published name for 'encoder.surprise'"):
-        convert.TOKENIZER.released_name("encoder.surprise")
+        TOKENIZER.released_name("encoder.surprise")
 
 
 # ------------------------------------------------------------------------------------------------------------ stage 1
@@ -295,7 +296,7 @@ def test_trainer_checkpoint(proxy, video, trainer_settings, tmp_path):
     before = set(torch.serialization.get_safe_globals())
     loaded = ProxyTokenizer.from_release(path, proxy.config)
     assert torch.equal(loaded.encode(video), proxy.encode(video))
-    assert set(torch.serialization.get_safe_globals()) == before, "the stand-ins outlive the call"
+    assert set(torch.serialization.get_safe_globals()) == before, "the empty classes outlive the call"
 
 
 class Run:

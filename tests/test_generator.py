@@ -7,10 +7,10 @@ import torch
 from test_sequence import SMALL, SMALL_UNION, some_ids, words_of
 
 from sweettok import Generator
-from sweettok.generator import model as module
+from sweettok.generator import transformer as module
 from sweettok.generator.config import GeneratorConfig, SamplingConfig
-from sweettok.generator.model import Cache
 from sweettok.generator.sampling import draw, filter_logits, random_streams, scale_at
+from sweettok.generator.transformer import Cache
 from sweettok.tokenizer.layout import TokenLayout
 
 NAMES = ("run", "walk", "fly")

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from training_golden import golden_json
 
-from sweettok.convert import TOKENIZER
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.release import TOKENIZER
 from sweettok.train.config import OptimizerConfig
 from sweettok.train.optim import lr_factor, make_optimizer, make_scheduler, param_groups
 

@@ -10,16 +10,11 @@ from sweettok.layers.patching import PatchEmbed, Unpatch
 SIZES = [(9, 16, 16, 4, 4), (5, 8, 12, 4, 2), (1, 8, 8, 2, 4), (4, 6, 3, 3, 3)]
 
 
-def config(frames, height, width, patch, tube):
-    block = tiny.block(20, window_size=1)
-    return tiny.proxy_config(height, width, frames, patch_size=patch, temporal_patch_size=tube, block=block)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES)
 def test_patches(size):
     frames, height, width, patch, tube = size
-    module = tiny.fill(PatchEmbed(config(*size), 20))
+    module = tiny.fill(PatchEmbed(20, patch, tube))
     W = {}
     for name, value in module.state_dict().items():
         part, place, kind = name.split(".")
@@ -35,7 +30,7 @@ def test_patches(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_unpatching(size):
     frames, height, width, patch, tube = size
-    module = tiny.fill(Unpatch(config(*size), 20))
+    module = tiny.fill(Unpatch(20, patch, tube))
     W = {}
     for name, value in module.state_dict().items():
         part, kind = name.split(".")

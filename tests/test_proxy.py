@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from sweettok import pixels
-from sweettok.layers.attention import FeedForward, set_gradient_checkpointing
-from sweettok.proxy.model import CodeTable, draw_rows
+from sweettok.layers.checkpointing import set_gradient_checkpointing
+from sweettok.layers.transformer import FeedForward
+from sweettok.proxy.codes import CodeTable, draw_rows
 
 CASES = {
     "release": (tiny.proxy_config(), 9),

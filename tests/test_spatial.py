@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from stages import ROOT, begin, config_of, log_lines, make_task, snapshot
 
-from sweettok import convert
 from sweettok.generator.sequence import SequenceLayout
 from sweettok.pixels import to_float
 from sweettok.stages.codes import CodePredictor
@@ -19,6 +18,7 @@ from sweettok.stages.spatial import SpatialTask
 from sweettok.stages.stage1 import Stage1Task, start_from
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.release import TOKENIZER
 from sweettok.train.loop import Clock, train_step
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -188,7 +188,7 @@ def test_stage1_starts_from_the_branch(runs, tmp_path):
             part = branch.state_dict().get(name) if not name.startswith("pixel_decoder.") else None
             assert torch.equal(value, fresh[name] if part is None else part), name
     names = {name for name in branch.state_dict() if not name.startswith("pixel_decoder.")}
-    assert {convert.TOKENIZER.released_name(name) for name in names} - {None} <= released.keys()
+    assert {TOKENIZER.released_name(name) for name in names} - {None} <= released.keys()
     assert not [name for name in released if "temporal" in name or name.startswith("pixel_")]
     # The published files of whole tokenizers have every one of these names, in these shapes.
     whole = SweetTok.from_pretrained(runs / "stage1" / "final").to_release()

@@ -12,20 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from sweettok.cli.main import main
 from sweettok.stages import build_task, load_config
 from sweettok.stages import plan as planning
-from sweettok.stages.plan import DryRun, leave_out_graph, plan, task_modules
-from sweettok.tokenizer.codebook import LanguageCodebook
+from sweettok.stages.plan import DryRun, plan, task_modules
 from sweettok.train.loop import Clock, train_step
 
 CONFIGS = sorted(path for path in (stages.ROOT / "configs").rglob("*.yaml") if "stage" in path.read_text())
 
 
 def real(run):
-    """A real task after its first step; without the word graph's products, as in the plan."""
+    """A real task after its first step."""
     AcceleratorState._reset_state(reset_partial_state=True)
     task = build_task(run)
-    for part in task.model.modules():
-        if isinstance(part, LanguageCodebook):
-            leave_out_graph(part)
     session, batches = stages.begin(task, run)
     train_step(session, batches, Clock())
     return task, session, batches

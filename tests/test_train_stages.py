@@ -25,7 +25,6 @@ from stages import (
     snapshot,
 )
 
-from sweettok import convert
 from sweettok.config import to_dict
 from sweettok.generator.model import Generator
 from sweettok.pixels import to_float
@@ -35,6 +34,7 @@ from sweettok.stages.stage1 import Stage1Task
 from sweettok.stages.stage2 import Stage2Task
 from sweettok.tokenizer.decoder import HEAD_SHARPNESS
 from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.release import TOKENIZER as NAMES
 from sweettok.train.loop import Clock, train_step
 from sweettok.train.task import StepContext
 
@@ -224,7 +224,7 @@ def test_init_loads_what_a_published_file_holds(runs, tmp_path):
     run = config_of(runs, "stage1", "warm_start=false")
     fresh = snapshot(make_task(Stage1Task, run).model)
     started = snapshot(make_task(Stage1Task, replace(run, init=str(tmp_path / "part.bin"))).model)
-    loaded = {name for name in fresh if convert.TOKENIZER.released_name(name) in part}
+    loaded = {name for name in fresh if NAMES.released_name(name) in part}
     assert loaded and any(not torch.equal(fresh[name], started[name]) for name in loaded)
     for name, value in started.items():
         assert torch.equal(value, trained.state_dict()[name] if name in loaded else fresh[name]), name

@@ -17,7 +17,7 @@ from sweettok.stages.stage1 import start_from
 from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.quantizer import LanguageQuantizer
-from sweettok.tokenizer.release import released_state
+from sweettok.tokenizer.release import TOKENIZER
 
 PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper"
 GRAPHS = {"spatial": tiny.prior().spatial, "temporal": tiny.prior().temporal}
@@ -110,7 +110,9 @@ def test_unknown_lookup():
 def test_equals_plain_loops(changes):
     config = tiny.tokenizer_config(**changes)
     model, video = tiny.tokenizer(config), tiny.clip(3)
-    weights = {name: value.double().numpy() for name, value in released_state(model, convert.TOKENIZER).items()}
+    weights = {
+        name: value.double().numpy() for name, value in convert.export_weights(model.state_dict(), TOKENIZER).items()
+    }
     expected = naive.tokenizer(weights, video[0].double().numpy(), config, tiny.prior())
     for latent, branch in zip(model.encoder(video), ("spatial", "temporal"), strict=True):
         assert latent.shape[-1] == config.latent_dim == config.codebook_dim

@@ -319,6 +319,9 @@ def _read_clips(folder: Path, manifest: TokenManifest) -> tuple[tuple[str, ...],
         raise ValueError(f"{path} is missing, or not the list of the clips of these tokens: {_ELSEWHERE}")
     pairs = [line.split("\t") for line in content.decode().splitlines()]
     labels = tuple(int(label) for _, label in pairs) if manifest.num_classes else None
+    wrong = [label for label in labels or () if not 0 <= label < manifest.num_classes]
+    if wrong:
+        raise ValueError(f"{path} has label {wrong[0]}; this manifest's classes are 0..{manifest.num_classes - 1}")
     return tuple(key for key, _ in pairs), labels
 
 

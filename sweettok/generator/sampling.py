@@ -6,10 +6,39 @@ Letters: B samples, V words that may be drawn.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from sweettok.generator.config import SamplingConfig
+from sweettok.segments import Segment
+
+
+def choose(logits: Tensor, chances: Tensor, how: SamplingConfig) -> Tensor:
+    """(B, V) logits and (B,) chances as in `draw` -> (B,) words: drawn, or at temperature 0 the likeliest."""
+    if how.temperature == 0:
+        return logits.argmax(-1)
+    return draw(filter_logits(logits / how.temperature, how.top_k, how.top_p), chances)
+
+
+def check_finite(finite: Tensor, segment: Segment, indices: Sequence[int]) -> None:
+    """Raise FloatingPointError, naming the first, if a place of a segment had logits that no word can be drawn from.
+
+    Args:
+        finite: (B, n) whether the largest logit of each sample and place was finite.
+        indices: numbers of the samples.
+
+    Looking at the values waits for the device: call it once per segment.
+    """
+    wrong = (~finite.cpu()).nonzero()
+    if len(wrong):
+        row, place = wrong[wrong[:, 1].argmin()].tolist()
+        raise FloatingPointError(
+            f"the logits of sample {indices[row]} at place {segment.start + place} ({segment.name} {place}) are not "
+            "finite, so no word can be drawn: look for NaN in the weights, or use bfloat16 or float32 where float16 "
+            "overflows"
+        )
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -51,9 +80,11 @@ def draw(logits: Tensor, chances: Tensor) -> Tensor:
     """(B, V) logits and (B,) chances in (0, 1], float64 -> (B,) words, by inverting the distribution function.
 
     The words keep their order, so that a rounding error in the logits moves the borders between words by as little.
+    Logits with NaN give some word of the V: see `check_finite`.
     """
     reached = logits.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(reached, chances[:, None] * reached[:, -1:]).squeeze(1)
+    words = torch.searchsorted(reached, chances[:, None] * reached[:, -1:]).squeeze(1)
+    return words.clamp_max(logits.shape[-1] - 1)
 
 
 def random_streams(seed: int, indices: Iterable[int], length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sequences that a generator reads and writes."""
+"""Layout of the sequences that a generator reads and writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _END = "tn"
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """What a generator reads and writes: a prompt, then the ids of a clip with separators between its segments.
+    """A prompt, then the ids of a clip with separators between its segments.
 
     prompt    start token | start token, class | start token, target of the given clip
     target    ss, adjectives, smn, sms, nouns, sn, ts, adverbs, tms, tmn, verbs, tn   (union: ss, spatial, sn, ts,
@@ -114,14 +114,26 @@ class SequenceLayout:
         """Global ids (B, L) -> (B, R), words shifted and separators set; `ids` stays as it is."""
         words, parts = ids + self.word_start, []
         for run, segment in zip(self.separators, self.layout.segments, strict=True):
-            parts += [self._constant(run, words), words[:, segment.places]]
-        return torch.cat([*parts, self._constant((self.special_ids[_END],), words)], dim=1)
+            parts += [*(_column(separator, words) for separator in run), words[:, segment.places]]
+        return torch.cat([*parts, _column(self.special_ids[_END], words)], dim=1)
 
-    def prompt(self, condition: Tensor | None = None, batch: int = 1, device: torch.device | None = None) -> Tensor:
-        """(B, P) from classes (B,), where -1 is the null class, or from the ids (B, L) of the given clip.
+    def prompt(
+        self,
+        condition: Tensor | None = None,
+        batch: int = 1,
+        device: torch.device | None = None,
+        check_values: bool = True,
+    ) -> Tensor:
+        """Start of the sequences, (B, P).
 
-        Without a condition, as of unconditional generators, `batch` and `device` say what to make. ValueError for
-        a condition of the wrong kind, classes out of range and ids that are no words of their segment.
+        Args:
+            condition: classes (B,), where -1 is the null class, or the ids (B, L) of the given clip.
+            batch, device: of unconditional generators, which take no condition.
+            check_values: look at the values, for which the host waits for the device. Without it, give values that
+                were checked before.
+
+        Raises ValueError for a condition of the wrong kind, classes out of range and ids that are no words of their
+        segment.
         """
         wanted = "the ids of a given clip" if self.given_clip else "classes" if self.num_classes else "no condition"
         if (condition is None) != (wanted == "no condition"):
@@ -130,20 +142,25 @@ class SequenceLayout:
         if condition is None:
             return torch.full((batch, 1), self.special_ids["sos"], device=device)
         condition = condition.long()
-        start = self._constant((self.special_ids["sos"],), condition[:, None] if condition.ndim == 1 else condition)
+        start = _column(self.special_ids["sos"], condition)
         if self.given_clip:
-            self.layout.check(condition)
+            if check_values:
+                self.layout.check(condition)
             return torch.cat((start, self.target(condition)), dim=1)
-        return torch.cat((start, self._class_ids(condition)[:, None]), dim=1)
+        return torch.cat((start, self._class_ids(condition, check_values)[:, None]), dim=1)
 
-    def _class_ids(self, classes: Tensor) -> Tensor:
-        lowest = -1 if self.null_class else 0
-        wrong = classes[(classes < lowest) | (classes >= self.num_classes)] if classes.ndim == 1 else None
-        if wrong is None or len(wrong):
-            got = f"shape {tuple(classes.shape)}" if wrong is None else f"class {int(wrong[0])}"
-            raise ValueError(f"classes must be one number of 0..{self.num_classes - 1} for each clip; got {got}")
+    def _class_ids(self, classes: Tensor, check_values: bool) -> Tensor:
+        known = f"classes must be one number of 0..{self.num_classes - 1} for each clip"
+        if classes.ndim != 1:
+            raise ValueError(f"{known}; got shape {tuple(classes.shape)}")
+        if check_values:
+            lowest = -1 if self.null_class else 0
+            wrong = classes[(classes < lowest) | (classes >= self.num_classes)]
+            if len(wrong):
+                raise ValueError(f"{known}; got class {int(wrong[0])}")
         return torch.where(classes < 0, self.null_id or 0, classes + self.class_start)
 
-    @staticmethod
-    def _constant(run: tuple[int, ...], like: Tensor) -> Tensor:
-        return torch.tensor(run, device=like.device, dtype=like.dtype).expand(len(like), -1)
+
+def _column(special: int, like: Tensor) -> Tensor:
+    """(B, 1) of one id; made on the device, since a copy from the host would have to be waited for."""
+    return like.new_full((len(like), 1), special)

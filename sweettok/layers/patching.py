@@ -9,22 +9,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sweettok.layers.attention import EPS
-from sweettok.proxy.config import ProxyConfig
-
-
-def embedding(values: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(values, eps=EPS), nn.Linear(values, dim), nn.LayerNorm(dim, eps=EPS))
+from sweettok.layers.norm import EPS
 
 
 class PatchEmbed(nn.Module):
     """(B, 3, T, H, W) -> (B, t, h, w, D); a clip of one frame is an image."""
 
-    def __init__(self, proxy: ProxyConfig, dim: int):
+    def __init__(self, dim: int, patch_size: int, temporal_patch_size: int):
         super().__init__()
-        self.p, self.pt = proxy.patch_size, proxy.temporal_patch_size
-        self.first_frame = embedding(3 * self.p**2, dim)
-        self.tubes = embedding(3 * self.pt * self.p**2, dim)
+        self.p, self.pt = patch_size, temporal_patch_size
+        self.first_frame = self._embedding(3 * self.p**2, dim)
+        self.tubes = self._embedding(3 * self.pt * self.p**2, dim)
 
     def forward(self, video: Tensor) -> Tensor:
         first = rearrange(video[:, :, :1], "b c t (h p1) (w p2) -> b t h w (c p1 p2)", p1=self.p, p2=self.p)
@@ -36,21 +31,19 @@ class PatchEmbed(nn.Module):
         )
         return torch.cat((slices, self.tubes(later)), dim=1)
 
+    @staticmethod
+    def _embedding(values: int, dim: int) -> nn.Sequential:
+        return nn.Sequential(nn.LayerNorm(values, eps=EPS), nn.Linear(values, dim), nn.LayerNorm(dim, eps=EPS))
+
 
 class Unpatch(nn.Module):
     """(B, t, h, w, D) -> (B, 3, T, H, W)."""
 
-    def __init__(self, proxy: ProxyConfig, dim: int):
+    def __init__(self, dim: int, patch_size: int, temporal_patch_size: int):
         super().__init__()
-        self.p, self.pt = proxy.patch_size, proxy.temporal_patch_size
+        self.p, self.pt = patch_size, temporal_patch_size
         self.first_frame = nn.Linear(dim, 3 * self.p**2)
         self.tubes = nn.Linear(dim, 3 * self.pt * self.p**2)
-
-    def start_grey(self) -> None:
-        """Make the first pixels of a training nearly grey, which is much nearer to any clip than noise is."""
-        for layer in (self.first_frame, self.tubes):
-            nn.init.trunc_normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         first = self.first_frame(x[:, :1])
@@ -61,3 +54,9 @@ class Unpatch(nn.Module):
             self.tubes(x[:, 1:]), "b t h w (c pt p1 p2) -> b c (t pt) (h p1) (w p2)", pt=self.pt, p1=self.p, p2=self.p
         )
         return torch.cat((video, later), dim=2)
+
+    def start_grey(self) -> None:
+        """Make the first pixels of a training nearly grey, which is much nearer to any clip than noise is."""
+        for layer in (self.first_frame, self.tubes):
+            nn.init.trunc_normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)

@@ -31,6 +31,26 @@ class BlockConfig:
         """Width of each of the two halves of the gated feed-forward layer."""
         return int(self.dim * self.ff_mult * 2 / 3)
 
+    @property
+    def heads(self) -> dict[str, int]:
+        """Arguments of an attention layer of `sweettok.layers`."""
+        return {"dim": self.dim, "num_heads": self.num_heads, "head_dim": self.head_dim}
+
+    @property
+    def layer(self) -> dict[str, int]:
+        """Arguments of a stack of layers."""
+        return {**self.heads, "ff_dim": self.ff_dim}
+
+    @property
+    def spatial(self) -> dict[str, int]:
+        """Arguments of a SpatialTransformer."""
+        return {**self.layer, "window_size": self.window_size}
+
+    @property
+    def temporal(self) -> dict[str, int]:
+        """Arguments of a TemporalTransformer."""
+        return {**self.layer, "scrambled_peg": self.temporal_peg == "scrambled"}
+
 
 @dataclass(frozen=True)
 class ProxyConfig:
@@ -60,6 +80,11 @@ class ProxyConfig:
         pattern("proxy.encoder_temporal", self.encoder_temporal, "t")
         pattern("proxy.decoder_temporal", self.decoder_temporal, "t")
         self.check_clip(self.num_frames, self.height, self.width)
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Sizes of PatchEmbed and Unpatch: pixels of a patch's side, frames of a tube."""
+        return self.patch_size, self.temporal_patch_size
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise ValueError, with the nearest valid size, for a clip that the proxy cannot take."""

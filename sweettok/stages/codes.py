@@ -13,15 +13,16 @@ from einops import rearrange
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from sweettok import convert, pixels
+from sweettok import pixels
 from sweettok.config import build, to_dict
-from sweettok.layers.attention import set_gradient_checkpointing
+from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.config import ProxyConfig
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import TokenizerTask, clip_psnr, trained_module, weighted_sum
 from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.release import TOKENIZER
 from sweettok.train.config import RunConfig
 from sweettok.train.task import StepContext
 from sweettok.train.usage import UsageWatch, UsageWindow
@@ -193,4 +194,4 @@ def released_parameter(name: str) -> str:
     """Published name of a parameter of a module that holds the tokenizer; its own name if it has none."""
     if not name.startswith("tokenizer."):
         return name
-    return convert.TOKENIZER.released_name(name.removeprefix("tokenizer."))
+    return TOKENIZER.released_name(name.removeprefix("tokenizer."))

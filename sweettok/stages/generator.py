@@ -16,7 +16,7 @@ from sweettok.data.config import TokenDataConfig
 from sweettok.data.tokens import TokenDataset
 from sweettok.generator.config import GeneratorConfig, SamplingConfig
 from sweettok.generator.model import Generator
-from sweettok.layers.attention import set_gradient_checkpointing
+from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.terms import WordLosses, word_losses
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import trained_module
@@ -106,16 +106,19 @@ class GeneratorTask(Task):
         return self.model.sequence.layout.length
 
     def prompt(self, batch: dict, dropped: Tensor | None = None) -> Tensor:
-        """Prompt ids (B, P) of a batch; where `dropped` (B,) is set, the class becomes the null class."""
+        """Prompt ids (B, P) of a batch; where `dropped` (B,) is set, the class becomes the null class.
+
+        The dataset has checked the values: here, the host would wait for the device.
+        """
         sequence, ids = self.model.sequence, batch["ids"]
         if sequence.given_clip:
-            return sequence.prompt(batch["given"])
+            return sequence.prompt(batch["given"], check_values=False)
         if not sequence.num_classes:
             return sequence.prompt(batch=len(ids), device=ids.device)
         labels = batch["label"]
-        return sequence.prompt(
-            labels if dropped is None else labels.masked_fill(dropped.to(labels.device, non_blocking=True), -1)
-        )
+        if dropped is not None:
+            labels = labels.masked_fill(dropped.to(labels.device, non_blocking=True), -1)
+        return sequence.prompt(labels, check_values=False)
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         sequence, dropped = self.model.sequence, None

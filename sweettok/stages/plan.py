@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from sweettok.layers.attention import Norm
+from sweettok.layers.norm import Norm
 from sweettok.stages import STAGES
 from sweettok.stages.inputs import Inputs, SizesOnly
 from sweettok.tokenizer.codebook import LanguageCodebook
@@ -214,10 +214,8 @@ class DryRun:
         groups = self.task.trained
         self.modules = task_modules(self.task)
         for part in (part for module in self.modules for part in module.modules()):
-            if isinstance(part, LanguageCodebook):
-                leave_out_graph(part)
-                if not part.training:
-                    part()  # once for all steps
+            if isinstance(part, LanguageCodebook) and not part.training:
+                part()  # once for all steps
         self.trained = {name: sum(param.numel() for param in group.parameters) for name, group in groups.items()}
         updated = {id(param) for group in groups.values() for param in group.parameters}
         held = {id(value): value for module in self.modules for value in (*module.parameters(), *module.buffers())}
@@ -295,18 +293,3 @@ def task_modules(task: Task) -> list[nn.Module]:
 
 def nbytes(value: Tensor) -> int:
     return value.numel() * value.element_size()
-
-
-def leave_out_graph(codebook: LanguageCodebook) -> None:
-    """Let a codebook skip the products with its sparse graph, which cost next to nothing, and keep its codes."""
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str, sources: tuple[Tensor, ...], compute: Callable[[], Tensor]) -> Tensor:
-        if name not in kept:
-            with torch.no_grad():
-                kept[name] = compute()
-        return kept[name]
-
-    codebook._keep, codebook.adjacency = keep, lambda: None
-    for conv in (codebook.conv1, codebook.conv2):
-        conv.forward = lambda x, adjacency, conv=conv: conv.lin(x) + conv.bias

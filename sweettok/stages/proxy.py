@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.data.config import DataConfig
-from sweettok.layers.attention import set_gradient_checkpointing
+from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.config import AdversarialConfig, DiscriminatorConfig, PerceptualConfig, PixelLossConfig
 from sweettok.losses.terms import perceptual_frame_indices, pick_frames
 from sweettok.proxy.config import ProxyConfig

@@ -15,7 +15,7 @@ from sweettok.stages.codes import CodeLossConfig, CodeTask
 from sweettok.stages.inputs import Inputs
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.tokenizer.model import SweetTok
-from sweettok.tokenizer.release import check_published
+from sweettok.tokenizer.release import TOKENIZER, check_published
 from sweettok.train.config import OptimizerConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,6 @@ def start_from(model: SweetTok, path: str) -> dict[str, Tensor]:
         check_published(model.config)
         released = convert.read_weights(path)
         released = {name: value for name, value in released.items() if not name.startswith("pixel_")}
-        found = convert.import_weights(state, released, convert.TOKENIZER, partial=True)
+        found = convert.import_weights(state, released, TOKENIZER, partial=True)
     logger.info("starting from %s: %d of %d entries", path, len(found), len(state))
     return found

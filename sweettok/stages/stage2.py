@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.data.config import DataConfig
-from sweettok.layers.attention import set_gradient_checkpointing
+from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.config import DiscriminatorConfig, PixelLossConfig
 from sweettok.stages.codes import released_parameter
 from sweettok.stages.inputs import Inputs

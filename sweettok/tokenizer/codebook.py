@@ -6,32 +6,28 @@ Letters: V words (modifiers first), d width of the word vectors, C width of the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sweettok.layers.graph import GraphConv
 from sweettok.priors.graph import WordGraph, normalised_adjacency
-
-
-class GraphConv(nn.Module):
-    """y = A x W^T + b with the normalised adjacency A (Kipf and Welling)."""
-
-    def __init__(self, in_dim: int, out_dim: int):
-        super().__init__()
-        self.lin = nn.Linear(in_dim, out_dim, bias=False)
-        nn.init.xavier_uniform_(self.lin.weight)
-        self.bias = nn.Parameter(torch.zeros(out_dim))
-
-    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
-        return torch.sparse.mm(adjacency, self.lin(x)) + self.bias
 
 
 class LanguageCodebook(nn.Module):
     """Two graph convolutions over word vectors; codes of the modifiers come first, then those of the heads.
 
-    Word vectors and graph are buffers: they belong to the prior, are never trained, and travel with the weights.
+    Word vectors and graph are buffers: they belong to the prior, are never trained, and are saved with the weights.
+
+    In evaluation mode the codes are computed once and kept. `eval`, `load_state_dict`, `to` and the like, and calls
+    outside compiled graphs compute them anew when weights have changed. Two changes need `refresh()`: those that are
+    made in evaluation mode before a compiled graph runs, which takes the codes as they are, and writes through `.data`.
     """
+
+    places: Tensor  # (2, E) entries of the normalised adjacency
+    values: Tensor  # (E,)
 
     def __init__(self, graph: WordGraph, hidden: int, out_dim: int, dropout: float):
         super().__init__()
@@ -41,45 +37,32 @@ class LanguageCodebook(nn.Module):
         self.conv2 = GraphConv(hidden, out_dim)
         self.register_buffer("vectors", graph.vectors.clone())
         self.register_buffer("edges", graph.edges.clone())
-        self._kept: dict[str, tuple[tuple[Tensor, ...], tuple, Tensor]] = {}
+        self.register_buffer("places", None, persistent=False)
+        self.register_buffer("values", None, persistent=False)
+        self._set_adjacency()
+        self._codes: Tensor | None = None
+        self._sources: list[tuple[Tensor, int]] = []  # what the kept codes were computed from, and its versions
+        self.register_load_state_dict_post_hook(_refresh)
+
+    def forward(self) -> Tensor:
+        """Codes (V, C), float32: with gradients where weights learn, drawn anew at every call in training mode."""
+        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
+            return self.project()
+        if not torch.compiler.is_compiling():
+            self._update()
+        return self.project() if self._codes is None else self._codes
+
+    def project(self) -> Tensor:
+        """Codes (V, C), float32, computed from the present weights; dropout acts in training mode."""
+        with torch.autocast(self.vectors.device.type, enabled=False):
+            hidden = F.relu(self.conv1(self.vectors, self.places, self.values))
+            return self.conv2(F.dropout(hidden, self.dropout, self.training), self.places, self.values)
 
     @property
     def graph(self) -> WordGraph:
         """The prior this codebook was built from."""
         modifiers, heads = self.graph_words
         return WordGraph(modifiers, heads, self.vectors.cpu(), self.edges.cpu())
-
-    def _keep(self, name: str, sources: tuple[Tensor, ...], compute: Callable[[], Tensor]) -> Tensor:
-        """The result of `compute()`, computed anew only when one of `sources` was moved, replaced or written to."""
-        if any(source.is_inference() for source in sources):  # such tensors do not count what is written to them
-            return compute()
-        key = tuple((source.data_ptr(), source._version) for source in sources)
-        if name not in self._kept or self._kept[name][1] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                # Holding on to the sources keeps their addresses from being given to other tensors.
-                self._kept[name] = (tuple(source.detach() for source in sources), key, compute())
-        return self._kept[name][2]
-
-    def adjacency(self) -> Tensor:
-        """Sparse D^-1/2 (edges in both directions, with multiplicity, + I) D^-1/2; self edges change nothing."""
-        return self._keep("adjacency", (self.edges,), lambda: normalised_adjacency(self.edges, len(self.vectors)))
-
-    def project(self) -> Tensor:
-        """Codes (V, C), float32, with gradients; in training mode dropout redraws them at every call."""
-        with torch.autocast(self.vectors.device.type, enabled=False):
-            adjacency = self.adjacency()
-            hidden = F.relu(self.conv1(self.vectors, adjacency))
-            return self.conv2(F.dropout(hidden, self.dropout, self.training), adjacency)
-
-    def forward(self) -> Tensor:
-        """Codes (V, C): computed anew while training, else kept until a weight changes.
-
-        A change is noticed through in-place updates (optimizer steps, load_state_dict, copy_), moves and replacements
-        of parameters; writing through `.data` is invisible to PyTorch's version counters and needs `refresh()`.
-        """
-        if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
-            return self.project()
-        return self._keep("codes", (*self.parameters(), *self.buffers()), self.project)
 
     @torch.no_grad()
     def start_spread(self, deviation: Tensor, list_sizes: tuple[int, ...]) -> None:
@@ -94,5 +77,45 @@ class LanguageCodebook(nn.Module):
         self.conv2.bias.copy_(scale * (self.conv2.bias - middle))
 
     def refresh(self) -> None:
-        """Forget what was kept."""
-        self._kept.clear()
+        """Compute the adjacency and, in evaluation mode, the codes anew."""
+        self._codes, self._sources = None, []
+        self._set_adjacency()
+        self._update()
+
+    def train(self, mode: bool = True) -> LanguageCodebook:
+        super().train(mode)
+        self._update()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any) -> LanguageCodebook:
+        super()._apply(fn, *args)  # `to`, `cuda`, `float`, ...
+        self.refresh()
+        return self
+
+    def _update(self) -> None:
+        """Keep the codes of the present weights; nothing in training mode, and of weights that cannot be watched."""
+        sources = [*self.parameters(), self.vectors, self.edges]
+        # Inference tensors do not count what is written to them; parts of sharded ones are whole only in a forward.
+        if self.training or any(x.is_inference() or hasattr(x, "device_mesh") for x in sources):
+            self._codes, self._sources = None, []
+            return
+        if [(id(x), x._version) for x in sources] == [(id(x), version) for x, version in self._sources]:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            if self._sources:
+                self._set_adjacency()
+            self._codes = self.project()
+        self._sources = [(x, x._version) for x in sources]
+
+    def _set_adjacency(self) -> None:
+        """D^-1/2 (edges in both directions, with multiplicity, + I) D^-1/2; self edges change nothing."""
+        if type(self.edges) is Tensor and not self.edges.is_meta:
+            adjacency = normalised_adjacency(self.edges, len(self.vectors))
+            self.places, self.values = adjacency.indices(), adjacency.values()
+        else:  # without values none can be merged
+            entries = 2 * self.edges.shape[1] + len(self.vectors)
+            self.places, self.values = self.edges.new_zeros(2, entries), self.vectors.new_zeros(entries)
+
+
+def _refresh(codebook: LanguageCodebook, _: Any) -> None:
+    codebook.refresh()

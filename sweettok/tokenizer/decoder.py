@@ -8,26 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sweettok.layers.attention import EPS, Attention, FeedForward, PlaceTransformer, SpatialTransformer
+from sweettok.layers.attention import Attention
+from sweettok.layers.norm import EPS
+from sweettok.layers.transformer import FeedForward, PlaceTransformer, SpatialTransformer
 from sweettok.tokenizer.config import TokenizerConfig
 
 HEAD_SHARPNESS = 6.0  # norm of a unit code's row in a head that starts from the codes
-
-
-class MotionBlock(nn.Module):
-    """Gives every slice of place n the temporal latent of place n: cross-attention, then feed-forward."""
-
-    def __init__(self, config: TokenizerConfig):
-        super().__init__()
-        self.cross_attn = Attention(config.block, cross=True, num_null_kv=config.num_null_kv)
-        self.ff = FeedForward(config.block)
-
-    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """x (B, t, M, D), latent (B, M, D) -> (B, t, M, D)."""
-        B, _, M, _ = x.shape
-        rows = x.transpose(1, 2).flatten(0, 1)
-        rows = rows + self.cross_attn(rows, latent.flatten(0, 1)[:, None])
-        return (rows + self.ff(rows)).unflatten(0, (B, M)).transpose(1, 2)
 
 
 class QueryDecoder(nn.Module):
@@ -38,25 +24,25 @@ class QueryDecoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig, motion: bool = True):
         super().__init__()
-        block, dim, latent = config.block, config.block.dim, config.latent_dim
+        block, dim, latent, null = config.block, config.block.dim, config.latent_dim, config.num_null_kv
         self.grid = config.grid[1:]
         self.query_grid = config.spatial_query_grid
         self.motion_every = len(config.decoder_spatial) // len(config.decoder_temporal)
 
         self.spatial_in = nn.Sequential(nn.Linear(latent, dim), nn.Linear(dim, dim))
         self.spatial_positions = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))
-        self.spatial_latent = SpatialTransformer(block, config.decoder_spatial, norm_out=False)
+        self.spatial_latent = SpatialTransformer(config.decoder_spatial, **block.spatial, norm_out=False)
 
         self.temporal_positions = None
         if motion:
             self.temporal_in = nn.Sequential(nn.Linear(latent, dim), nn.Linear(dim, dim))
             self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
-            self.temporal_latent = PlaceTransformer(block, config.decoder_temporal, norm_out=False)
+            self.temporal_latent = PlaceTransformer(config.decoder_temporal, **block.layer, norm_out=False)
 
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.spatial = SpatialTransformer(
-            block, config.decoder_spatial, peg=True, cross=True, num_null_kv=config.num_null_kv
+            config.decoder_spatial, **block.spatial, peg=True, cross=True, num_null_kv=null
         )
         if motion:
             self.motion = nn.ModuleList(MotionBlock(config) for _ in config.decoder_temporal)
@@ -66,14 +52,6 @@ class QueryDecoder(nn.Module):
             nn.Tanh(),
             nn.Linear(config.head_hidden, config.proxy.num_codes),
         )
-
-    @torch.no_grad()
-    def start_head(self, codes: Tensor) -> None:
-        """Let the logits start as similarities to the proxy's codes (K, c), so that like codes learn together."""
-        layer = self.head[-1]
-        directions = nn.init.orthogonal_(torch.empty(layer.in_features, codes.shape[1])).T.to(codes)
-        layer.weight.copy_(HEAD_SHARPNESS * codes @ directions)
-        layer.bias.zero_()
 
     def forward(self, spatial: Tensor, temporal: Tensor | None, num_slices: int) -> Tensor:
         """Quantized (B, S, latent) and (B, M, latent), None for images -> logits (B, K, num_slices, h, w)."""
@@ -87,13 +65,41 @@ class QueryDecoder(nn.Module):
         x = (self.mask_token + self.positions).expand(len(spatial), 1, -1, -1)
         for i, layer in enumerate(self.spatial.layers):
             # Every slice starts out equal and only the zero padding of the causal convolution, two slices deep,
-            # tells them apart: until then the equal ones at the end are computed once.
+            # makes them differ: until then the equal ones at the end are computed once.
             grown = min(num_slices, x.shape[1] + 2) if layer.peg is not None else x.shape[1]
-            x = torch.cat((x, x[:, -1:].expand(-1, grown - x.shape[1], -1, -1)), dim=1)
-            x = self.spatial.run(layer, x, self.grid, angles, appearance[i])
+            x = self.spatial.recomputed(self.spatial.step, layer, extended(x, grown), self.grid, angles, appearance[i])
             if motion is not None and (i + 1) % self.motion_every == 0:
                 j = i // self.motion_every
                 x = self.spatial.recomputed(self.motion[j], x, motion[j])
-        x = torch.cat((x, x[:, -1:].expand(-1, num_slices - x.shape[1], -1, -1)), dim=1)
-        logits = self.head(self.spatial.norm_out(x))
+        logits = self.head(self.spatial.norm_out(extended(x, num_slices)))
         return logits.unflatten(2, self.grid).movedim(-1, 1)
+
+    @torch.no_grad()
+    def start_head(self, codes: Tensor) -> None:
+        """Let the logits start as similarities to the proxy's codes (K, c), so that like codes learn together."""
+        layer = self.head[-1]
+        directions = nn.init.orthogonal_(torch.empty(layer.in_features, codes.shape[1])).T.to(codes)
+        layer.weight.copy_(HEAD_SHARPNESS * codes @ directions)
+        layer.bias.zero_()
+
+
+class MotionBlock(nn.Module):
+    """Gives every slice of place n the temporal latent of place n: cross-attention, then feed-forward."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        block = config.block
+        self.cross_attn = Attention(**block.heads, cross=True, num_null_kv=config.num_null_kv)
+        self.ff = FeedForward(block.dim, block.ff_dim)
+
+    def forward(self, x: Tensor, latent: Tensor) -> Tensor:
+        """x (B, t, M, D), latent (B, M, D) -> (B, t, M, D)."""
+        B, _, M, _ = x.shape
+        rows = x.transpose(1, 2).flatten(0, 1)
+        rows = rows + self.cross_attn(rows, latent.flatten(0, 1)[:, None])
+        return (rows + self.ff(rows)).unflatten(0, (B, M)).transpose(1, 2)
+
+
+def extended(x: Tensor, num_slices: int) -> Tensor:
+    """(B, t, M, D) -> (B, num_slices, M, D), its last slice repeated."""
+    return torch.cat((x, x[:, -1:].expand(-1, num_slices - x.shape[1], -1, -1)), dim=1)

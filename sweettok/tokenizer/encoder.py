@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from sweettok.layers.attention import EPS, PlaceTransformer, SpatialTransformer, TemporalTransformer
+from sweettok.layers.norm import EPS
 from sweettok.layers.patching import PatchEmbed
+from sweettok.layers.transformer import PlaceTransformer, SpatialTransformer, TemporalTransformer
 from sweettok.tokenizer.config import TokenizerConfig
 
 
@@ -25,12 +27,12 @@ class QueryEncoder(nn.Module):
         self.grid = config.grid[1:]
         self.query_grid = config.spatial_query_grid
         self.spatial_source, self.temporal_source = config.spatial_source, config.temporal_source
-        self.patches = PatchEmbed(config.proxy, dim)
+        self.patches = PatchEmbed(dim, *config.proxy.patches)
 
         self.spatial_queries = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))
         self.spatial_positions = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))
-        self.spatial = SpatialTransformer(block, config.encoder_spatial, peg=True, norm_out=False)
-        self.spatial_query = SpatialTransformer(block, config.encoder_spatial, cross=True)
+        self.spatial = SpatialTransformer(config.encoder_spatial, **block.spatial, peg=True, norm_out=False)
+        self.spatial_query = SpatialTransformer(config.encoder_spatial, **block.spatial, cross=True)
         self.spatial_out = latent_head(dim, latent)
 
         if not motion:
@@ -39,9 +41,20 @@ class QueryEncoder(nn.Module):
         # Temporal query n belongs to grid place n (row-major).
         self.temporal_queries = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
-        self.temporal = TemporalTransformer(block, config.encoder_temporal, norm_out=False)
-        self.temporal_query = PlaceTransformer(block, config.encoder_temporal, cross=True)
+        self.temporal = TemporalTransformer(config.encoder_temporal, **block.temporal, norm_out=False)
+        self.temporal_query = PlaceTransformer(config.encoder_temporal, **block.layer, cross=True)
         self.temporal_out = latent_head(dim, latent)
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.
+
+        An image, a clip of one frame, has no motion: its temporal vectors are None.
+        """
+        patches = self.patches(video)
+        spatial = normalize(self.spatial_branch(patches).float(), dim=-1)
+        if video.shape[2] == 1:
+            return spatial, None
+        return spatial, normalize(self.temporal_branch(patches).float(), dim=-1)
 
     def spatial_branch(self, patches: Tensor) -> Tensor:
         """Patches (B, t, h, w, D) -> (B, S, latent), before normalisation."""
@@ -72,19 +85,8 @@ class QueryEncoder(nn.Module):
             latents = branch(patches).flatten(0, 1)
             centre = latents.mean(0)
             head[-1].bias.sub_(centre)
-            deviations[name] = nn.functional.normalize(latents - centre, dim=-1).std(0).mean()
+            deviations[name] = normalize(latents - centre, dim=-1).std(0).mean()
         return deviations
-
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.
-
-        An image, a clip of one frame, has no motion: None stands for its temporal vectors.
-        """
-        patches = self.patches(video)
-        spatial = nn.functional.normalize(self.spatial_branch(patches).float(), dim=-1)
-        if video.shape[2] == 1:
-            return spatial, None
-        return spatial, nn.functional.normalize(self.temporal_branch(patches).float(), dim=-1)
 
 
 def latent_head(dim: int, latent: int) -> nn.Sequential:

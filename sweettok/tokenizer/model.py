@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sweettok import convert, pixels
 from sweettok.config import to_dict
 from sweettok.hub import Pretrained
-from sweettok.layers.attention import init_linears
+from sweettok.layers.initialisation import init_linears
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.priors.io import load_prior
 from sweettok.proxy.model import PixelDecoder, ProxyTokenizer
@@ -38,6 +38,7 @@ from sweettok.tokenizer.encoder import QueryEncoder
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.output import EmbeddingMatrix, QueryFeatures, TokenOutput
 from sweettok.tokenizer.quantizer import LanguageQuantizer, Quantized
+from sweettok.tokenizer.release import TOKENIZER, check_published
 from sweettok.tokenizer.resize import resized
 
 
@@ -119,8 +120,6 @@ class SweetTok(Pretrained, Doors):
             config: sizes, if not the release's; ValueError for another lookup than the release's.
             proxy: for stage-1 weights, the proxy they were trained on; without it `decode` is not available.
         """
-        from sweettok.tokenizer.release import check_published
-
         config = config or TokenizerConfig()
         check_published(config)
         released = convert.read_weights(weights)
@@ -136,7 +135,7 @@ class SweetTok(Pretrained, Doors):
                 proxy = ProxyTokenizer.from_release(proxy, model.config.proxy)
             model.use_proxy(proxy)
             state = {name: value for name, value in state.items() if not name.startswith("pixel_decoder.")}
-        model.load_state_dict({**model.state_dict(), **convert.import_weights(state, released, convert.TOKENIZER)})
+        model.load_state_dict({**model.state_dict(), **convert.import_weights(state, released, TOKENIZER)})
         return model.eval()
 
     def to_release(self) -> dict[str, Tensor]:
@@ -146,10 +145,8 @@ class SweetTok(Pretrained, Doors):
         The spatial branch alone gives the parts that a pretrained spatial branch has, to start stage 1 from.
         ValueError for another lookup than the release's.
         """
-        from sweettok.tokenizer.release import check_published, released_state
-
         check_published(self.config)
-        released = released_state(self, convert.TOKENIZER)
+        released = convert.export_weights(self.state_dict(), TOKENIZER)
         if self.config.pixel_path == "argmax":
             released = {name: value for name, value in released.items() if not name.startswith("pixel_")}
         return released

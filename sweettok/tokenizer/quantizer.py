@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sweettok.layers.lookup import nearest
 from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.tokenizer.layout import LOOKUPS
 
 
 class Quantized(NamedTuple):
-    """What a lookup gives: `output` has the straight-through gradient, the halves are for the loss."""
+    """Result of a lookup: `output` has the straight-through gradient, the halves are for the loss."""
 
     output: Tensor  # (B, N, latent), exactly the looked-up codes in value
     halves: tuple[tuple[Tensor, Tensor], ...]  # (z, code) of the modifiers and of the heads; of the latent as a whole
@@ -46,10 +47,6 @@ class LanguageQuantizer(nn.Module):
                 f"but the prior lists {self.list_sizes[0]}"
             )
 
-    def tables(self) -> tuple[Tensor, ...]:
-        """Codes of each list that is searched."""
-        return self.codebook().split(self.list_sizes)
-
     def forward(self, z: Tensor) -> Quantized:
         """z (B, N, latent) -> nearest words by squared distance, in float32 whatever the autocast."""
         with torch.autocast(z.device.type, enabled=False):
@@ -69,11 +66,6 @@ class LanguageQuantizer(nn.Module):
         searched = zip(self.tables(), ids, self.words_per_query, strict=True)
         return torch.cat([table[words.unflatten(1, (-1, k))].mean(2) for table, words, k in searched], dim=-1)
 
-
-@torch.no_grad()
-def nearest(z: Tensor, table: Tensor, k: int) -> Tensor:
-    """z (B, N, C), table (V, C) -> (B, N, k) rows of the table by rising squared distance."""
-    # |z|^2 is the same for every word and is left out.
-    scores = z.flatten(0, 1) @ table.T - 0.5 * table.square().sum(1)
-    best = scores.argmax(1, keepdim=True) if k == 1 else scores.topk(k, dim=1).indices
-    return best.unflatten(0, z.shape[:2])
+    def tables(self) -> tuple[Tensor, ...]:
+        """Codes of each list that is searched."""
+        return self.codebook().split(self.list_sizes)

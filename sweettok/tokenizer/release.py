@@ -1,77 +1,101 @@
-"""A model under published names, complete enough for a strict load elsewhere."""
+"""Published names of SweetTok, and what its published files hold without effect."""
 
 from __future__ import annotations
 
+import re
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sweettok.convert import Table, export_weights
-from sweettok.layers.attention import SingleTokenAttention, Transformer, WindowAttention
-from sweettok.proxy.model import PixelDecoder, ProxyTokenizer
-from sweettok.tokenizer.codebook import LanguageCodebook
+from sweettok.convert import Table
+from sweettok.proxy.release import DROPPED, LAYER, PATCHES, neutral_entries, pixel_decoder, zero_linears
 from sweettok.tokenizer.config import TokenizerConfig
-from sweettok.tokenizer.decoder import MotionBlock
+
+# Stacks of which only the un-normed outputs are used: their final norms have no effect.
+_UNNORMED = (
+    r"^(encoder\.enc_(?:spatial|temporal)_transformer)\.",
+    r"^(decoder\.dec_(?:spatial|temporal)_latent_transformer)\.",
+    r"^(decoder\.dec_temporal_transformer\.\d+)\.",
+)
+_ONE_TOKEN = r"_(latent_temporal|temporal_latent)_transformer\.layers\.\d+\.1\."  # self-attention on one token
 
 
-def released_state(model: nn.Module, table: Table) -> dict[str, Tensor]:
-    """Published name -> tensor. Entries without effect, which our models do not have, get neutral values."""
-    released = export_weights(model.state_dict(), table)
-    for name, module in model.named_modules():
-        for key, value in neutral_entries(module).items():
-            released[table.released_name(f"{name}.{key}".lstrip("."))] = value
-        if isinstance(module, LanguageCodebook) and "temporal" in name:
-            released.update(unused_mapping(module))
-        if isinstance(module, PixelDecoder):
-            prefix = "" if isinstance(model, ProxyTokenizer) else "pixel_"
-            released[f"{prefix}codebook.codebook_usage"] = torch.zeros(len(module.codebook.embeddings))
-    return released
+def _neutral(released: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = neutral_entries(released, r"^pixel_decoder\.dec_temporal_transformer")
+    scale = next(torch.ones_like(value) for name, value in released.items() if name.endswith(".q_scale"))
+    for name, value in released.items():
+        stack = next((match[1] for match in (re.match(pattern, name) for pattern in _UNNORMED) if match), None)
+        if stack is not None and name.endswith(".3.4.weight"):
+            found[f"{stack}.norm_out.gamma"], found[f"{stack}.norm_out.beta"] = _unit_norm(len(value))
+        if re.search(rf"{_ONE_TOKEN}to_kv\.weight$", name):
+            attention, inner, dim = name.removesuffix(".to_kv.weight"), len(value) // 2, value.shape[1]
+            found[f"{attention}.norm.gamma"], found[f"{attention}.norm.beta"] = _unit_norm(dim)
+            found[f"{attention}.to_q.weight"] = torch.eye(inner, dim)
+            found |= {f"{attention}.q_scale": scale.clone(), f"{attention}.k_scale": scale.clone()}
+    # Two linear layers that the published temporal codebook never applies.
+    first, last = (released.get(f"quantize_temporal.gcn.{name}.lin.weight") for name in ("conv1", "conv2"))
+    if first is not None and last is not None:
+        shapes = {"0": tuple(first.shape), "2": tuple(last.shape)}
+        found |= zero_linears("quantize_temporal.code_book_mapping", shapes)
+    return found
 
 
-def neutral_entries(module: nn.Module) -> dict[str, Tensor]:
-    """What the published form of `module` holds beside ours."""
-    if isinstance(module, WindowAttention):
-        return {"relative_position_index": module.relative_position_index.cpu().clone()}
-    if isinstance(module, SingleTokenAttention):
-        inner, dim = module.to_v.weight.shape
-        scale = torch.ones(module.head_dim)
-        return {
-            "norm.gamma": torch.ones(dim),
-            "norm.beta": torch.zeros(dim),
-            "to_q.weight": torch.eye(inner, dim),
-            "q_scale": scale,
-            "k_scale": scale.clone(),
-        }
-    if isinstance(module, MotionBlock) or (isinstance(module, Transformer) and module.norm_out is None):
-        dim = (module.ff if isinstance(module, MotionBlock) else module.layers[0].ff).down.weight.shape[0]
-        return {"norm_out.gamma": torch.ones(dim), "norm_out.beta": torch.zeros(dim)}
-    entries = {}
-    if isinstance(module, ProxyTokenizer | PixelDecoder):
-        for i, layer in enumerate(module.temporal.layers):
-            entries |= position_bias(f"temporal.layers.{i}.self_attn.spatial_rel_pos_bias.net", layer.self_attn)
-    return entries
+def _unit_norm(dim: int) -> tuple[Tensor, Tensor]:
+    return torch.ones(dim), torch.zeros(dim)
 
 
-def position_bias(prefix: str, attention: nn.Module) -> dict[str, Tensor]:
-    """The relative position network that the proxy's temporal layers carry and never apply."""
-    dim = attention.to_q.weight.shape[1]
-    shapes = {"0.0": (dim, 2), "1.0": (dim, dim), "2": (attention.num_heads, dim)}
-    return {
-        f"{prefix}.{part}.{kind}": torch.zeros(shape if kind == "weight" else shape[:1])
-        for part, shape in shapes.items()
-        for kind in ("weight", "bias")
-    }
-
-
-def unused_mapping(codebook: LanguageCodebook) -> dict[str, Tensor]:
-    """Two linear layers that the published temporal codebook carries and never applies."""
-    hidden, width = codebook.conv1.lin.weight.shape
-    out = len(codebook.conv2.bias)
-    shapes = {"0": (hidden, width), "2": (out, hidden)}
-    return {
-        f"quantize_temporal.code_book_mapping.{part}.{kind}": torch.zeros(shape if kind == "weight" else shape[:1])
-        for part, shape in shapes.items()
-        for kind in ("weight", "bias")
-    }
+TOKENIZER = Table(
+    prefixes=(
+        (r"encoder\.spatial_queries$", "latent_spatial_tokens"),
+        (r"encoder\.temporal_queries$", "latent_temporal_tokens"),
+        (r"encoder\.spatial_positions$", "encoder.spatial_latent_tokens_positional_embedding"),
+        (r"encoder\.temporal_positions$", "encoder.temporal_latent_tokens_positional_embedding"),
+        *((rf"encoder\.{pattern}", name) for pattern, name in PATCHES),
+        (r"encoder\.spatial\.", "encoder.enc_spatial_transformer."),
+        (r"encoder\.spatial_query\.", "encoder.enc_latent_spatial_transformer."),
+        (r"encoder\.temporal\.", "encoder.enc_temporal_transformer."),
+        (r"encoder\.temporal_query\.", "encoder.enc_latent_temporal_transformer."),
+        (r"encoder\.spatial_out\.0\.", "encoder.ln_post_spatial."),
+        (r"encoder\.spatial_out\.1\.", "encoder.conv_out."),
+        (r"encoder\.spatial_out\.2\.", "pre_vq_conv_.1."),
+        (r"encoder\.temporal_out\.0\.", "encoder.ln_post_temporal."),
+        (r"encoder\.temporal_out\.1\.", "encoder.conv_out_temporal."),
+        (r"encoder\.temporal_out\.2\.", "pre_vq_conv_temporal.1."),
+        (r"spatial_quantizer\.codebook\.", "quantize.gcn."),
+        (r"temporal_quantizer\.codebook\.", "quantize_temporal.gcn."),
+        (r"decoder\.spatial_in\.0\.", "post_vq_conv_.1."),
+        (r"decoder\.spatial_in\.1\.", "decoder.decoder_embed."),
+        (r"decoder\.temporal_in\.0\.", "post_vq_conv_temporal.1."),
+        (r"decoder\.temporal_in\.1\.", "decoder.decoder_embed_temporal."),
+        (r"decoder\.spatial_positions$", "decoder.spatial_latent_tokens_positional_embedding"),
+        (r"decoder\.temporal_positions$", "decoder.temporal_latent_tokens_positional_embedding"),
+        (r"decoder\.positions$", "decoder.positional_embedding"),
+        (r"decoder\.mask_token$", "decoder.mask_token"),
+        (r"decoder\.spatial_latent\.", "decoder.dec_spatial_latent_transformer."),
+        (r"decoder\.temporal_latent\.", "decoder.dec_temporal_latent_transformer."),
+        (r"decoder\.spatial\.", "decoder.dec_spatial_transformer."),
+        (r"decoder\.motion\.(\d+)\.norm_out\.", r"decoder.dec_temporal_transformer.\1.norm_out."),
+        (r"decoder\.motion\.(\d+)\.", r"decoder.dec_temporal_transformer.\1.layers.0."),
+        (r"decoder\.head\.0\.", "decoder.ln_post."),
+        (r"decoder\.head\.1\.", "decoder.ffn.0."),
+        (r"decoder\.head\.3\.", "decoder.ffn.2."),
+        *pixel_decoder("pixel_decoder", "pixel_"),
+    ),
+    parts=LAYER,
+    dropped=(
+        *DROPPED,
+        r"\.code_book_mapping\.",
+        *(rf"{pattern}norm_out\." for pattern in _UNNORMED),
+        rf"{_ONE_TOKEN}(norm|to_q|q_scale|k_scale)",
+    ),
+    kept_here=(r"codebook\.(vectors|edges)$",),
+    halved=r"self_attn\.to_v\.weight$",
+    shapes=(
+        (r"(^encoder\.conv_out(_temporal)?|^decoder\.ffn\.\d)\.weight$", lambda value: value[..., None, None]),
+        (r"^decoder\.mask_token$", lambda value: value[None, None]),
+    ),
+    neutral=_neutral,
+)
 
 
 def check_published(config: TokenizerConfig) -> None:

@@ -1,0 +1,155 @@
+"""The generator's body: a decoder-only transformer with a cache of keys and values.
+
+Letters: B batch, N places, C width, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sweettok.generator.config import GeneratorConfig
+from sweettok.layers.attention import scaled_dot_product
+from sweettok.layers.checkpointing import Checkpointed
+from sweettok.layers.positions import rotary_angles, rotate
+
+INIT_STD, INIT_DIM = 0.02, 1536  # the release's deviation and width
+
+
+class Cache:
+    """Keys and values of the places that were read, in memory that is allocated once, for `length` places."""
+
+    def __init__(self, num_layers: int, length: int):
+        self.length, self.past = length, 0
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """New keys and values (B, H, n, D) of a layer -> all of its so far, (B, H, past + n, D)."""
+        kept = self.layers[layer]
+        if kept is None:
+            batch, heads, _, width = keys.shape
+            shape = batch, heads, self.length, width
+            kept = self.layers[layer] = keys.new_empty(shape), values.new_empty(shape)
+        all_keys, all_values = kept
+        stop = self.past + keys.shape[2]
+        all_keys[:, :, self.past : stop] = keys
+        all_values[:, :, self.past : stop] = values
+        return all_keys[:, :, :stop], all_values[:, :, :stop]
+
+
+class Linear(nn.Linear):
+    """nn.Linear whose weights are multiplied block by block when sampling few rows on a CPU.
+
+    Matrix libraries pack large weights anew for every product, which costs more than the product itself where 4 to 16
+    rows meet them; blocks that fit a core's cache take up to a third less time (scripts/bench/generator.py).
+    """
+
+    BLOCK = 256
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.bias is None:
+            return super().forward(x)
+        if not 2 < x.numel() // self.in_features <= 16:
+            return super().forward(x)
+        blocks = zip(self.weight.split(self.BLOCK), self.bias.split(self.BLOCK), strict=True)
+        return torch.cat([F.linear(x, weight, bias) for weight, bias in blocks], dim=-1)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention of each place to itself and all before it."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = Linear(config.dim, 3 * config.dim)
+        self.out = Linear(config.dim, config.dim)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        """x (B, N, C); angles (2, N, D / 2) of rotary positions. With a cache, x follows its places."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if angles is not None:
+            q, k = rotate(q, angles).to(v.dtype), rotate(k, angles).to(v.dtype)
+        mask = None
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+            if cache.past and x.shape[1] > 1:
+                mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(cache.past)
+        alone = k.shape[2] == q.shape[2]  # nothing precedes; a single new place sees all, and needs no mask
+        y = scaled_dot_product(q, k, v, attn_mask=mask, is_causal=alone and q.shape[2] > 1)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward layer (exact GELU, biases everywhere)."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim)
+        self.attention = CausalAttention(config)
+        self.norm2 = nn.LayerNorm(config.dim)
+        inner = 4 * config.dim
+        self.mlp = nn.Sequential(Linear(config.dim, inner), nn.GELU(), Linear(inner, config.dim))
+
+    def forward(self, x: Tensor, angles: Tensor | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+        x = x + self.attention(self.norm1(x), angles, cache, layer)
+        return x + self.mlp(self.norm2(x))
+
+
+class CausalTransformer(Checkpointed):
+    """Ids -> hidden states, one per place, of which `logits` makes scores of the next id.
+
+    Source: the release's body (Net2NetTransformer's GPT), with learned positions and an untied head; rotary positions,
+    normed queries and keys and a tied head are options that it does not have.
+    """
+
+    def __init__(self, config: GeneratorConfig, vocab_size: int, block_size: int):
+        super().__init__()
+        self.config, self.block_size = config, block_size
+        self.tokens = nn.Embedding(vocab_size, config.dim)
+        learned = config.positions == "learned"
+        self.positions = nn.Parameter(torch.empty(block_size, config.dim)) if learned else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.head = None if config.tied_head else nn.Linear(config.dim, vocab_size, bias=False)
+        self.init_weights()
+
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """ids (B, N) -> (B, N, C). With a cache, the ids follow those that it holds, and are added to it.
+
+        Raises ValueError for more places than `block_size`.
+        """
+        start = cache.past if cache is not None else 0
+        stop = start + ids.shape[1]
+        if stop > self.block_size:
+            raise ValueError(f"{stop} places are more than this generator's block of {self.block_size}")
+        x = self.tokens(ids)
+        angles = None
+        if self.positions is not None:
+            x = x + self.positions[start:stop]
+        else:
+            angles = rotary_angles(start, ids.shape[1], self.config.head_dim, ids.device)
+        for layer, block in enumerate(self.blocks):
+            x = self.recomputed(block, x, angles, cache, layer)
+        if cache is not None:
+            cache.past = stop
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor, ids: slice = slice(None)) -> Tensor:
+        """(..., C) -> scores (..., n) of the ids in a range, or of all."""
+        weight = self.tokens.weight if self.head is None else self.head.weight
+        return F.linear(hidden, weight[ids])
+
+    def init_weights(self) -> None:
+        """Matrices and embeddings normal: deviation 0.02, more in models narrower than the release's. Rest 0 or 1."""
+        std = INIT_STD * max(1.0, INIT_DIM / self.config.dim) ** 0.5
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if self.positions is not None:
+            nn.init.zeros_(self.positions)

@@ -1,0 +1,53 @@
+"""Graph convolution over a fixed undirected graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.library.custom_op("sweettok::symmetric_product", mutates_args=())
+def symmetric_product(places: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """A x, of a symmetric sparse A (V, V) and x (V, C).
+
+    An operation of its own, because graphs of torch.compile and torch.export hold no sparse tensors, and because the
+    gradient of torch.sparse.mm sorts the transposed matrix anew at every step: here it is the same product.
+
+    Args:
+        places: (2, E) int64 rows and columns of A's entries, sorted and without repetition.
+        values: (E,) the entries.
+    """
+    matrix = torch.sparse_coo_tensor(places, values, (len(x), len(x)), is_coalesced=True)
+    return torch.sparse.mm(matrix, x)
+
+
+@symmetric_product.register_fake
+def _(places: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+    return None, None, symmetric_product(*ctx.saved_tensors, gradient)
+
+
+symmetric_product.register_autograd(_backward, setup_context=_save)
+
+
+class GraphConv(nn.Module):
+    """y = A x W^T + b with the normalised adjacency A (Kipf and Welling)."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.lin = nn.Linear(in_dim, out_dim, bias=False)
+        nn.init.xavier_uniform_(self.lin.weight)
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+
+    def forward(self, x: Tensor, places: Tensor, values: Tensor) -> Tensor:
+        """x (V, in_dim) and A's entries, as in `symmetric_product` -> (V, out_dim)."""
+        return symmetric_product(places, values, self.lin(x)) + self.bias

@@ -1,0 +1,19 @@
+"""Nearest vectors of a table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def nearest(z: Tensor, table: Tensor, k: int = 1) -> Tensor:
+    """z (..., C), table (V, C) -> (..., k) int64 rows of the table by rising squared distance.
+
+    Computed in float32 whatever the autocast. Of equally near rows any may come first.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        # |z|^2 is the same for every row and is left out.
+        scores = z.float().flatten(0, -2) @ table.T - 0.5 * table.square().sum(1)
+    best = scores.argmax(1, keepdim=True) if k == 1 else scores.topk(k, dim=1).indices
+    return best.view(*z.shape[:-1], k)

@@ -1,0 +1,51 @@
+"""Positions: rotary angles of sequences and grids, and the position convolution."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+THETA = 10000.0
+
+
+def rotary_angles(start: int, count: int, head_dim: int, device: torch.device) -> Tensor:
+    """(2, count, head_dim / 2): cosine and sine of the positions start, start + 1, ... for every channel pair."""
+    turns = torch.arange(start, start + count, device=device)[:, None] * _frequencies(head_dim, 2, device)
+    return torch.stack((turns.cos(), turns.sin()))
+
+
+def grid_rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    """(2, height * width, head_dim / 2): cosine and sine, row-major; pair 2i turns by x, pair 2i+1 by y."""
+    frequencies = _frequencies(head_dim, 4, device)
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
+        indexing="ij",
+    )
+    turns = torch.stack((x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies), dim=-1).flatten(1)
+    return torch.stack((turns.cos(), turns.sin()))
+
+
+def _frequencies(head_dim: int, step: int, device: torch.device) -> Tensor:
+    return THETA ** (-torch.arange(0, head_dim, step, device=device, dtype=torch.float32) / head_dim)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn channel pairs (2p, 2p+1) of x (..., N, head_dim) by `angles` (2, N, head_dim / 2), in float32."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+
+
+class PositionConv(nn.Module):
+    """PEG: depthwise 3x3x3 convolution over the latent grid, zero-padded in space and causally in time."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = nn.Conv3d(dim, dim, kernel_size=3, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, t, h, w, D) -> (B, t, h, w, D)."""
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1, 2, 0))
+        return self.conv(padded.movedim(-1, 1)).movedim(1, -1)
