@@ -6,17 +6,11 @@ import pytest
 import tiny
 import torch
 
-from sweettok.layers.attention import (
-    Attention,
-    FeedForward,
-    PlaceTransformer,
-    PositionConv,
-    SingleTokenAttention,
-    SpatialTransformer,
-    TemporalTransformer,
-    WindowAttention,
-    set_gradient_checkpointing,
-)
+from sweettok.layers import attention
+from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
+from sweettok.layers.checkpointing import set_gradient_checkpointing
+from sweettok.layers.positions import PositionConv, grid_rotary_angles
+from sweettok.layers.transformer import FeedForward, PlaceTransformer, SpatialTransformer, TemporalTransformer
 
 TOLERANCE = 1e-5
 BLOCK = tiny.block()

@@ -170,21 +170,25 @@ class Counted:
         return self.project()
 
     def projections(self, calls=1):
-        """How many projections `calls` calls make, without gradients; their result must be up to date."""
-        before = self.calls
+        """How many were made since this was last asked, `calls` calls without gradients included.
+
+        The result of the calls must be up to date.
+        """
         with torch.no_grad():
             for _ in range(calls):
                 codes = self.module()
-            made = self.calls - before
+            made, self.calls = self.calls, 0
             assert torch.equal(codes, self.project()), "codes are not those of the present weights"
         return made
 
 
 def test_evaluation_projects_once():
     counted = Counted(codebook())
-    assert counted.projections(3) == 1
-    assert counted.projections(2) == 0
+    assert counted.projections(3) == 0, "evaluation mode began with them"
     counted.module.refresh()
+    assert counted.projections(2) == 1
+    counted.module.train()
+    counted.module.eval()
     assert counted.projections(2) == 1
 
 
@@ -247,7 +251,8 @@ def test_changed_weights_are_noticed(change):
         old = counted.module().clone()
     for _ in range(2):
         change(counted.module)
-        assert counted.projections(2) == 1
+        # One of training comes first in an optimizer step, and one of bfloat16 in the rounding.
+        assert counted.projections(2) == 1 + (change in (optimizer_step, rounded_weights))
     assert not torch.equal(counted.module().detach(), old)
 
 
@@ -257,7 +262,7 @@ def test_replaced_parameters_are_noticed_wherever_they_lie():
     graph = WordGraph(("a", "b"), ("c",), numbers("wide", 3, 10000), torch.tensor([[0], [2]]))
     counted = Counted(codebook(graph))
     for seed in range(5):
-        assert counted.projections() == 1
+        assert counted.projections() == (seed > 0)
         first = counted.module.conv1.lin.weight.data_ptr()
         for i in range(20):
             weight = torch.full((10, 10000), 1e-3 * (1 + i + 20 * seed))
@@ -273,6 +278,7 @@ def test_training_redraws():
     with torch.no_grad():
         first, second = counted.module(), counted.module()
     assert counted.calls == 2 and not torch.equal(first, second)
+    counted.calls = 0
     counted.module.eval()
     assert counted.projections(2) == 1
     no_dropout = codebook(dropout=0.0)
@@ -284,7 +290,7 @@ def test_dropout_acts_between_the_layers_after_the_relu():
     module = codebook()
     seen = []
     module.conv2.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-    module()
+    module.refresh()
     for _ in range(10):
         module.train()()
     whole, *dropped = seen
@@ -313,9 +319,9 @@ def test_frozen_codes_are_kept_with_gradients_enabled():
     counted = Counted(codebook().requires_grad_(False))
     counted.module()
     counted.module()
-    assert counted.calls == 1
+    assert counted.calls == 0
     counted.module.conv2.lin.weight.requires_grad_(True)  # one weight that learns is enough
-    assert counted.module().requires_grad and counted.calls == 2
+    assert counted.module().requires_grad and counted.calls == 1
 
 
 def test_built_in_inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -19,7 +20,7 @@ def symmetric_product(places: Tensor, values: Tensor, x: Tensor) -> Tensor:
         places: (2, E) int64 rows and columns of A's entries, sorted and without repetition.
         values: (E,) the entries.
     """
-    matrix = torch.sparse_coo_tensor(places, values, (len(x), len(x)), is_coalesced=True)
+    matrix = torch.sparse_coo_tensor(places, values, (len(x), len(x)), is_coalesced=True, device=x.device, check_invariants=False)
     return torch.sparse.mm(matrix, x)
 
 
@@ -49,5 +50,5 @@ class GraphConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_dim))
 
     def forward(self, x: Tensor, places: Tensor, values: Tensor) -> Tensor:
-        """x (V, in_dim) and A's entries, as in `symmetric_product` -> (V, out_dim)."""
-        return symmetric_product(places, values, self.lin(x)) + self.bias
+        """x (V, in_dim) and A's entries, as in `symmetric_product` -> (V, out_dim), float32 whatever the weights."""
+        return symmetric_product(places, values, F.linear(x.float(), self.lin.weight.float())) + self.bias.float()

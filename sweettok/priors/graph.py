@@ -99,4 +99,4 @@ def normalised_adjacency(edges: Tensor, num_words: int) -> Tensor:
     scale = torch.zeros(num_words, device=edges.device).index_add_(0, rows, weights).rsqrt()
     values = scale[rows] * weights * scale[columns]
     places, size = torch.stack((rows, columns)), (num_words, num_words)
-    return torch.sparse_coo_tensor(places, values, size, check_invariants=True).coalesce()
+    return torch.sparse_coo_tensor(places, values, size, device=edges.device, check_invariants=True).coalesce()
