@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 
-from sweettok.layers import attention
 from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
 from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.layers.positions import PositionConv, grid_rotary_angles

@@ -20,7 +20,8 @@ def symmetric_product(places: Tensor, values: Tensor, x: Tensor) -> Tensor:
         places: (2, E) int64 rows and columns of A's entries, sorted and without repetition.
         values: (E,) the entries.
     """
-    matrix = torch.sparse_coo_tensor(places, values, (len(x), len(x)), is_coalesced=True, device=x.device, check_invariants=False)
+    size = len(x), len(x)
+    matrix = torch.sparse_coo_tensor(places, values, size, device=x.device, is_coalesced=True, check_invariants=False)
     return torch.sparse.mm(matrix, x)
 
 
