@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from sweettok.data.__main__ import main
 from sweettok.data.dataset import GlobalBatchSampler, make_loader
 from sweettok.data.lists import ClipList
-from sweettok.data.tokens import ShardWriter, TokenDataset, TokenManifest, clips_hash, shard_name
+from sweettok.data.tokens import ShardWriter, StoredLayout, TokenDataset, TokenManifest, clips_hash, shard_name, verify
+from sweettok.store import InUseError
 from sweettok.tokenizer.layout import TokenLayout
 
 LAYOUT = TokenLayout(2, 3, 40000, 20000, 5000, 536)  # 65,536 words, 15 ids
@@ -53,7 +56,8 @@ def write(folder: Path, about: TokenManifest, labels=LABELS, rank: int = 0, worl
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files but the locks, which are empty."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
 
 # ------------------------------------------------------------------------------------------------- writing and reading
@@ -73,7 +77,8 @@ def test_rows_come_back(tmp_path):
     assert torch.equal(dataset[13]["ids"], dataset[-1]["ids"])
     with pytest.raises(IndexError):
         dataset[14]
-    assert (dataset.layout, dataset.tokenizer_hash, dataset.num_classes) == (LAYOUT, HASH, 3)
+    assert (dataset.layout, dataset.tokenizer_hash, dataset.num_classes) == (StoredLayout.of(LAYOUT), HASH, 3)
+    assert TokenLayout(**dataset.layout.fields) == LAYOUT and dataset.layout.segments == LAYOUT.segments
     assert (dataset.class_names, dataset.given_frames) == (("x", "y", "z"), None)
 
 
@@ -93,7 +98,7 @@ def test_bytes_of_an_id(tmp_path, verbs, bytes_per_id):
     ids = write(tmp_path, about)
     stored = load_file(tmp_path / shard_name(0))["ids"]
     assert stored.dtype.itemsize == bytes_per_id and stored.dtype.kind == "u"
-    assert (tmp_path / shard_name(0)).stat().st_size < 4 * 15 * bytes_per_id + 120
+    assert (tmp_path / shard_name(0)).stat().st_size < 4 * 15 * bytes_per_id + 240
     assert torch.equal(TokenDataset(tmp_path)[0]["ids"], ids[0])
 
 
@@ -157,12 +162,41 @@ def test_nothing_half_written_is_seen(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             writer.write(range(4), ids[:4])
     assert contents(tmp_path).keys() == {"manifest.json", "clips.txt"} and writer.pending()[0] == range(4)
+    writer.close()
     left = tmp_path / ".shard-00000.4711.partial.safetensors"  # a killed process cannot even clear away
     left.write_bytes(b"half")
     ShardWriter(tmp_path, about, KEYS, LABELS, rank=1, world_size=2)
     assert left.exists()
     ShardWriter(tmp_path, about, KEYS, LABELS, rank=0, world_size=2)
     assert not left.exists()
+
+
+WRITE = """
+import sys
+from test_data_tokens import *
+writer = ShardWriter(sys.argv[1], manifest(), KEYS, LABELS, int(sys.argv[2]), 2)
+print("writes", flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_folder_in_use_is_left_alone(tmp_path, rank):
+    """Else the second command would delete what the first one is about to rename."""
+    ShardWriter(tmp_path, manifest(), KEYS, LABELS)
+    command = [sys.executable, "-c", WRITE, str(tmp_path), str(rank)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parent, **pipes) as other:
+        assert other.stdout.readline() == "writes\n"
+        aside = tmp_path / ".shard-00000.0123.partial.safetensors"
+        aside.write_bytes(b"half")
+        with pytest.raises(InUseError, match="is in use: .* wait until the other command ends, or choose another"):
+            ShardWriter(tmp_path, manifest(), KEYS, LABELS)
+        assert aside.exists()
+        other.kill()
+        other.wait()
+        ShardWriter(tmp_path, manifest(), KEYS, LABELS)
+        assert not aside.exists()
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
@@ -242,7 +276,7 @@ def test_arguments_that_do_not_fit(tmp_path):
         ({"kind": "found"}, "kind must be one of"),
         ({"clips_per_video": 0}, "clips_per_video must be at least 1"),
         ({"given_frames": 9}, "given_frames must be 1..8"),
-        ({"class_names": ("x",)}, "3 classes, but 1 names"),
+        ({"class_names": ("x",)}, "3 classes, but 1 class names"),
     ):
         with pytest.raises(ValueError, match=told):
             manifest(**change)
@@ -264,10 +298,10 @@ def test_incomplete_and_foreign_folders_are_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda about: {**about, "format": 2}, "format 2, this version reads 1"),
+        (lambda about: {**about, "format": 1}, "format 1, this version reads 2"),
         (lambda about: {**about, "colour": 1}, "colour"),
         (lambda about: {name: about[name] for name in about if name != "layout"}, "layout"),
-        (lambda about: {**about, "layout": {"words": 3}}, "words"),
+        (lambda about: {**about, "layout": {"words": 3}}, "segment_sizes"),
         (lambda about: [about], "is no manifest of tokens"),
     ],
 )
@@ -308,6 +342,28 @@ def test_damaged_shards_are_named(tmp_path, damage):
     dataset[3]
     with pytest.raises(ValueError, match=r"shard-00001.safetensors is damaged .*delete it and run the command"):
         dataset[4]
+
+
+def swapped(path: Path) -> None:
+    path.write_bytes(path.with_name(shard_name(0)).read_bytes())
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [shortened, flipped, swapped, rewritten(ids=made_ids(4).numpy().astype(np.uint16))])
+def test_verification_finds_damaged_shards(tmp_path, damage):
+    write(tmp_path, manifest(given_frames=None))
+    assert verify(tmp_path) == []
+    damage(tmp_path / shard_name(2))
+    (found,) = verify(tmp_path)
+    assert found.startswith(f"{tmp_path / shard_name(2)} is damaged (")
+    assert len(verify(tmp_path, content=False)) == (damage is shortened)
+    (tmp_path / shard_name(2)).unlink()
+    assert verify(tmp_path) == []  # what is missing can be written
 
 
 def test_another_tokenizer_is_refused(tmp_path):

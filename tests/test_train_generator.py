@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 from stages import begin, config_of, first_batch, make_task, tokenize
 
-from sweettok.data.tokens import TokenDataset
+from sweettok.data.tokens import StoredLayout, TokenDataset
 from sweettok.generator.model import Generator
 from sweettok.stages.generator import GeneratorTask
 from sweettok.tokenizer.model import SweetTok
@@ -142,7 +142,7 @@ def test_unconditional_generator(runs):
 def test_generator_carries_what_its_tokens_mean(runs):
     model, tokens = Generator.from_pretrained(runs / "generator" / "final"), TokenDataset(runs / "tokens")
     tokenizer = SweetTok.from_pretrained(runs / "stage2" / "final")
-    assert model.config.layout == tokens.layout == tokenizer.layout
+    assert model.config.layout == tokenizer.layout and tokens.layout == StoredLayout.of(tokenizer.layout)
     assert model.config.tokenizer_hash == tokens.tokenizer_hash == tokenizer.ids_hash()
     assert model.config.num_classes == tokens.num_classes == 8
 

@@ -1,12 +1,12 @@
-"""Token shards: ids of clips, written once by many processes and read in any order, row by row.
+"""Token shards: ids of clips, written once by one or many processes, and read in any order, row by row.
 
 A folder holds
-  manifest.json             what the ids mean and how they were made: `TokenManifest`
+  manifest.json             how the ids were made, and their layout: `TokenManifest`
   clips.txt                 `key TAB class index from 0` of every source clip, in order; no index without labels
   shard-00000.safetensors   rows 0, 1, ...: "ids" (rows, L), global ids; and "given" (rows, L), the ids of the given
   shard-00001.safetensors   frames as a clip of their own, where there are such
-Row r is view r % views of source clip r // views, and stands in shard r // rows_per_shard: places follow from numbers.
-Every file appears whole or not at all, so a shard that is there is finished.
+Row r is view r % views of source clip r // views, and is in shard r // rows_per_shard. Every file is written whole or
+not at all; every shard has a SHA-256 of its content and place in its metadata.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,46 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sweettok.data.lists import some
-from sweettok.store import write_aside
-from sweettok.tokenizer.layout import TokenLayout
+from sweettok.segments import PlainLayout, SegmentLayout
+from sweettok.store import InUseError, remove_asides, take_lock, write_aside
 
-FORMAT = 1
+FORMAT = 2
 KINDS = ("tokenized", "generated")
 MANIFEST, CLIPS = "manifest.json", "clips.txt"
-_DTYPES = {np.uint16: "U16", np.uint32: "U32"}  # and safetensors' names of them
+_DTYPES = {np.uint16: "U16", np.uint32: "U32"}  # -> their names in safetensors files
 _ELSEWHERE = "choose another folder, or delete this one"
 
 
 @dataclass(frozen=True)
-class TokenManifest:
-    """What the ids of a folder mean, and how they were made.
+class StoredLayout(PlainLayout):
+    """The layout of a tokenizer's ids as plain data. `fields` are those of the tokenizer's own layout class."""
 
-    kind: "tokenized" from videos or "generated" by a generator. tokenizer_hash: `SweetTok.ids_hash()`. clips_hash: of
-    the source clips, by `clips_hash`. num_frames, stride, resize, short: of the clips, as in `read_clip`.
-    clips_per_video, flips: views of each source clip, in the order of `ClipDataset`. given_frames: how many frames the
-    ids of the given clip stand for. num_classes: 0 without labels. settings: plain data about what else decides the
-    ids; who goes on writing must have the same.
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layout: SegmentLayout) -> StoredLayout:
+        return layout if isinstance(layout, cls) else cls(tuple(layout.sizes()), dataclasses.asdict(layout))
+
+
+@dataclass(frozen=True)
+class TokenManifest:
+    """How the ids of a folder were made. A command that continues writing a folder must have an equal manifest.
+
+    Args:
+        kind: "tokenized" from videos or "generated" by a generator.
+        tokenizer_hash: the tokenizer's `ids_hash()`.
+        layout: of the ids; the tokenizer's, which becomes a StoredLayout.
+        num_clips, clips_hash: of the source clips, see `clips_hash`.
+        num_frames, stride, resize, short: of the clips, as in `read_clip`.
+        clips_per_video, flips: views of each source clip, in the order of `ClipDataset`.
+        given_frames: number of frames that the "given" ids stand for, None if there are none.
+        num_classes: 0 without labels.
+        settings: plain data about what else the ids depend on.
     """
 
     kind: str
     tokenizer_hash: str
-    layout: TokenLayout
+    layout: StoredLayout
     num_clips: int
     clips_hash: str
     num_frames: int
@@ -66,20 +82,21 @@ class TokenManifest:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        object.__setattr__(self, "layout", StoredLayout.of(self.layout))
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
         for name in ("num_clips", "num_frames", "stride", "clips_per_video", "rows_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.given_frames is not None and not 0 < self.given_frames < self.num_frames:
-            raise ValueError(f"given_frames must be 1..{self.num_frames - 1} of {self.num_frames} frames; "
-                             f"got {self.given_frames}")  # fmt: skip
+            allowed = f"1..{self.num_frames - 1} of {self.num_frames} frames"
+            raise ValueError(f"given_frames must be {allowed}; got {self.given_frames}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise ValueError(f"there are {self.num_classes} classes, but {len(self.class_names)} names of classes")
+            raise ValueError(f"there are {self.num_classes} classes, but {len(self.class_names)} class names")
 
     @property
     def views(self) -> int:
-        """Rows of each source clip."""
+        """Rows per source clip."""
         return self.clips_per_video * (2 if self.flips else 1)
 
     @property
@@ -97,11 +114,11 @@ class TokenManifest:
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
-        """The smallest type of the files that holds every id."""
+        """Type of the ids in the files: the smallest one that holds them all."""
         return np.uint16 if self.layout.vocab_size <= 1 << 16 else np.uint32
 
     def missing(self, folder: str | Path) -> list[int]:
-        """Shards that are not in the folder yet."""
+        """Numbers of the shards that are not in the folder yet."""
         there = {path.name for path in Path(folder).iterdir()}
         return [shard for shard in range(self.num_shards) if shard_name(shard) not in there]
 
@@ -114,15 +131,15 @@ class TokenManifest:
         """The manifest of a folder. FileNotFoundError if there is none, ValueError if it cannot be understood."""
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"no {path}: expected a folder of tokens, as python -m sweettok.inference writes")
+            raise FileNotFoundError(f"no {path}: expected a folder of tokens, as sweettok tokenize writes")
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
             version = about.pop("format")
             if version != FORMAT:
                 raise ValueError(f"format {version}, this version reads {FORMAT}")
-            names = about.pop("class_names")
-            names = tuple(names) if names is not None else None
-            return cls(layout=TokenLayout(**about.pop("layout")), class_names=names, **about)
+            names, stored = about.pop("class_names"), about.pop("layout")
+            layout = StoredLayout(tuple((n, int(k), int(v)) for n, k, v in stored["segment_sizes"]), stored["fields"])
+            return cls(layout=layout, class_names=tuple(names) if names is not None else None, **about)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no manifest of tokens: {error}") from error
 
@@ -132,7 +149,7 @@ def shard_name(shard: int) -> str:
 
 
 def clips_hash(keys: Sequence[str], labels: Sequence[int] | None = None) -> str:
-    """SHA-256 of clips.txt; that of `ClipList.hash` for the clips of a list."""
+    """SHA-256 of clips.txt; equal to `ClipList.hash` for the clips of a list."""
     return hashlib.sha256(_clip_lines(keys, labels).encode()).hexdigest()
 
 
@@ -147,12 +164,14 @@ def _clip_lines(keys: Sequence[str], labels: Sequence[int] | None) -> str:
 class ShardWriter:
     """Writes the shards of a folder: each process its share, and after an interruption only what is missing.
 
-    Creating one claims the folder: its manifest is written before its first shard, and a folder with another manifest
-    is refused with a ValueError that names what differs. With several processes, rank 0 must have created its writer
-    before any other process creates one; it also clears away what killed writers have left.
+    Creating one claims the folder, until `close` or the end of the process: the manifest is written before the first
+    shard, and what killed writers left is removed. With several processes, rank 0 must have created its writer before
+    the others create theirs.
 
     Args:
         keys, labels: of the source clips, in order; their hash is that of the manifest.
+
+    Raises ValueError, naming what differs, for a folder with another manifest; InUseError while other writers use it.
     """
 
     def __init__(
@@ -167,29 +186,39 @@ class ShardWriter:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0..{world_size - 1}, got {rank}")
         if (labels is not None) != (manifest.num_classes > 0):
-            told = "no labels" if labels is None else "labels"
-            raise ValueError(f"the manifest tells of {manifest.num_classes} classes, but there are {told}")
+            found = "no labels" if labels is None else "labels"
+            raise ValueError(f"the manifest has {manifest.num_classes} classes, but there are {found}")
         unknown = [label for label in labels or () if not 0 <= label < manifest.num_classes]
         if unknown:
             raise ValueError(f"labels must be 0..{manifest.num_classes - 1}, got {unknown[0]}")
         if len(keys) != manifest.num_clips or clips_hash(keys, labels) != manifest.clips_hash:
             raise ValueError(f"these {len(keys)} clips are not the {manifest.num_clips} of the manifest")
         self.folder, self.manifest, self.rank, self.world_size = Path(folder), manifest, rank, world_size
+        self.close = self._lock()
         self._claim(_clip_lines(keys, labels))
 
+    def _lock(self) -> Callable[[], None]:
+        """Take this rank's lock; rank 0 also looks whether the locks of other ranks are free."""
+        try:
+            release = take_lock(self.folder / f".writer-{self.rank}.lock")
+            for path in self.folder.glob(".writer-*.lock") if self.rank == 0 else ():
+                if path.name != ".writer-0.lock":
+                    take_lock(path)()
+        except InUseError as error:
+            raise InUseError(f"{error}: wait until the other command ends, or choose another folder") from None
+        return release
+
     def _claim(self, lines: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         found, mine = self.folder / MANIFEST, self.manifest.to_dict()
         if found.is_file():
             theirs = TokenManifest.read(self.folder).to_dict()
-            told = [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if theirs[name] != mine[name]]
-            if told:
-                raise ValueError(f"{self.folder} holds tokens with {', '.join(told)}: {_ELSEWHERE}")
+            changed = [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if theirs[name] != mine[name]]
+            if changed:
+                raise ValueError(f"{self.folder} holds tokens with {', '.join(changed)}: {_ELSEWHERE}")
         elif any(self.folder.glob("shard-*.safetensors")):
             raise ValueError(f"{self.folder} holds shards, but no {MANIFEST}: {_ELSEWHERE}")
         if self.rank == 0:
-            for left in self.folder.glob(".*.partial.*"):
-                left.unlink(missing_ok=True)
+            remove_asides(self.folder)
         _write_once(self.folder / CLIPS, lines)
         _read_clips(self.folder, self.manifest)
         _write_once(found, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
@@ -199,9 +228,9 @@ class ShardWriter:
         return [self.manifest.rows(s) for s in self.manifest.missing(self.folder) if s % self.world_size == self.rank]
 
     def write(self, rows: range, ids: Tensor, given: Tensor | None = None) -> None:
-        """Write the shard of `rows`, as `pending` names them: global ids (rows, L), and those of the given frames.
+        """Write the shard of `rows`, one of `pending`: global ids (rows, L), and those of the given frames.
 
-        ValueError for ids that are not words of their segment's list.
+        Raises ValueError for ids that are not in the vocabulary of their segment.
         """
         manifest = self.manifest
         shard = rows.start // manifest.rows_per_shard
@@ -216,14 +245,68 @@ class ShardWriter:
                 raise ValueError(f"{len(rows)} rows need as many {name}, got {len(tensor)}")
         arrays = {name: tensor.cpu().numpy().astype(manifest.dtype) for name, tensor in tensors.items()}
         with write_aside(self.folder / shard_name(shard)) as aside:
-            aside.write_bytes(save(arrays))
+            aside.write_bytes(save(arrays, {"sha256": _digest(manifest, shard, arrays)}))
+
+
+def _digest(manifest: TokenManifest, shard: int, arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the ids of a shard, and of what they belong to: tokenizer, clips and rows."""
+    digest = hashlib.sha256(f"{manifest.tokenizer_hash} {manifest.clips_hash} {manifest.rows(shard)}".encode())
+    for name in sorted(arrays):
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def open_shard(folder: str | Path, manifest: TokenManifest, shard: int) -> tuple[dict[str, Any], str | None]:
+    """The tensors of a shard by name, whose rows are read when they are indexed, and its SHA-256, None without one.
+
+    Raises ValueError, naming the file, unless it is whole and has the shapes and types of the manifest.
+    """
+    names = ("ids",) if manifest.given_frames is None else ("ids", "given")
+    wanted = [len(manifest.rows(shard)), manifest.layout.length], _DTYPES[manifest.dtype]
+    try:
+        file = safe_open(Path(folder) / shard_name(shard), framework="numpy")
+        slices = {name: file.get_slice(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(folder, shard, error) from error
+    for name, rows in slices.items():
+        found = rows.get_shape(), rows.get_dtype()
+        if found != wanted:
+            raise _damaged(folder, shard, f"{name} has shape and type {found}, expected {wanted}")
+    return slices, (file.metadata() or {}).get("sha256")
+
+
+def _damaged(folder: str | Path, shard: int, reason: Any) -> ValueError:
+    path = Path(folder) / shard_name(shard)
+    return ValueError(f"{path} is damaged ({reason}): delete it and run the command that wrote it again")
+
+
+def verify(folder: str | Path, content: bool = True) -> list[str]:
+    """Problems of the shards that are in a folder, one message each; empty if there are none.
+
+    Args:
+        content: read all ids and compare their SHA-256; otherwise only sizes, shapes and types are checked.
+    """
+    manifest, problems = TokenManifest.read(folder), []
+    _read_clips(Path(folder), manifest)
+    missing = set(manifest.missing(folder))
+    for shard in range(manifest.num_shards):
+        if shard in missing:
+            continue
+        try:
+            slices, digest = open_shard(folder, manifest, shard)
+            arrays = {name: rows[:] for name, rows in slices.items()} if content else {}
+            if content and _digest(manifest, shard, arrays) != digest:
+                raise _damaged(folder, shard, "its ids are not those that were written")
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
 
 
 class TokenDataset(Dataset):
-    """The rows of a folder of tokens, mapped into memory and read when asked for.
+    """The rows of a folder of tokens, mapped into memory and read when they are indexed.
 
     An item is {"ids": int64 (L,), "label": int, -1 without labels, "key": str of the source clip}, and "given": int64
-    (L,) where there are given frames. It is addressed by index, or by (epoch, index), which is the same in each epoch.
+    (L,) where there are given frames. Its index may be (epoch, index), and is the same item in each epoch.
 
     Raises FileNotFoundError for a folder that holds no tokens, ValueError for one that is not complete; reading a row
     raises ValueError, naming the file, for a shard that is damaged.
@@ -234,16 +317,16 @@ class TokenDataset(Dataset):
         self.manifest = TokenManifest.read(folder)
         missing = self.manifest.missing(folder)
         if missing:
-            raise ValueError(f"{folder}: {len(missing)} of {self.manifest.num_shards} shards are missing: run the "
-                             "command that writes it again, it does what is left")  # fmt: skip
+            found = f"{len(missing)} of {self.manifest.num_shards} shards are missing"
+            raise ValueError(f"{folder}: {found}: run the command that writes it again, it writes what is left")
         self.keys, self.labels = _read_clips(self.folder, self.manifest)
         self._shards: dict[int, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # each process maps for itself what it reads
+        return {**self.__dict__, "_shards": {}}  # each process maps its own
 
     @property
-    def layout(self) -> TokenLayout:
+    def layout(self) -> StoredLayout:
         return self.manifest.layout
 
     @property
@@ -274,40 +357,21 @@ class TokenDataset(Dataset):
 
     def _read(self, shard: int, place: int) -> dict[str, Tensor]:
         if shard not in self._shards:
-            self._shards[shard] = self._map(shard)
+            self._shards[shard], _ = open_shard(self.folder, self.manifest, shard)
         tensors = {name: torch.from_numpy(rows[place].astype(np.int64)) for name, rows in self._shards[shard].items()}
         for ids in tensors.values():
             try:
                 self.layout.check(ids[None])
             except ValueError as error:
-                raise self._damaged(shard, error) from error
+                raise _damaged(self.folder, shard, error) from error
         return tensors
 
-    def _map(self, shard: int) -> dict[str, Any]:
-        """The tensors of a shard, whose rows are read when they are indexed."""
-        names = ("ids",) if self.given_frames is None else ("ids", "given")
-        wanted = [len(self.manifest.rows(shard)), self.layout.length], _DTYPES[self.manifest.dtype]
-        try:
-            file = safe_open(self.folder / shard_name(shard), framework="numpy")
-            slices = {name: file.get_slice(name) for name in names}
-        except (SafetensorError, OSError) as error:
-            raise self._damaged(shard, error) from error
-        for name, rows in slices.items():
-            found = rows.get_shape(), rows.get_dtype()
-            if found != wanted:
-                raise self._damaged(shard, f"{name} has shape and type {found}, expected {wanted}")
-        return slices
-
-    def _damaged(self, shard: int, reason: Any) -> ValueError:
-        path = self.folder / shard_name(shard)
-        return ValueError(f"{path} is damaged ({reason}): delete it and run the command that wrote it again")
-
     def check_tokenizer(self, ids_hash: str) -> None:
-        """Raise ValueError unless the tokenizer with this `SweetTok.ids_hash()` can decode these ids."""
+        """Raise ValueError unless the tokenizer with this `ids_hash()` can decode these ids."""
         if ids_hash != self.tokenizer_hash:
             raise ValueError(
                 f"the ids in {self.folder} are of the tokenizer {self.tokenizer_hash[:12]}, not of {ids_hash[:12]}: "
-                "give that tokenizer (stage 1 or stage 2 of one encoder do), or write the tokens with this one"
+                "give that tokenizer (stages 1 and 2 of it have the same ids), or write the tokens with this one"
             )
 
 

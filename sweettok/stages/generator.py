@@ -20,6 +20,7 @@ from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.terms import WordLosses, word_losses
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import trained_module
+from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
 from sweettok.train.config import OptimizerConfig, TrainConfig
 from sweettok.train.task import StepContext, Task
@@ -178,7 +179,7 @@ class GeneratorTask(Task):
 def complete(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
     """The configuration with the facts of the token shards filled in; ValueError where a setting contradicts them."""
     given = config.given_frames
-    facts = {"layout": tokens.layout, "tokenizer_hash": tokens.tokenizer_hash}
+    facts = {"layout": TokenLayout(**tokens.layout.fields), "tokenizer_hash": tokens.tokenizer_hash}
     if given is not None:
         facts["given_frames"] = tokens.given_frames
     elif config.num_classes != 0:

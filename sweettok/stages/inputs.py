@@ -17,7 +17,7 @@ from sweettok.config import build
 from sweettok.data.config import DataConfig
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import load_clips
-from sweettok.data.tokens import TokenDataset, TokenManifest
+from sweettok.data.tokens import StoredLayout, TokenDataset, TokenManifest
 from sweettok.generator.config import GeneratorConfig
 from sweettok.losses.config import PerceptualConfig
 from sweettok.losses.weights import load_perceptual
@@ -153,7 +153,7 @@ class SizesOnly(Inputs):
         if classes is None and generator.given_frames is None:
             self.notes.append(f"{NUM_CLASSES} classes assumed")
             classes = NUM_CLASSES
-        layout = generator.layout or self.tokenizer(tokenizer or "an unnamed folder").layout
+        layout = StoredLayout.of(generator.layout or self.tokenizer(tokenizer or "an unnamed folder").layout)
         return SizedTokens(folder, 0, layout, classes, generator.given_frames)
 
 
@@ -163,7 +163,7 @@ class SizedTokens:
 
     folder: str
     rows: int
-    layout: TokenLayout
+    layout: StoredLayout
     num_classes: int | None
     given_frames: int | None
     tokenizer_hash: str | None = None

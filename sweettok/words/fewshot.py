@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sweettok.data.tokens import TokenDataset
+from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
 from sweettok.words import baselines, prompts
 from sweettok.words.answers import AnswerCache, ask
@@ -31,7 +32,8 @@ class ClipWords:
     """Words of the clips of token shards, by key; of several views of a clip, the first."""
 
     def __init__(self, tokens: TokenDataset, names: Sequence[str]):
-        self.tokens, self.layout, self.names = tokens, tokens.layout, names
+        self.tokens, self.names = tokens, names
+        self.layout = TokenLayout(**tokens.layout.fields)
         self._rows = {key: place * tokens.manifest.views for place, key in enumerate(tokens.keys)}
 
     def counts(self, keys: Sequence[str]) -> Tensor:
