@@ -142,7 +142,9 @@ def test_instruction_repeats_and_order_of_a_prompt():
     assert drawn == [tuple(prompts.examples(EPISODE, how, number)) for number in range(20)]
 
 
-@pytest.mark.parametrize("wrong", [{"words": 0}, {"repeats": -1}, {"order": "none"}, {"kinds": ()}])
+@pytest.mark.parametrize(
+    "wrong", [{"words": 0}, {"repeats": -1}, {"order": "none"}, {"kinds": ()}, {"kinds": ("noun", "noun")}]
+)
 def test_prompt_settings_are_checked(wrong):
     with pytest.raises(ValueError):
         PromptConfig(**wrong)
@@ -180,7 +182,7 @@ def test_listed_words_lose_their_counts():
     nouns = layout.kind_ranges["noun"].start
     counts[0, nouns : nouns + 3] = torch.tensor([9.0, 5.0, 1.0])
     counts[1, nouns : nouns + 3] = torch.tensor([2.0, 3.0, 1.0])
-    features = baselines.listed(counts, layout, ("noun",), 2)
+    features = baselines.histograms(summary.frequent_only(counts, layout, 2) > 0, layout, ("noun",))
     assert torch.equal(features[0], features[1]) and features[0].count_nonzero() == 2
 
 

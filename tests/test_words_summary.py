@@ -78,12 +78,6 @@ def test_places_and_centre():
     assert word.centre == (0.5, 1.5)
 
 
-@pytest.mark.parametrize("kinds", [[], ["noun", "noun"], ["pronoun"]])
-def test_kinds_are_checked(kinds):
-    with pytest.raises(ValueError, match="kinds must be some of adjective, noun, adverb, verb, each once"):
-        summary.check_kinds(kinds)
-
-
 def cells(drawn, grid, panel, size):
     """Corner pixels of each query's cell in one panel: where a cell's frame is, and no text."""
     height, width = size
@@ -219,7 +213,7 @@ def test_outputs_do_not_replace_inputs_or_other_files(work, tmp_path, capsys):
     ("arguments", "message"),
     [
         ((), "give videos or --tokens"),
-        (("a/x.mp4", "b/x.mp4"), "several videos have the same name"),
+        (("a/x.mp4", "b/x.mp4"), "several videos have one name"),
         (("x.mp4", "--tokens", "y"), "give videos or --tokens"),
         (("--tokens", "TOKENS", "--rows", "30"), "has rows 0 to 29; got 30"),
     ],

@@ -48,9 +48,8 @@ STATUS_HELP = """exit status:
 """
 
 # Errors of the input and errors of the environment: one line, no traceback. All others are bugs and keep theirs.
-INPUT_ERRORS = (
-    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
-)  # fmt: skip
+PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+INPUT_ERRORS = (ValueError, *PATH_ERRORS)
 ENVIRONMENT_ERRORS = (OSError, FloatingPointError, ImportError, MemoryError)
 
 

@@ -79,10 +79,8 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
 
 def add_workers(parser: argparse.ArgumentParser, default: int = 2) -> None:
     """--workers: processes that read videos."""
-    parser.add_argument(
-        "--workers", type=integer(0), default=default, metavar="N",
-        help=f"processes that read videos, for each device (default: {default})",
-    )  # fmt: skip
+    text = f"processes that read videos, for each device (default: {default})"
+    parser.add_argument("--workers", type=integer(0), default=default, metavar="N", help=text)
 
 
 def add_seed(parser: argparse.ArgumentParser, default: int | None = 0) -> None:

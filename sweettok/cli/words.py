@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 import sweettok
 from sweettok.cli import options
@@ -16,12 +21,13 @@ from sweettok.data.lists import load_clips
 from sweettok.data.tokens import TokenDataset
 from sweettok.data.writer import write_png, write_video
 from sweettok.distributed import join_processes
+from sweettok.pixels import to_uint8
 from sweettok.store import check_output, check_output_folder, write_aside
 from sweettok.tokenizer.layout import KINDS
 from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.output import TokenOutput
 from sweettok.words import episodes, fewshot, prompts
 from sweettok.words.answers import AnswerCache
-from sweettok.words.clips import Clip, open_tokens, token_clips, video_clips
 from sweettok.words.endpoint import Endpoint
 from sweettok.words.episodes import Episode, EpisodeConfig
 from sweettok.words.models import LanguageModel, LocalModel
@@ -38,67 +44,98 @@ BACKENDS = {
 }
 
 
+def open_tokens(folder: str, tokenizer: SweetTok) -> TokenDataset:
+    """Token shards; ValueError unless they are from this tokenizer."""
+    tokens = TokenDataset(folder)
+    tokens.check_tokenizer(tokenizer.ids_hash())
+    return tokens
+
+
 def add_clips(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video or image files to encode; or give --tokens")
     options.add_checkpoint(parser)
     parser.add_argument("--tokens", metavar="SHARDS", help="folder of token shards of this tokenizer")
-    parser.add_argument(
-        "--rows", type=int, nargs="+", default=[0], metavar="N", help="clips of the shards (default: 0)"
-    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[0], metavar="N", help="rows of shards (default: 0)")
     options.add_preprocessing(parser)
 
 
-def find_clips(args: argparse.Namespace, pixels: bool) -> tuple[SweetTok, list[Clip]]:
+def open_clips(args: argparse.Namespace) -> dict[str, Callable[[], tuple[TokenOutput, Tensor | None]]]:
+    """Name of each clip, for output files -> a function that returns its ids, and uint8 pixels (3, T, H, W)."""
     if bool(args.videos) == (args.tokens is not None):
         raise ValueError("give videos or --tokens SHARDS, one of them")
     tokenizer = SweetTok.from_pretrained(args.checkpoint).to(join_processes().device)
     if args.tokens:
-        return tokenizer, token_clips(tokenizer, args.tokens, args.rows, pixels)
-    changes = options.preprocessing_changes(args)
-    if "resize" in changes:
-        changes["aspect"] = changes.pop("resize")
-    return tokenizer, video_clips(tokenizer, args.videos, **changes)
+        tokens = open_tokens(args.tokens, tokenizer)
+        if wrong := [row for row in args.rows if not 0 <= row < len(tokens)]:
+            raise ValueError(f"{args.tokens} has rows 0 to {len(tokens) - 1}; got {wrong[0]}")
+        items = [tokens[row] for row in args.rows]
+        names = (f"{row:05d}_{Path(item['key']).name}" for row, item in zip(args.rows, items, strict=True))
+        frames = tokens.manifest.num_frames
+        clips = [partial(decode, tokenizer, item["ids"][None], frames, args.decode) for item in items]
+    else:
+        names, changes = (Path(path).stem for path in args.videos), options.preprocessing_changes(args)
+        if "resize" in changes:
+            changes["aspect"] = changes.pop("resize")
+        clips = [partial(encode, tokenizer, path, changes) for path in args.videos]
+    named = dict(zip(names, clips, strict=True))
+    if len(named) < len(clips):
+        raise ValueError("several videos have one name, and outputs are named after them: give them one by one")
+    return named
+
+
+@torch.no_grad()
+def encode(tokenizer: SweetTok, path: str, changes: dict[str, Any]) -> tuple[TokenOutput, Tensor]:
+    video = tokenizer.read(path, **changes)
+    return tokenizer.encode(video), video[0]
+
+
+@torch.no_grad()
+def decode(tokenizer: SweetTok, ids: Tensor, frames: int, pixels: bool) -> tuple[TokenOutput, Tensor | None]:
+    return tokenizer.describe(ids), to_uint8(tokenizer.decode(ids, frames))[0].cpu() if pixels else None
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     add_clips(parser)
     parser.add_argument("--top", type=integer(1), default=5, metavar="N", help="words of each kind (default: 5)")
     parser.add_argument("--out", metavar="FILE", help="also write all words with all their places, as JSON")
+    parser.set_defaults(decode=False)
 
 
 def show(args: argparse.Namespace) -> None:
     if args.out:
         check_output(args.out, (".json",), [args.checkpoint, args.tokens, *args.videos])
-    tokenizer, clips = find_clips(args, pixels=False)
-    summaries = {}
-    for clip in clips:
-        summary = clip.load()[0].summary()
-        summaries[clip.name] = as_json(summary)
-        print(f"{clip.name}\n{as_text(summary, args.top)}", flush=True)
+    grids, summaries = {}, {}
+    for name, clip in open_clips(args).items():
+        output, _ = clip()
+        grids, summary = output.grids, output.summary()
+        summaries[name] = as_json(summary)
+        print(f"{name}\n{as_text(summary, args.top)}", flush=True)
     if args.out:
-        write_json(args.out, {"kind": "words", "grids": tokenizer.config.query_grids, "clips": summaries})
+        write_json(args.out, {"kind": "words", "grids": grids, "clips": summaries})
 
 
 def add_overlay(parser: argparse.ArgumentParser) -> None:
     add_clips(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="NAME.mp4, and NAME.png of the middle frame")
-    help_of_cell = "least width of a temporal query's cell (default: 56)"
-    parser.add_argument("--cell", type=integer(LINE, LARGEST), default=56, metavar="PIXELS", help=help_of_cell)
-    parser.add_argument("--fps", type=real(0.1, 240), default=8, help="frames per second of the videos (default: 8)")
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="NAME.mp4, and NAME.png of the middle frame")
+    add("--cell", type=integer(LINE, LARGEST), default=56, metavar="PIXELS", help="width of a cell (default: 56)")
+    add("--fps", type=real(0.1, 240), default=8, help="frames per second of the videos (default: 8)")
+    parser.set_defaults(decode=True)
 
 
 def draw_overlays(args: argparse.Namespace) -> None:
     inputs, out = [args.checkpoint, args.tokens, *args.videos], Path(args.out)
     check_output_folder(out, inputs)
-    _, clips = find_clips(args, pixels=True)
-    for path in (out / f"{clip.name}{suffix}" for clip in clips for suffix in (".png", ".mp4")):
-        check_output(path, inputs=inputs)
-    for clip in clips:
-        output, video = clip.load()
+    clips = open_clips(args)
+    for name in clips:
+        check_output(out / f"{name}.png", inputs=inputs)
+        check_output(out / f"{name}.mp4", inputs=inputs)
+    for name, clip in clips.items():
+        output, video = clip()
         drawn = overlay(video, output, cell=args.cell)
-        write_png(out / f"{clip.name}.png", drawn[:, drawn.shape[1] // 2])
-        write_video(out / f"{clip.name}.mp4", drawn, args.fps)
-        print(f"{clip.name} -> {out / clip.name}.{{mp4,png}}", flush=True)
+        write_png(out / f"{name}.png", drawn[:, drawn.shape[1] // 2])
+        write_video(out / f"{name}.mp4", drawn, args.fps)
+        print(f"{name} -> {out / name}.{{mp4,png}}", flush=True)
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
@@ -153,8 +190,8 @@ def add_fewshot(parser: argparse.ArgumentParser) -> None:
     add, default = group.add_argument, Endpoint
     add("--backend", choices=tuple(BACKENDS), default="none", help="a Hugging Face model, or an OpenAI-like server")
     add("--model", metavar="DIR|NAME", help="the local model's folder, or the model's name at the endpoint")
-    add("--answers", choices=("likelihood", "free", "schema"), help="compare class names (default of local), read "
-        "generated text (default of endpoint), or restrict it to class names (endpoint)")  # fmt: skip
+    answers = "compare class names (default of local), read generated text (default of endpoint), or restrict it"
+    add("--answers", choices=("likelihood", "free", "schema"), help=answers)
     add("--precision", choices=("no", "bf16"), help="of a local model (default: no, float32)")
     add("--base-url", metavar="URL", help="of the endpoint, such as http://localhost:8000/v1")
     add("--key-name", metavar="NAME", help=f"environment variable with the key (default: {default.key_name})")
@@ -162,8 +199,6 @@ def add_fewshot(parser: argparse.ArgumentParser) -> None:
     add("--retries", type=integer(0), metavar="N", help=f"attempts after the first (default: {default.retries})")
     add("--concurrency", type=integer(1, 256), metavar="N", help=f"requests at once (default: {default.concurrency})")
     add("--body", type=json_object, metavar="JSON", help="further fields of each request; null removes one")
-    for name, what in (("in", "prompts"), ("out", "answers")):
-        add(f"--price-{name}", type=real(), default=0, metavar="P", help=f"per million tokens of {what} (default: 0)")
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -175,9 +210,8 @@ def json_object(text: str) -> dict[str, Any]:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Classify the queries of all episodes with every method. All inputs are checked before answers are paid for."""
-    shown = PromptConfig(
-        args.words, tuple(args.kinds), not args.no_instruction, args.repeats, args.order, args.seed or 0
-    )
+    instruction, seed = not args.no_instruction, args.seed or 0
+    shown = PromptConfig(args.words, tuple(args.kinds), instruction, args.repeats, args.order, seed)
     model, out = language_model(args), Path(args.out)
     tokenizer = SweetTok.from_pretrained(args.checkpoint)
     tokens = open_tokens(args.tokens, tokenizer)
@@ -190,17 +224,14 @@ def evaluate(args: argparse.Namespace) -> None:
     results = {name: fewshot.score(tasks, of_name) for name, of_name in predictions.items()}
     if model is not None:
         with AnswerCache(out / "answers.jsonl") as cache:
-            prices = (args.price_in, args.price_out)
-            answers, cost = fewshot.classify_by_model(tasks, clips, model, shown, cache, prices)
+            answers, cost = fewshot.classify_by_model(tasks, clips, model, shown, cache)
         result = fewshot.score(tasks, answers)
         minus = {name: fewshot.difference(result, other) for name, other in results.items()}
         results[fewshot.MODEL] = {**result, "minus": minus}
-    report = {
-        "kind": "fewshot", "format": 2, "sweettok": sweettok.__version__, "tokens": str(args.tokens),
-        "tokenizer_hash": tokens.tokenizer_hash, "episodes": asdict(config), "chance": 1 / config.n_way,
-        "episodes_hash": episodes.episodes_hash(tasks), "prompt": asdict(shown),
-        "model": model and model.identity, "cost": cost, "results": results,
-    }  # fmt: skip
+    about = {"kind": "fewshot", "format": 2, "sweettok": sweettok.__version__, "tokens": args.tokens}
+    about |= {"tokenizer_hash": tokens.tokenizer_hash, "episodes_hash": episodes.episodes_hash(tasks)}
+    about |= {"episodes": asdict(config), "chance": 1 / config.n_way, "prompt": asdict(shown)}
+    report = {**about, "model": model and model.identity, "cost": cost, "results": results}
     write_json(out / "report.json", report, indent=1)
     print(f"{fewshot.as_text(report)}\nreport: {out / 'report.json'}")
 
@@ -209,12 +240,12 @@ def language_model(args: argparse.Namespace) -> LanguageModel | None:
     """The language model that the options describe. ValueError for options of another one, or missing ones."""
     kind, allowed = args.backend, BACKENDS[args.backend]
     chosen = given(args, *BACKENDS["local"], *BACKENDS["endpoint"])
-    if wrong := [f"--{name.replace('_', '-')}" for name in chosen if name not in allowed]:
-        raise ValueError(f"{', '.join(wrong)} cannot be used with --backend {kind}")
-    if missing := [
-        f"--{name.replace('_', '-')}" for name in ("model", "base_url") if name in allowed and name not in chosen
-    ]:
-        raise ValueError(f"--backend {kind} needs {' and '.join(missing)}")
+    for name in chosen:
+        if name not in allowed:
+            raise ValueError(f"--{name.replace('_', '-')} cannot be used with --backend {kind}")
+    for name in ("model", "base_url"):
+        if name in allowed and name not in chosen:
+            raise ValueError(f"--backend {kind} needs --{name.replace('_', '-')}")
     if kind == "local":
         return LocalModel(chosen.pop("model"), device=join_processes().device, **chosen)
     return Endpoint(**chosen) if kind == "endpoint" else None

@@ -19,59 +19,40 @@ Question = tuple[str, tuple[str, ...]]  # prompt, candidates
 
 
 class AnswerCache:
-    """A file with one JSON line per answer, addressed by a hash of model, prompt and candidates. A context manager.
+    """A file with one JSON line per answer, by a hash of model, prompt and candidates. A context manager.
 
-    Lines are only appended, and one process at a time holds the file. A last line without its end, which a killed run
-    leaves, is cut off.
-
-    Raises ValueError for a file of another kind, InUseError (an OSError) while another process uses it.
+    Lines are only appended, by one process at a time; a last line that a killed run left without its end is cut off.
+    Raises ValueError for a file of another kind, InUseError (an OSError) while another process holds it.
     """
 
     def __init__(self, path: str | Path):
-        self.path, self._threads = Path(path), threading.Lock()
+        self.path, self.answers, self._threads = Path(path), {}, threading.Lock()
         self._release = take_lock(self.path.with_name(f".{self.path.name}.lock"))
         self._file = self.path.open("a+b")
-        try:
-            self._answers = self._load()
-        except ValueError:
-            self.close()
-            raise
-
-    def _load(self) -> dict[str, Answer]:
         self._file.seek(0)
         *lines, rest = self._file.read().split(b"\n")
-        answers = {}
-        for number, line in enumerate(lines, start=1):
-            try:
+        self._file.truncate(self._file.tell() - len(rest))
+        try:
+            for number, line in enumerate(lines, start=1):  # noqa: B007
                 fields = json.loads(line)
                 key = fields.pop("key")
-                answers[key] = Answer(**fields)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                where = f"{self.path}, line {number}"
-                raise ValueError(f"{where} is not an answer ({error}): give another folder") from error
-        self._file.truncate(self._file.tell() - len(rest))
-        return answers
+                self.answers[key] = Answer(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self.__exit__()
+            raise ValueError(f"{path}, line {number} is not an answer ({error}): give another folder") from error
 
     def __enter__(self) -> AnswerCache:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the file."""
         self._file.close()
         self._release()
-
-    def get(self, key: str) -> Answer | None:
-        """The answer to the question of this key, None if it was not asked yet."""
-        return self._answers.get(key)
 
     def put(self, key: str, answer: Answer) -> None:
         """Keep an answer; safe for several threads."""
         line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False)
         with self._threads:
-            self._answers[key] = answer
+            self.answers[key] = answer
             self._file.write(f"{line}\n".encode())
             self._file.flush()
 
@@ -82,16 +63,12 @@ def question_key(model: LanguageModel, question: Question) -> str:
 
 
 def ask(model: LanguageModel, questions: Sequence[Question], cache: AnswerCache) -> tuple[list[Answer], list[Answer]]:
-    """Answer each question once, from the cache where possible.
+    """The answers to all questions, in order, and those that were not in the cache; each question is asked once.
 
-    Returns:
-        The answers to all questions, in order, and those that were new.
-
-    Raises:
-        The first error of the model. No further questions are asked after it; answers under way are still kept.
+    Raises the model's first error. No further question is asked after it; answers under way are still kept.
     """
     keys = [question_key(model, question) for question in questions]
-    pending = {key: question for key, question in zip(keys, questions, strict=True) if cache.get(key) is None}
+    pending = {key: question for key, question in zip(keys, questions, strict=True) if key not in cache.answers}
 
     def work(key: str) -> None:
         cache.put(key, model.answer(*pending[key]))
@@ -107,4 +84,4 @@ def ask(model: LanguageModel, questions: Sequence[Question], cache: AnswerCache)
     for future in futures:
         if future in done:
             future.result()
-    return [cache.get(key) for key in keys], [cache.get(key) for key in pending]
+    return [cache.answers[key] for key in keys], [cache.answers[key] for key in pending]

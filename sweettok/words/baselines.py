@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sweettok.tokenizer.layout import TokenLayout
-from sweettok.words.summary import frequent_only
 
 # Name of each baseline -> what it compares.
 BASELINES = {
@@ -22,7 +21,7 @@ BASELINES = {
 
 
 def histograms(counts: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> Tensor:
-    """Counts (B, V) -> (B, F): square roots of the shares of each kind's words.
+    """Counts (B, V), or which words there are -> (B, F): square roots of the shares of each kind's words.
 
     The product of two features is the mean of the Bhattacharyya coefficients of the kinds, between 0 and 1.
     """
@@ -30,16 +29,10 @@ def histograms(counts: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> Ten
     return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
-def listed(counts: Tensor, layout: TokenLayout, kinds: Sequence[str], words: int) -> Tensor:
-    """Counts (B, V) -> (B, F): `histograms` of the `words` most frequent words of each kind, each counted once."""
-    return histograms((frequent_only(counts, layout, words) > 0).float(), layout, kinds)
-
-
 def mean_vectors(counts: Tensor, layout: TokenLayout, kinds: Sequence[str], codes: Tensor) -> Tensor:
     """Counts (B, V) and code vectors (V, C) -> (B, F): the mean vector of each kind's words, side by side."""
-    tables = _parts(codes.T, layout, kinds)
-    counted = _parts(counts, layout, kinds)
-    return torch.cat([_shares(part) @ table.T for part, table in zip(counted, tables, strict=True)], dim=1)
+    pairs = zip(_parts(counts, layout, kinds), _parts(codes.T, layout, kinds), strict=True)
+    return torch.cat([_shares(part) @ table.T for part, table in pairs], dim=1)
 
 
 def nearest_by_product(queries: Tensor, support: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sweettok.words.models import MAX_NEW_TOKENS, Answer, parse_choice
 
 ANSWERS = ("free", "schema")
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-LONGEST_WAIT = 60.0  # seconds between two attempts
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between two attempts; each wait is twice the one before
 SHOWN = 300  # characters of a server's message in an error
 
 
@@ -28,13 +28,10 @@ class EndpointError(OSError):
 class Endpoint:
     """Sends prompts to an endpoint; safe for several threads. Redirects, which could lead the key away, are refused.
 
-    Args:
-        answers: "free": a message that must begin with a class name. "schema": a message that a JSON schema
-            (`response_format`) restricts to the class names.
-        timeout: seconds that the server may be silent. retries: attempts after the first.
-        concurrency: requests at once. first_wait: seconds before the second attempt; doubles with each attempt.
-        key_name: environment variable with the key; without such a variable no key is sent.
-        body: further fields of each request; None removes a field.
+    answers: "free" for a message that begins with a class name, "schema" for one that a JSON schema (`response_format`)
+    restricts to the class names. timeout: seconds that the server may be silent. retries: attempts after the first.
+    concurrency: requests at once. key_name: environment variable with the key, which is optional. body: further fields
+    of each request; None removes a field.
 
     Raises ImportError without httpx2; ValueError for wrong settings, and for requests that the server refuses;
     EndpointError if it cannot be reached or fails in all attempts. No message contains the key.
@@ -46,7 +43,6 @@ class Endpoint:
     timeout: float = 60
     retries: int = 5
     concurrency: int = 4
-    first_wait: float = 1.0
     key_name: str = "OPENAI_API_KEY"
     body: dict[str, Any] = field(default_factory=dict)
     sleep: Callable[[float], None] = time.sleep
@@ -54,9 +50,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.answers not in ANSWERS:
             raise ValueError(f"an endpoint answers {' or '.join(ANSWERS)}; got {self.answers!r}")
-        if not (0 < self.timeout < math.inf and self.retries >= 0 and self.concurrency >= 1 and self.first_wait >= 0):
-            sizes = f"{self.timeout}, {self.retries} and {self.concurrency}"
-            raise ValueError(f"timeout must be above 0, retries at least 0, concurrency at least 1; got {sizes}")
+        if not 0 < self.timeout < math.inf or self.retries < 0 or self.concurrency < 1:
+            raise ValueError("timeout must be above 0, retries at least 0, concurrency at least 1")
         try:
             import httpx2
         except ImportError as error:
@@ -81,12 +76,8 @@ class Endpoint:
     def answer(self, prompt: str, candidates: Sequence[str]) -> Answer:
         fields = {"messages": [{"role": "user", "content": prompt}], "max_tokens": MAX_NEW_TOKENS}
         if self.answers == "schema":
-            names = {
-                "type": "object",
-                "properties": {"answer": {"type": "string", "enum": list(candidates)}},
-                "required": ["answer"],
-                "additionalProperties": False,
-            }
+            names = {"answer": {"type": "string", "enum": list(candidates)}}
+            names = {"type": "object", "properties": names, "required": ["answer"], "additionalProperties": False}
             schema = {"name": "class_name", "strict": True, "schema": names}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
             fields["max_tokens"] = 4 * MAX_NEW_TOKENS  # braces and quotes too
@@ -97,7 +88,7 @@ class Endpoint:
         """The answer to a request, which is repeated after failures that may pass."""
         url = f"{self.base_url}/chat/completions"
         for attempt in range(self.retries + 1):
-            wait = min(self.first_wait * 2**attempt, LONGEST_WAIT)
+            wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
             with self._lock:
                 self.attempts += 1
             try:
@@ -117,7 +108,8 @@ class Endpoint:
                         problem = f"a redirect to {response.headers.get('Location')}: give the address that answers"
                     if response.status_code not in RETRIED:
                         raise ValueError(f"{url} refuses the request with {problem}")
-                    wait = _requested_wait(response.headers.get("Retry-After"), wait)
+                    requested = response.headers.get("Retry-After", "")
+                    wait = min(float(requested), LONGEST_WAIT) if requested.isdecimal() else wait
             if attempt < self.retries:
                 self.sleep(wait)
         raise EndpointError(f"{url} failed in {self.retries + 1} attempts, the last time with {problem}")
@@ -130,11 +122,3 @@ class Endpoint:
         usage = reply.get("usage") or {}
         tokens = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
         return Answer(parse_choice(choice, candidates), text, None, *tokens)
-
-
-def _requested_wait(header: str | None, wait: float) -> float:
-    """Seconds to wait: what the server asks for, within bounds, or `wait`."""
-    try:
-        return wait if header is None else min(max(float(header), 0.0), LONGEST_WAIT)
-    except ValueError:  # a date
-        return wait

@@ -22,7 +22,7 @@ from sweettok.words.baselines import nearest_by_distance, nearest_by_product
 from sweettok.words.episodes import Episode
 from sweettok.words.models import Answer, LanguageModel
 from sweettok.words.prompts import PromptConfig
-from sweettok.words.summary import frequent_words, word_counts
+from sweettok.words.summary import frequent_only, frequent_words, word_counts
 
 MODEL = "model"  # among the results, beside the baselines
 Predictions = list[list[str | None]]  # for each episode and query: a class name, or None
@@ -52,7 +52,10 @@ def classify_by_baselines(
     codes, layout, kinds = tokenizer.embedding_matrix().vectors, clips.layout, config.kinds
     methods = {
         "histogram": (lambda counts: baselines.histograms(counts, layout, kinds), nearest_by_product),
-        "listed": (lambda counts: baselines.listed(counts, layout, kinds, config.words), nearest_by_product),
+        "listed": (
+            lambda counts: baselines.histograms(frequent_only(counts, layout, config.words) > 0, layout, kinds),
+            nearest_by_product,
+        ),
         "vectors": (lambda counts: baselines.mean_vectors(counts, layout, kinds, codes), nearest_by_distance),
     }
     predictions: dict[str, Predictions] = {name: [] for name in methods}
@@ -66,22 +69,9 @@ def classify_by_baselines(
 
 
 def classify_by_model(
-    episodes: Sequence[Episode],
-    clips: ClipWords,
-    model: LanguageModel,
-    config: PromptConfig,
-    cache: AnswerCache,
-    prices: tuple[float, float] = (0, 0),
+    episodes: Sequence[Episode], clips: ClipWords, model: LanguageModel, config: PromptConfig, cache: AnswerCache
 ) -> tuple[Predictions, dict[str, Any]]:
-    """Predictions of a language model and their cost.
-
-    Args:
-        prices: of a million tokens of prompts and of answers, in any currency.
-
-    Returns:
-        The predictions; token counts and price of "all" answers and of the "new" ones, which were not in the cache,
-        and the number of HTTP requests of an endpoint.
-    """
+    """Predictions of a language model; and token counts of all answers and of the new ones, which were not cached."""
     words_of = lru_cache(maxsize=None)(lambda key: clips.frequent(key, config))
     questions = [
         (prompts.build(episode, key, words_of, config, number), tuple(sorted(episode.classes)))
@@ -90,15 +80,13 @@ def classify_by_model(
     ]
     answers, new = ask(model, questions, cache)
     choices = iter([answer.choice for answer in answers])
-    cost = {"all": _cost(answers, prices), "new": _cost(new, prices), "requests": getattr(model, "attempts", None)}
+    cost = {"all": _cost(answers), "new": _cost(new), "requests": getattr(model, "attempts", None)}
     return [[next(choices) for _ in episode.queries] for episode in episodes], cost
 
 
-def _cost(answers: Sequence[Answer], prices: tuple[float, float]) -> dict[str, Any]:
-    read = sum(answer.prompt_tokens for answer in answers)
-    written = sum(answer.completion_tokens for answer in answers)
-    price = (read * prices[0] + written * prices[1]) / 1e6
-    return {"answers": len(answers), "prompt_tokens": read, "completion_tokens": written, "price": price}
+def _cost(answers: Sequence[Answer]) -> dict[str, int]:
+    tokens = {name: sum(getattr(answer, name) for answer in answers) for name in ("prompt_tokens", "completion_tokens")}
+    return {"answers": len(answers), **tokens}
 
 
 def score(episodes: Sequence[Episode], predictions: Predictions) -> dict[str, Any]:
@@ -145,7 +133,7 @@ def as_text(report: dict[str, Any]) -> str:
     for which in ("all", "new") if report["cost"] else ():
         cost = report["cost"][which]
         tokens = f"{cost['prompt_tokens']} + {cost['completion_tokens']} tokens"
-        lines.append(f"  {which} answers: {cost['answers']}, {tokens}, price {cost['price']:.4f}")
+        lines.append(f"  {which} answers: {cost['answers']}, {tokens}")
     lines.append(f"  {'class':<24} {'queries':>7}" + "".join(f"{name:>12}" for name in results))
     for name, of_class in next(iter(results.values()))["classes"].items():
         shares = "".join(f"{result['classes'][name]['accuracy']:>12.1%}" for result in results.values())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +18,8 @@ MAX_NEW_TOKENS = 16  # of a free answer
 class Answer:
     """Answer of a model to one prompt.
 
-    Attributes:
-        choice: one of the candidates, or None if the answer names none of them.
-        text: what the model wrote, for free answers.
-        scores: log probabilities of the candidates, where they were compared.
-        prompt_tokens, completion_tokens: tokens that the model processed.
+    choice: the candidate that it names, None for none of them. text: what the model wrote, for free answers. scores:
+    log probabilities of the candidates, where they were compared.
     """
 
     choice: str | None
@@ -34,9 +30,9 @@ class Answer:
 
 
 class LanguageModel(Protocol):
-    """What the few-shot evaluation needs of a model. Models that may answer differently differ in `identity`."""
+    """What the few-shot evaluation needs of a model."""
 
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # differs between models that may answer differently
     concurrency: int  # prompts that may be processed at once
 
     def answer(self, prompt: str, candidates: Sequence[str]) -> Answer: ...
@@ -54,25 +50,16 @@ def continuation(candidate: str) -> str:
     return f" {candidate}\n"
 
 
-def likeliest(scores: dict[str, float]) -> str:
-    """The candidate with the highest score, the first of equal ones."""
-    return max(scores, key=scores.__getitem__)
-
-
 class LocalModel:
     """A causal language model with its tokenizer in a folder, as transformers' `save_pretrained` writes them.
 
     Weights are read from safetensors files only; nothing is downloaded, and no code from the folder is run.
 
-    Args:
-        answers: "likelihood" chooses the candidate with the highest log probability, up to the end of its line; "free"
-            generates greedily, and the text must begin with a candidate.
-        precision: "no" for float32 or "bf16".
+    answers: "likelihood" chooses the candidate with the highest log probability, up to the end of its line; "free"
+    generates greedily, and the text must begin with a candidate. precision: "no" for float32, or "bf16".
 
-    Raises:
-        ImportError: transformers is not installed.
-        FileNotFoundError: the folder holds no model.
-        ValueError: for prompts longer than the model's context, when they are asked.
+    Raises ImportError without transformers, FileNotFoundError for a folder without a model, and ValueError for prompts
+    that are longer than the model's context.
     """
 
     concurrency = 1
@@ -93,17 +80,11 @@ class LocalModel:
         self.model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         self.device, self.answers = device, answers
         self.max_length = getattr(model.config, "max_position_embeddings", None)
-        # Only the last logits of a prompt are needed; models of an old interface compute all.
-        keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if keeps_last else {}
-        self.identity = {
-            "backend": "local",
-            "model": folder.resolve().name,
-            "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
-            "files": sorted((path.name, path.stat().st_size, path.stat().st_mtime) for path in folder.glob("*.*")),
-            "answers": answers,
-            "precision": precision,
-        }
+        # Only the last logits of a prompt are needed; some models can only compute all.
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+        files = sorted((path.name, path.stat().st_size, path.stat().st_mtime) for path in folder.glob("*.*"))
+        self.identity = {"backend": "local", "model": folder.resolve().name, "files": files}
+        self.identity |= {"answers": answers, "precision": precision}
 
     @torch.no_grad()
     def answer(self, prompt: str, candidates: Sequence[str]) -> Answer:
@@ -113,14 +94,9 @@ class LocalModel:
         ids = self._ids(prompt)
         self._check_length(len(ids) + MAX_NEW_TOKENS)
         inputs, end = torch.tensor([ids], device=self.device), self.tokenizer.eos_token_id
-        output = self.model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=MAX_NEW_TOKENS,
-            pad_token_id=end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
-        )
+        pad = end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        greedy = {"do_sample": False, "num_beams": 1, "max_new_tokens": MAX_NEW_TOKENS, "pad_token_id": pad}
+        output = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), **greedy)
         generated = output[0, len(ids) :]
         text = self.tokenizer.decode(generated, skip_special_tokens=True)
         return Answer(parse_choice(text, candidates), text, None, len(ids), len(generated))
@@ -142,7 +118,9 @@ class LocalModel:
                 more = self.model(rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True).logits
                 logits = torch.cat((last, more), dim=1)
             scores[name] = logits.float().log_softmax(-1).gather(2, rest[..., None]).sum().item()
-        return Answer(likeliest(scores), None, scores, shared, sum(len(ids) - shared for ids in sequences))
+        return Answer(
+            max(scores, key=scores.__getitem__), None, scores, shared, sum(len(ids) - shared for ids in sequences)
+        )
 
     def _ids(self, text: str) -> list[int]:
         ids, end = self.tokenizer(text).input_ids, self.tokenizer.eos_token_id
@@ -150,10 +128,8 @@ class LocalModel:
 
     def _check_length(self, length: int) -> None:
         if self.max_length is not None and length > self.max_length:
-            raise ValueError(
-                f"a prompt of {length} tokens does not fit the model's context of {self.max_length}: give fewer words, "
-                "shots, classes or repeats"
-            )
+            sizes = f"a prompt of {length} tokens does not fit the model's context of {self.max_length}"
+            raise ValueError(f"{sizes}: give fewer words, shots, classes or repeats")
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:

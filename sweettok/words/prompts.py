@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 from sweettok.tokenizer.layout import KINDS
 from sweettok.words.episodes import Episode
-from sweettok.words.summary import check_kinds
 
 ORDERS = ("interleaved", "grouped", "shuffled")
 Words = dict[str, list[str]]  # kind -> words
@@ -30,12 +29,9 @@ Words = dict[str, list[str]]  # kind -> words
 class PromptConfig:
     """Contents of a prompt.
 
-    Args:
-        words: number of most frequent words of each kind that describe a clip. kinds: of words.
-        instruction: whether a first line lists the classes, in alphabetical order.
-        repeats: how many more times all examples are shown.
-        order: of the examples: "interleaved" (one of each class in turn), "grouped" by class, or "shuffled" by `seed`
-            and the number of the episode.
+    words: most frequent words of each kind that describe a clip. instruction: whether a first line lists the classes.
+    repeats: how many more times the examples are shown. order: of the examples: "interleaved" (a class after the
+    other in turn), "grouped" by class, or "shuffled" by `seed` and the number of the episode.
     """
 
     words: int = 5
@@ -46,16 +42,12 @@ class PromptConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_kinds(self.kinds)
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds) or not set(self.kinds) <= set(KINDS):
+            raise ValueError(f"kinds must be some of {', '.join(KINDS)}, each once; got {self.kinds}")
         if self.words < 1 or self.repeats < 0:
             raise ValueError(f"words must be at least 1 and repeats at least 0; got {self.words} and {self.repeats}")
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {self.order!r}")
-
-
-def describe(words: Words) -> str:
-    """ "adjectives: small, red; nouns: square"; kinds without words are left out."""
-    return "; ".join(f"{kind}s: {', '.join(of_kind)}" for kind, of_kind in words.items() if of_kind)
 
 
 def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[str, str]]:
@@ -71,9 +63,13 @@ def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[
 
 def build(episode: Episode, query: str, words_of: Callable[[str], Words], config: PromptConfig, number: int = 0) -> str:
     """The prompt that asks for the class of the clip `query`; it ends in "Output:"."""
-    shown = [f"Input: <{describe(words_of(key))}>\nOutput: {name}" for key, name in examples(episode, config, number)]
+
+    def describe(key: str) -> str:
+        return "; ".join(f"{kind}s: {', '.join(words)}" for kind, words in words_of(key).items() if words)
+
+    shown = [f"Input: <{describe(key)}>\nOutput: {name}" for key, name in examples(episode, config, number)]
     parts = shown * (config.repeats + 1)
     if config.instruction:
         names = ", ".join(sorted(episode.classes))
         parts.insert(0, f"Name each clip from the words that describe it. Answer with exactly one of: {names}.")
-    return "\n\n".join([*parts, f"Input: <{describe(words_of(query))}>\nOutput:"])
+    return "\n\n".join([*parts, f"Input: <{describe(query)}>\nOutput:"])

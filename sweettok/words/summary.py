@@ -16,12 +16,6 @@ from sweettok.tokenizer.layout import KINDS, TokenLayout
 from sweettok.tokenizer.output import WordCount
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raise ValueError unless these are kinds of words without repetition."""
-    if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(KINDS):
-        raise ValueError(f"kinds must be some of {', '.join(KINDS)}, each once; got {', '.join(kinds) or 'none'}")
-
-
 def word_counts(ids: Tensor, layout: TokenLayout) -> Tensor:
     """Global ids (B, L) -> number of occurrences of each word, float32 (B, V)."""
     counts = torch.zeros(len(ids), layout.vocab_size, device=ids.device)
@@ -32,7 +26,7 @@ def frequent_words(
     counts: Tensor, layout: TokenLayout, names: Sequence[str], number: int, kinds: Iterable[str] = KINDS
 ) -> dict[str, list[str]]:
     """Counts (V,) of a clip -> its `number` most frequent words of each kind, in the order of `TokenOutput.summary`."""
-    return {kind: [names[i] for i in _top(counts, layout.kind_ranges[kind], number)] for kind in kinds}
+    return {kind: [names[i] for i in _frequent(counts, layout.kind_ranges[kind], number)] for kind in kinds}
 
 
 def frequent_only(counts: Tensor, layout: TokenLayout, number: int) -> Tensor:
@@ -40,12 +34,12 @@ def frequent_only(counts: Tensor, layout: TokenLayout, number: int) -> Tensor:
     kept = torch.zeros_like(counts)
     for row, of_clip in enumerate(counts):
         for ids in layout.kind_ranges.values():
-            places = _top(of_clip, ids, number)
+            places = _frequent(of_clip, ids, number)
             kept[row, places] = of_clip[places]
     return kept
 
 
-def _top(counts: Tensor, ids: range, number: int) -> list[int]:
+def _frequent(counts: Tensor, ids: range, number: int) -> list[int]:
     order = torch.sort(counts[ids.start : ids.stop], descending=True, stable=True).indices[:number].tolist()
     return [ids[i] for i in order if counts[ids[i]] > 0]
 
