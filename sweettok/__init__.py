@@ -1,6 +1,6 @@
 """SweetTok: video clips as short strings of words, and back (ICCV 2025, arXiv 2412.10443).
 
-Importing this package is light: the public names are loaded when first used.
+The public names are imported when they are first used.
 """
 
 from importlib import import_module
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sweettok.stages import load_config as load_config
     from sweettok.tokenizer.layout import TokenLayout as TokenLayout
     from sweettok.tokenizer.model import SweetTok as SweetTok
+    from sweettok.tokenizer.output import LongTokens as LongTokens
     from sweettok.tokenizer.output import TokenOutput as TokenOutput
-    from sweettok.video.long import LongTokens as LongTokens
 
 __version__ = "0.1.0"
 
@@ -24,14 +24,14 @@ _PUBLIC = {
     "ProxyTokenizer": "sweettok.proxy.model",
     "TokenLayout": "sweettok.tokenizer.layout",
     "TokenOutput": "sweettok.tokenizer.output",
-    "LongTokens": "sweettok.video.long",
+    "LongTokens": "sweettok.tokenizer.output",
     "load_config": "sweettok.stages",
     "read_clip": "sweettok.data.reader",
 }
 __all__ = ["__version__", *_PUBLIC]
 
 
-if not TYPE_CHECKING:  # to a type checker, a function of this name makes every name right
+if not TYPE_CHECKING:  # with this function, type checkers would accept any name
 
     def __getattr__(name: str):
         if name not in _PUBLIC:

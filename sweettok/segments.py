@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -139,6 +139,10 @@ class TokenBatch:
 
     def __iter__(self) -> Iterator[Self]:
         return (self[clip] for clip in range(len(self)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the ids, as JSON data."""
+        raise NotImplementedError
 
     def to(self, device: torch.device | str) -> Self:
         """A copy with its ids on another device."""

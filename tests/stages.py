@@ -11,7 +11,6 @@ from torch.utils.data import default_collate
 
 from sweettok.cli.main import main as command
 from sweettok.data.synthetic import write_synthetic
-from sweettok.inference import __main__ as generation
 from sweettok.priors import save_prior
 from sweettok.priors.build import build_prior, read_tagged
 from sweettok.stages import STAGES as TASKS
@@ -85,8 +84,8 @@ def train_all(folder: Path) -> Path:
 def tokenize(work: Path, out: Path, *options: str) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     tokenizer, clips = work / "stage1" / "final", work / "clips" / "train.txt"
-    command = ["tokenize", "--checkpoint", tokenizer, "--data", clips, "--out", out, "--workers", "0", *options]
-    assert generation.main([str(part) for part in command]) == 0
+    arguments = ["tokenize", "--checkpoint", tokenizer, "--data", clips, "--out", out, "--workers", "0", *options]
+    assert command([str(part) for part in arguments]) == 0
 
 
 def config_of(folder: Path, stage: str, *overrides: str):

@@ -12,7 +12,9 @@ from PIL import Image
 
 from sweettok import pixels
 from sweettok.cli.main import main
+from sweettok.cli.main import main
 from sweettok.data.backends import ClipError
+from sweettok.data.preprocess import Preprocessing
 from sweettok.data.resize import Fit
 from sweettok.data.writer import write_video
 from sweettok.tokenizer.model import SweetTok
@@ -20,13 +22,15 @@ from sweettok.tokenizer.model import SweetTok
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny.tokenizer()
+    """Its preprocessing is not the default one: the middle of the frames, the first clip of a video."""
+    return tiny.tokenizer(tiny.tokenizer_config(preprocessing=Preprocessing("crop", "first")))
 
 
 @pytest.fixture(scope="module")
 def images():
     """A tokenizer of images: the spatial branch alone."""
-    return tiny.fill(SweetTok(tiny.tokenizer_config(), tiny.prior().spatial))
+    config = tiny.tokenizer_config(preprocessing=Preprocessing("crop", "first"))
+    return tiny.fill(SweetTok(config, tiny.prior().spatial))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def files(tmp_path_factory, video):
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def test_a_file_is_its_first_clip(model, files, video):
+def test_a_file_is_read_as_configured(model, files, video):
     expected = model.encode(video[None, :, :9])
     for source in (files / "waves.mkv", str(files / "waves.mkv"), [files / "waves.mkv"]):
         out = model.encode(source)
@@ -80,29 +84,33 @@ def test_an_image_file_is_an_image(model, images, files, video):
 def test_files_of_one_batch(model, files):
     names = [files / "waves.mkv", str(files / "short.mkv")]
     assert torch.equal(model.encode(names).ids, torch.cat([model.encode(name).ids for name in names]))
-    with pytest.raises(ValueError, match=r"waves.mkv has 9 frames, .*still.png 1: encode images and videos apart"):
+    with pytest.raises(ValueError, match=r"waves.mkv has 9 frames, .*still.png 1: encode images and videos separately"):
         model.encode([files / "waves.mkv", files / "still.png"])
 
 
-@pytest.mark.parametrize("aspect", ["crop", "pad", "stretch"])
-def test_the_aspect_is_a_choice(model, files, aspect):
-    """Frames are scaled by the decoder, as everywhere; where they go is told by `Fit`."""
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+def test_resizing_is_a_choice(model, files, resize):
+    """Frames are scaled by the decoder, as everywhere, and placed as `Fit` says."""
     size, wide = (16, 16), (20, 40)
-    clip = model.read(files / "wide.mkv", aspect=aspect)[0]
+    clip = model.read(files / "wide.mkv", resize=resize)[0]
     assert clip.shape == (3, 9, 16, 16) and clip.dtype == torch.uint8
     plain = pixels.to_uint8(tiny.clip(1, height=20, width=40))[0]
-    expected = Fit(aspect, wide, size).apply(plain).float()
+    expected = Fit(resize, wide, size).apply(plain).float()
     assert (clip.float() - expected).abs().mean() < 6
-    others = [Fit(other, wide, size).apply(plain).float() for other in ("crop", "pad", "stretch") if other != aspect]
+    others = [Fit(other, wide, size).apply(plain).float() for other in ("crop", "pad", "stretch") if other != resize]
     assert all((clip.float() - other).abs().mean() > 12 for other in others)
-    whole = model.encode_long(files / "wide.mkv", aspect=aspect)
-    assert torch.equal(model.encode(files / "wide.mkv", aspect=aspect).ids, whole.ids)
-    image = model.read(files / "wide.png", aspect=aspect)[0]
+    whole = model.encode_long(files / "wide.mkv", resize=resize)
+    assert torch.equal(model.encode(files / "wide.mkv", resize=resize).ids, whole.ids)
+    image = model.read(files / "wide.png", resize=resize)[0]
     assert (image.float() - expected[:, :1]).abs().max() <= 1
 
 
-def test_the_aspect_is_cropped_by_default(model, files):
-    assert torch.equal(model.encode(files / "wide.mkv").ids, model.encode(files / "wide.mkv", aspect="crop").ids)
+def test_options_override_what_is_configured(model, files, video):
+    assert torch.equal(model.encode(files / "wide.mkv").ids, model.encode(files / "wide.mkv", resize="crop").ids)
+    plain = tiny.tokenizer()  # stretch, center
+    assert torch.equal(plain.encode(files / "waves.mkv").ids, plain.encode(video[None, :, 6:15]).ids)
+    same = plain.encode(files / "wide.mkv", resize="crop", position="first")
+    assert torch.equal(same.ids, model.encode(files / "wide.mkv").ids)
 
 
 WRONG_FILES = {
@@ -129,7 +137,7 @@ def test_wrong_files_are_refused(model, files, case):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"aspect": "squeeze"}, "aspect must be one of stretch, crop, pad; got 'squeeze'"),
+        ({"resize": "squeeze"}, "resize must be one of stretch, crop, pad; got 'squeeze'"),
         ({"start": -1}, "start must be a whole number of at least 0; got -1"),
         ({"start": 1.5}, "start must be a whole number"),
         ({"position": "random"}, "position must be one of first, center, last; got 'random'"),
@@ -143,8 +151,8 @@ def test_wrong_cuts_are_refused(model, files, options, message):
 
 
 def test_cuts_of_tensors_are_refused(model):
-    with pytest.raises(ValueError, match="aspect, stride: for files; a tensor already holds its frames"):
-        model.encode(tiny.clip(), aspect="crop", stride=1)
+    with pytest.raises(ValueError, match="resize, stride: only for files; the frames of a tensor are taken as"):
+        model.encode(tiny.clip(), resize="crop", stride=1)
 
 
 # ------------------------------------------------------------------------------------------------------ many clips
@@ -157,7 +165,7 @@ def test_many_clips(model, files, video):
         outputs = list(model.encode_batches(iter(sources), batch_size=batch_size, workers=2))
         assert [len(out) for out in outputs] == sizes
         assert torch.equal(torch.cat([out.ids for out in outputs]), torch.cat(apart))
-    cut = next(model.encode_batches(sources[:1], start=2, stride=2, aspect="pad"))
+    cut = next(model.encode_batches(sources[:1], start=2, stride=2, resize="pad"))
     assert torch.equal(cut.ids, model.encode(sources[0], start=2, stride=2).ids)
 
 
@@ -167,7 +175,7 @@ def test_many_clips_are_read_as_they_are_needed(model):
     next(batches), next(batches)
     assert next(taken) <= 3 * 3 + 1
     batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_a_clip_that_cannot_be_read_is_named(model, files):
@@ -185,7 +193,7 @@ def test_a_clip_that_cannot_be_read_is_named(model, files):
         ({"sources": None}, "sources must be several paths or tensors; got None"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
         ({"workers": 0}, "workers must be a whole number of at least 1; got 0"),
-        ({"aspect": "squeeze"}, "aspect must be one of"),
+        ({"resize": "squeeze"}, "resize must be one of"),
     ],
 )
 def test_wrong_arguments_of_many_clips_are_refused_at_once(model, change, message):
@@ -199,7 +207,7 @@ def test_wrong_arguments_of_many_clips_are_refused_at_once(model, change, messag
         (tiny.clip(), r"clip 1: video must have shape .* got \(1, 1, 3, 9, 16, 16\)"),
         (tiny.clip()[0] * 3, r"clip 1: float video must lie in \[-0.5, 0.5\]"),
         (tiny.clip(width=32)[0], "clip 1: frames are 16x32, but this tokenizer's"),
-        (tiny.clip()[0, :, :1], "clip 0 has 9 frames, clip 1 1: encode images and videos apart"),
+        (tiny.clip()[0, :, :1], "clip 0 has 9 frames, clip 1 1: encode images and videos separately"),
         (17, r"clip 1 must be a path or a tensor \(3, T, H, W\), got int"),
     ],
 )
@@ -214,13 +222,21 @@ def test_a_clip_that_does_not_fit_is_named(model, clip, message):
 @pytest.mark.parametrize("config", [tiny.tokenizer_config(), tiny.union_config()], ids=["release", "union"])
 def test_features_are_what_is_looked_up(config):
     model, video = tiny.tokenizer(config), tiny.clips(0, 1)
-    features = model.features(video)
+    features = model.features(video, grad=True)
     assert features.spatial.shape == (2, 4, config.latent_dim) and features.temporal.shape == (2, 16, config.latent_dim)
     looked_up = model.spatial_quantizer(features.spatial), model.temporal_quantizer(features.temporal)
     assert torch.equal(model.ids(*looked_up), model.encode(video).ids)
     features.spatial.sum().backward()
     assert model.encoder.spatial_queries.grad.abs().sum() > 0
     assert model.features(video[:, :, 0]).temporal is None
+
+
+def test_features_keep_no_graph_unless_asked(model):
+    """A loop over many clips must not keep their activations."""
+    for features in model.features(tiny.clip()):
+        assert not features.requires_grad and features.grad_fn is None
+    with torch.no_grad():
+        assert not model.features(tiny.clip(), grad=True).spatial.requires_grad
 
 
 def test_features_of_a_file(model, files, video):
@@ -417,7 +433,7 @@ def test_weights_of_half_precision_are_refused(video):
             call()
 
 
-def test_doors_to_long_videos(model, files, video, tmp_path):
+def test_long_videos(model, files, video, tmp_path):
     tokens = model.encode_long(files / "waves.mkv", overlap=2)
     assert torch.equal(tokens.ids[:1], model.encode(files / "waves.mkv").ids) and len(tokens.ids) == 3
     decoded = model.decode_long(tokens)

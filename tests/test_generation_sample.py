@@ -10,13 +10,13 @@ import pytest
 import tiny
 import torch
 
+from sweettok.cli.main import main
 from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.tokens import ShardWriter, TokenDataset, TokenManifest, clips_hash
 from sweettok.data.writer import write_video
 from sweettok.generator.config import GeneratorConfig
 from sweettok.generator.model import Generator
 from sweettok.inference import sample
-from sweettok.inference.__main__ import main
 from sweettok.pixels import to_uint8
 from sweettok.store import sha256
 from sweettok.tokenizer.model import SweetTok
@@ -57,7 +57,7 @@ def drawn(folder, out, *more, **options):
 
 def refusal(capsys, folder, out, *more, **options):
     """What a command that must fail says."""
-    assert main(arguments(folder, out, *more, **options)) == 1
+    assert main(arguments(folder, out, *more, **options)) == 2
     return capsys.readouterr().err
 
 
@@ -161,13 +161,13 @@ def test_given_frames_are_continued(folder, finished, tmp_path, capsys):
     def error(*more, **options):
         return refusal(capsys, folder, tmp_path / "none", *more, **{"model": "frames", **options})
 
-    assert "--num 5 is more than the 4 rows" in error("--given", given.folder, "--num", 5)
-    assert "continues given frames: --given" in error("--num", 2)
+    assert "num 5 is more than the 4 rows" in error("--given", given.folder, "--num", 5)
+    assert "this generator continues given frames: `given`" in error("--num", 2)
     assert "does not continue given frames" in error("--given", given.folder, "--num", 2, model="gen")
     assert "continues 5 given frames, but" in error("--given", finished)
     other = given_shards(tmp_path / "other", SweetTok.from_pretrained(folder / "other"))
     assert "write the tokens with this one" in error("--given", other.folder)
-    assert not (tmp_path / "none").exists()
+    assert not files(tmp_path / "none")
 
     other = given_shards(tmp_path / "more", tokenizer, count=5)
     assert "given" in refusal(capsys, folder, tmp_path / "two", "--given", other.folder, "--num", 2, model="frames")
@@ -323,12 +323,12 @@ def test_a_tokenizer_with_another_decoder_makes_no_videos_beside_the_first_s(fol
         (("--num", 2, "--classes", "3"), {"model": "unguided"}, "numbered 0..2; got 3"),
         (("--num", 2, "--cfg-scale", 2), {"model": "unguided"}, "class_dropout above 0"),
         (("--num", 2, "--top-p", 2), {}, "top_p must be in (0, 1]"),
-        (("--num", 0), {}, "--num must be at least 1, got 0"),
-        (("--per-class", -1), {}, "--per-class must be at least 1, got -1"),
-        (("--num", 2, "--batch-size", 0), {}, "--batch-size must be at least 1, got 0"),
-        (("--num", 2, "--fps", 0), {}, "--fps must be above 0, got 0"),
-        ((), {}, "give --num, or --per-class"),
-        ((), {"model": "free"}, "give --num"),
+        (("--num", 0), {}, "--num: expected a whole number of at least 1, got '0'"),
+        (("--per-class", -1), {}, "--per-class: expected a whole number of at least 1, got '-1'"),
+        (("--num", 2, "--batch-size", 0), {}, "--batch-size: expected a whole number of at least 1, got '0'"),
+        (("--num", 2, "--fps", 0), {}, "--fps: expected a number above 0, got '0'"),
+        ((), {}, "give num of at least 1, or per_class"),
+        ((), {"model": "free"}, "give num"),
         (("--per-class", 2), {"model": "free"}, "has no classes"),
         (("--num", 2, "--classes", "0"), {"model": "free"}, "has no classes"),
     ],
@@ -336,7 +336,7 @@ def test_a_tokenizer_with_another_decoder_makes_no_videos_beside_the_first_s(fol
 def test_wrong_input_is_refused_before_any_work(folder, tmp_path, capsys, monkeypatch, more, options, message):
     monkeypatch.setattr(Generator, "sample", lambda *_, **__: pytest.fail("words were drawn"))
     assert message in refusal(capsys, folder, tmp_path / "out", *more, **options)
-    assert not (tmp_path / "out").exists()
+    assert not files(tmp_path / "out")
 
 
 def test_a_tokenizer_without_pixels_is_refused(folder, tmp_path, capsys):
@@ -346,7 +346,7 @@ def test_a_tokenizer_without_pixels_is_refused(folder, tmp_path, capsys):
     blind.save_pretrained(tmp_path / "blind")
     shutil.copytree(folder / "gen", tmp_path / "gen")
     assert "has no pixel decoder" in refusal(capsys, tmp_path, tmp_path / "out", "--num", 1, tokenizer="blind")
-    assert not (tmp_path / "out").exists()
+    assert not files(tmp_path / "out")
 
 
 # ------------------------------------------------------------------------------------------------------- processes
@@ -383,4 +383,4 @@ def test_processes_that_do_not_know_of_each_other_are_refused(folder, tmp_path, 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(num_processes=1))
     assert "2 processes were launched, but each sees 1" in refusal(capsys, folder, tmp_path / "out", "--num", 2)
-    assert not (tmp_path / "out").exists()
+    assert not files(tmp_path / "out")

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from sweettok.cli.main import main
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import load_clips
 from sweettok.data.reader import read_clip
@@ -17,7 +18,6 @@ from sweettok.data.tokens import StoredLayout, TokenDataset, shard_name
 from sweettok.data.writer import write_video
 from sweettok.eval.protocol import PRESETS
 from sweettok.inference import tokenize
-from sweettok.inference.__main__ import main
 from sweettok.tokenizer.model import SweetTok
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +81,7 @@ def test_ids_are_those_of_encode(work, whole):
     for row in range(20):
         number, part, mirrored = row // 4, row // 2 % 2, row % 2
         spare = max(0, 7 + 3 * number - FRAMES)
-        video = read_clip(work / f"{number}.mkv", FRAMES, SIZE, start=spare * part, short="black")[None]
+        video = read_clip(work / f"{number}.mkv", FRAMES, SIZE, start=spare * part)[None]
         video = video.flip(4) if mirrored else video
         assert torch.equal(dataset[row]["ids"], tokenizer.encode(video).ids[0])
         assert torch.equal(dataset[row]["given"], tokenizer.encode(video[:, :, :5]).ids[0])
@@ -91,7 +91,7 @@ def test_ids_are_those_of_encode(work, whole):
 
 
 def test_one_clip_of_a_video_is_that_of_evaluation(work, tmp_path):
-    assert main(arguments(work, tmp_path / "out", "--classes", str(work / "classes.txt"))) == 0
+    assert main(arguments(work, tmp_path / "out", "--classes", str(work / "classes.txt"), "--short", "black")) == 0
     dataset, clips = TokenDataset(tmp_path / "out"), load_clips(work / "list.txt")
     names = ("position", "stride", "resize", "short")
     protocol = {name: getattr(PRESETS["sweettok-rfvd-ucf101"], name) for name in names}
@@ -154,7 +154,7 @@ def test_stage_2_decodes_what_stage_1_wrote(whole):
 
 
 def test_two_processes_write_the_same_bytes(work, whole, tmp_path):
-    command = ["bash", str(ROOT / "scripts" / "launch.sh"), "-m", "sweettok.inference"]
+    command = ["bash", str(ROOT / "scripts" / "launch.sh"), "-m", "sweettok"]
     environment = {**os.environ, "NUM_PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["VIRTUAL_ENV"] = sys.prefix
     command += arguments(work, tmp_path / "out", *VIEWS, "--workers", "1")
@@ -212,39 +212,39 @@ def test_only_missing_shards_are_encoded(work, tmp_path, encoded, capsys):
         (("--data", "{work}/nowhere.txt"), "no list file or folder of clips at"),
         (("--data", "{work}/empty.txt"), "no clips in it"),
         (("--data", "{work}/bad.txt"), "bad.mkv: PyAV cannot open it"),
-        (("--short", "error"), "0.mkv: 7 frames are too few for 9 at stride 1 (python -m sweettok.data scan"),
-        (("--short", "error", "--workers", "1"), "0.mkv: 7 frames are too few for 9 at stride 1 (python -m"),
+        (("--short", "error"), "0.mkv: 7 frames are too few for 9 at stride 1 (sweettok data scan"),
+        (("--short", "error", "--workers", "1"), "0.mkv: 7 frames are too few for 9 at stride 1 (sweettok"),
         (("--classes", "{work}/nowhere.txt"), "nowhere.txt"),
         (("--data", "{work}/plain.txt", "--classes", "2"), "plain.txt has no labels: leave --classes out"),
         (("--given-frames", "4"), "4 frames do not fit: 1 + a multiple of 4 fits (1 or 5)"),
         (("--given-frames", "1"), "at least 5 frames are needed"),
-        (("--given-frames", "9"), "--given-frames must be less than the 9 frames of a clip, got 9"),
-        (("--batch-size", "0"), "--batch-size must be at least 1"),
-        (("--workers", "-1"), "--workers must be at least 0"),
-        (("--limit", "0"), "--limit must be at least 1"),
-        (("--clips-per-video", "0"), "clips_per_video must be at least 1"),
-        (("--rows-per-shard", "0"), "rows_per_shard must be at least 1"),
-        (("--stride", "0"), "stride must be at least 1"),
+        (("--given-frames", "9"), "given_frames must be less than the 9 of a clip, got 9"),
+        (("--batch-size", "0"), "--batch-size: expected a whole number of at least 1, got '0'"),
+        (("--workers", "-1"), "--workers: expected a whole number of at least 0, got '-1'"),
+        (("--limit", "0"), "--limit: expected a whole number of at least 1, got '0'"),
+        (("--clips-per-video", "0"), "--clips-per-video: expected a whole number of at least 1, got '0'"),
+        (("--rows-per-shard", "0"), "--rows-per-shard: expected a whole number of at least 1, got '0'"),
+        (("--stride", "0"), "--stride: expected a whole number of at least 1, got '0'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(work, tmp_path, capsys, more, told):
     (work / "empty.txt").touch()
     (work / "bad.mkv").write_bytes(b"not a video" * 30)
     (work / "bad.txt").write_text("bad.mkv\n")
-    assert main(arguments(work, tmp_path / "out", *(part.format(work=work) for part in more))) == 1
+    assert main(arguments(work, tmp_path / "out", *(part.format(work=work) for part in more))) == 2
     message = capsys.readouterr().err.splitlines()[-1]  # after the progress bar, where it had begun
     assert message.startswith("error: ") and told in message
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("shard-*"))
 
 
 def test_labels_out_of_range_are_named(work, tmp_path, capsys):
-    assert main(arguments(work, tmp_path / "out", "--classes", "1")) == 1
-    assert "error: labels must be 1..1:\n" in capsys.readouterr().err
+    assert main(arguments(work, tmp_path / "out", "--classes", "1")) == 2
+    assert "error: labels must be 1..1: " in capsys.readouterr().err
 
 
 def test_a_folder_of_other_tokens_is_refused(work, whole, capsys):
     before = contents(whole)
-    assert main(arguments(work, whole, *VIEWS, "--stride", "2")) == 1
+    assert main(arguments(work, whole, *VIEWS, "--stride", "2")) == 2
     told = f"error: {whole} holds tokens with stride 1 instead of 2: choose another folder, or delete this one\n"
     assert capsys.readouterr().err == told
     assert contents(whole) == before

@@ -31,12 +31,6 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-# Imports that still go up, or sideways.
-EXCEPTIONS = {
-    ("tokenizer/doors.py", "video"),
-    ("video/decode.py", "tokenizer"), ("video/encode.py", "tokenizer"), ("video/long.py", "tokenizer"),
-    ("video/sources.py", "tokenizer"),
-}  # fmt: skip
 LATE = {"decord", "open_clip", "spacy", "tensorboard", "timm", "transformers", "wandb"}
 
 
@@ -80,7 +74,6 @@ def test_imports_go_down(path):
         return
     assert part in LEVEL, f"{part} is new: give it a level in LEVELS"
     wrong = {other for other in ours(TREES[path]) - {part} if LEVEL[other] >= LEVEL[part]}
-    wrong -= {other for file, other in EXCEPTIONS if file == path.as_posix()}
     assert not wrong, f"{path} imports {sorted(wrong)}"
 
 

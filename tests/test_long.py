@@ -10,14 +10,14 @@ import tiny
 import torch
 
 from sweettok.data.backends import ClipError
-from sweettok.data.preprocess import open_frames
+from sweettok.data.preprocess import Preprocessing, open_frames
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_png, write_video
 from sweettok.pixels import to_float
 from sweettok.tokenizer.model import SweetTok
-from sweettok.video.ahead import one_ahead
+from sweettok.tokenizer.output import LongTokens
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.long import LongTokens, decode_blocks, decode_long, encode_long, reconstruct
+from sweettok.video.prefetch import one_ahead
 from sweettok.video.seams import FrameSteps, seam_metric, seam_places
 
 LENGTH = 9  # of the tiny tokenizer's clips, of 16x16
@@ -26,7 +26,7 @@ MAPS = [(1, 0), (2, 0), (2, 1), (5, 0), (5, 2), (5, 4), (9, 0), (9, 1), (9, 6), 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tiny.tokenizer()
+    return tiny.tokenizer(tiny.tokenizer_config(preprocessing=Preprocessing("crop")))
 
 
 def waves(frames: int, height: int = 16, width: int = 16, speed: float = 0.3) -> torch.Tensor:
@@ -130,77 +130,91 @@ def test_one_clip_is_decode_of_encode(tokenizer, kind):
     clip = waves(LENGTH) if kind == "uint8" else to_float(waves(LENGTH))
     expected = tokenizer.decode(tokenizer.encode(clip[None]).ids)[0]
     for source in (clip, clip[None]):
-        tokens = encode_long(tokenizer, source)
+        tokens = tokenizer.encode_long(source)
         assert torch.equal(tokens.ids, tokenizer.encode(clip[None]).ids)
-        assert torch.equal(decode_long(tokenizer, tokens), expected)
-    assert torch.equal(reconstruct(tokenizer, clip), expected)
+        assert torch.equal(tokenizer.decode_long(tokens), expected)
+    assert torch.equal(tokenizer.reconstruct(clip), expected)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 8, 10, 17, 18, 30])
 def test_any_number_of_frames(tokenizer, frames):
     """Every clip is encoded by itself; a short video's last frame is repeated, and cut off again."""
     video = waves(frames)
-    tokens = encode_long(tokenizer, video, batch_size=2)
+    tokens = tokenizer.encode_long(video, batch_size=2)
     chunks = tokens.chunks
     padded = torch.cat([video, video[:, -1:].expand(-1, chunks.padding, -1, -1)], dim=1)
     for row, start in enumerate(chunks.starts):
         clip = padded[:, start : start + LENGTH][None]
         assert torch.equal(tokens.ids[row], tokenizer.encode(clip).ids[0])
         assert tokens.words(row, 2) == tokenizer.encode(clip).words(max_queries=2)
-    decoded = decode_long(tokenizer, tokens, batch_size=3)
+    decoded = tokenizer.decode_long(tokens, batch_size=3)
     assert decoded.shape == (3, frames, 16, 16) and decoded.dtype == torch.float32
     first = tokenizer.decode(tokens.ids[:1])[0]
     alone = LENGTH - chunks.overlap if len(chunks) > 1 else frames
     assert torch.equal(decoded[:, :alone], first[:, :alone])
-    assert torch.equal(torch.cat(list(decode_blocks(tokenizer, tokens)), dim=1), decoded)
+    assert torch.equal(torch.cat(list(tokenizer.decode_blocks(tokens)), dim=1), decoded)
     assert tokens.bits == len(chunks) * tokenizer.layout.bits and tokens.seconds is None
 
 
 def test_a_tokenizer_of_images_takes_every_frame_by_itself():
     images = tiny.fill(SweetTok(tiny.tokenizer_config(), tiny.prior().spatial))
     video = waves(3)
-    tokens = encode_long(images, video)
+    tokens = images.encode_long(video)
     assert (tokens.chunks.length, len(tokens.ids)) == (1, 3)
     frames = video.movedim(1, 0)
     assert torch.equal(tokens.ids, images.encode(frames).ids)
-    assert torch.equal(decode_long(images, tokens), images.decode(images.encode(frames).ids)[:, :, 0].movedim(0, 1))
+    assert torch.equal(images.decode_long(tokens), images.decode(images.encode(frames).ids)[:, :, 0].movedim(0, 1))
 
 
-@pytest.mark.parametrize("aspect", ["crop", "pad", "stretch"])
-def test_other_sizes_come_back(tokenizer, aspect):
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+def test_other_sizes_come_back(tokenizer, resize):
     video = waves(12, 24, 40)
-    tokens = encode_long(tokenizer, video, aspect=aspect)
-    small = decode_long(tokenizer, tokens, undo_aspect=False)
+    tokens = tokenizer.encode_long(video, resize=resize)
+    small = tokenizer.decode_long(tokens, undo_resize=False)
     assert small.shape == (3, 12, 16, 16)
-    seen = (24, 24) if aspect == "crop" else (24, 40)
-    assert torch.allclose(decode_long(tokenizer, tokens), tokens.fit.undo(small), atol=1e-6)
-    assert decode_long(tokenizer, tokens).shape == (3, 12, *seen)
+    seen = (24, 24) if resize == "crop" else (24, 40)
+    assert torch.allclose(tokenizer.decode_long(tokens), tokens.fit.undo(small), atol=1e-6)
+    assert tokenizer.decode_long(tokens).shape == (3, 12, *seen)
 
 
 def test_a_file_is_read_once_from_front_to_back(tokenizer, tmp_path):
     """And gives the ids of its clips as `read_clip` reads them."""
     path = tmp_path / "clip.mp4"
     write_video(path, waves(30, 24, 40), 12.5)
-    tokens = encode_long(tokenizer, path)
+    tokens = tokenizer.encode_long(path)
     for row, start in enumerate(tokens.chunks.starts):
         clip = read_clip(path, LENGTH, 16, start=start, resize="crop")
         assert torch.equal(tokens.ids[row], tokenizer.encode(clip[None]).ids[0])
     assert (tokens.fps, tokens.seconds, tokens.chunks.num_frames) == (12.5, 2.4, 30)
-    assert encode_long(tokenizer, path, max_frames=11).chunks.starts == (0, 2)
+    assert tokenizer.encode_long(path, max_frames=11).chunks.starts == (0, 2)
     with open_frames(path, "pad", (16, 16)) as stream:
         padded = torch.stack(list(stream.frames), dim=1)
-    assert torch.equal(encode_long(tokenizer, path, aspect="pad").ids, encode_long(tokenizer, padded).ids)
+    assert torch.equal(tokenizer.encode_long(path, resize="pad").ids, tokenizer.encode_long(padded).ids)
+
+
+def test_every_second_frame(tokenizer, tmp_path):
+    """A tokenizer that was trained on every second frame encodes those of a file, at half its rate."""
+    write_video(tmp_path / "clip.mkv", waves(30), 12, lossless=True)
+    strided = tiny.tokenizer(tiny.tokenizer_config(preprocessing=Preprocessing("crop", stride=2)))
+    tokens = strided.encode_long(tmp_path / "clip.mkv")
+    assert (tokens.chunks.num_frames, tokens.fps, tokens.seconds, tokens.stride) == (15, 6, 2.5, 2)
+    assert torch.equal(tokens.ids, strided.encode_long(waves(30)[:, ::2]).ids)
+    for options in ({"stride": 2}, {"stride": 2, "max_frames": 11}):
+        few = tokenizer.encode_long(tmp_path / "clip.mkv", **options)
+        assert torch.equal(few.ids[0], tokens.ids[0]) and few.chunks.num_frames == options.get("max_frames", 15)
+    with pytest.raises(ValueError, match="stride: only for files"):
+        tokenizer.encode_long(waves(30), stride=2)
 
 
 def test_decoding_into_a_file(tokenizer, tmp_path):
     write_video(tmp_path / "in.mp4", waves(20, 24, 41), 29.97)
-    tokens = encode_long(tokenizer, tmp_path / "in.mp4", aspect="pad")
-    assert decode_long(tokenizer, tokens, tmp_path / "out.mp4") == tmp_path / "out.mp4"
-    assert reconstruct(tokenizer, tmp_path / "in.mp4", tmp_path / "same.mp4", aspect="pad") == tmp_path / "same.mp4"
+    tokens = tokenizer.encode_long(tmp_path / "in.mp4", resize="pad")
+    assert tokenizer.decode_long(tokens, tmp_path / "out.mp4") == tmp_path / "out.mp4"
+    assert tokenizer.reconstruct(tmp_path / "in.mp4", tmp_path / "same.mp4", resize="pad") == tmp_path / "same.mp4"
     info = probe(tmp_path / "out.mp4")
     assert (info.num_frames, info.height, info.width) == (20, 24, 41)
     assert info.fps == pytest.approx(29.97, rel=1e-4)
-    decoded = decode_long(tokenizer, tokens)
+    decoded = tokenizer.decode_long(tokens)
     for name in ("out.mp4", "same.mp4"):
         shown = to_float(read_clip(tmp_path / name, 20, None))
         assert (shown - decoded).abs().mean() < 0.5 * (shown - decoded.flip(3)).abs().mean()
@@ -208,20 +222,20 @@ def test_decoding_into_a_file(tokenizer, tmp_path):
 
 def test_an_image(tokenizer, tmp_path):
     write_png(tmp_path / "image.png", waves(1)[:, 0])
-    tokens = encode_long(tokenizer, tmp_path / "image.png")
-    assert torch.equal(tokens.ids, encode_long(tokenizer, waves(1)).ids) and tokens.fps is None
-    assert reconstruct(tokenizer, tmp_path / "image.png").shape == (3, 1, 16, 16)
+    tokens = tokenizer.encode_long(tmp_path / "image.png")
+    assert torch.equal(tokens.ids, tokenizer.encode_long(waves(1)).ids) and tokens.fps is None
+    assert tokenizer.reconstruct(tmp_path / "image.png").shape == (3, 1, 16, 16)
 
 
 def test_odd_files(tokenizer, videos):
     odd = videos / "odd"
-    turned = encode_long(tokenizer, odd / "rotated_90.mov")
+    turned = tokenizer.encode_long(odd / "rotated_90.mov")
     assert (turned.fit.source, turned.chunks.num_frames) == ((568, 320), 3)
-    assert encode_long(tokenizer, odd / "unordered.mov").chunks.num_frames == probe(odd / "unordered.mov").num_frames
-    assert encode_long(tokenizer, odd / "av1.mkv", max_frames=20).chunks.num_frames == 20
-    assert encode_long(tokenizer, odd / "corrupted.mp4", max_frames=17).chunks.num_frames == 17
+    assert tokenizer.encode_long(odd / "unordered.mov").chunks.num_frames == probe(odd / "unordered.mov").num_frames
+    assert tokenizer.encode_long(odd / "av1.mkv", max_frames=20).chunks.num_frames == 20
+    assert tokenizer.encode_long(odd / "corrupted.mp4", max_frames=17).chunks.num_frames == 17
     with pytest.raises(ClipError, match=r"corrupted.mp4: (frame \d+ is damaged|damaged, .* near frame \d+)"):
-        encode_long(tokenizer, odd / "corrupted.mp4")
+        tokenizer.encode_long(odd / "corrupted.mp4")
 
 
 def test_a_damaged_frame_is_not_passed_on(tokenizer, tmp_path):
@@ -235,12 +249,12 @@ def test_a_damaged_frame_is_not_passed_on(tokenizer, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:start] + b"\xff" * half + content[start + half :])
     with pytest.raises(ClipError, match=r"clip.mp4: frame \d+ is damaged$"):
-        encode_long(tokenizer, path)
+        tokenizer.encode_long(path)
 
 
 def test_large_frames_are_undone_one_by_one(tokenizer):
-    tokens = encode_long(tokenizer, waves(12, 24, 40), aspect="pad")
-    blocks = list(decode_blocks(tokenizer, tokens))
+    tokens = tokenizer.encode_long(waves(12, 24, 40), resize="pad")
+    blocks = list(tokenizer.decode_blocks(tokens))
     assert {block.shape for block in blocks} == {(3, 1, 24, 40)} and len(blocks) == 12
 
 
@@ -249,7 +263,7 @@ def test_large_frames_are_undone_one_by_one(tokenizer):
 
 @pytest.fixture(scope="module")
 def tokens(tokenizer) -> LongTokens:
-    return encode_long(tokenizer, waves(20, 24, 40))
+    return tokenizer.encode_long(waves(20, 24, 40))
 
 
 def test_ids_come_back_from_a_file(tokenizer, tokens, tmp_path):
@@ -258,7 +272,7 @@ def test_ids_come_back_from_a_file(tokenizer, tokens, tmp_path):
     assert torch.equal(loaded.ids, tokens.ids) and loaded.ids.dtype == torch.int64
     for name in ("chunks", "fit", "fps", "layout", "tokenizer_hash", "bits"):
         assert getattr(loaded, name) == getattr(tokens, name)
-    assert torch.equal(decode_long(tokenizer, loaded), decode_long(tokenizer, tokens))
+    assert torch.equal(tokenizer.decode_long(loaded), tokenizer.decode_long(tokens))
     assert loaded.words(1, 2) == tokens.words(1, 2) and loaded.output.summary(1) == tokens.output.summary(1)
     assert repr(loaded).startswith("LongTokens(20 frames of 24x40, 3 clips x 60 ids, ")
 
@@ -281,9 +295,10 @@ def test_bad_files_of_ids_are_refused(tokens, tmp_path):
 
 
 def test_the_tokens_of_another_tokenizer_are_refused(tokens):
-    for decode in (decode_long, decode_blocks):
+    other = tiny.tokenizer(seed=1)
+    for decode in (other.decode_long, other.decode_blocks):
         with pytest.raises(ValueError, match=f"of the tokenizer {tokens.tokenizer_hash[:12]}, not of"):
-            decode(tiny.tokenizer(seed=1), tokens)
+            decode(tokens)
 
 
 def test_a_wrong_output_is_refused_before_work(tokenizer, tokens, tmp_path, monkeypatch):
@@ -291,9 +306,9 @@ def test_a_wrong_output_is_refused_before_work(tokenizer, tokens, tmp_path, monk
     monkeypatch.setattr(type(tokenizer), "decode", lambda *_: pytest.fail("decoded"))
     for name, message in (("video", "expected a file name that ends in .mp4 or .mkv or .mov"), (".mp4", "expected")):
         with pytest.raises(ValueError, match=message):
-            decode_long(tokenizer, tokens, tmp_path / name)
+            tokenizer.decode_long(tokens, tmp_path / name)
         with pytest.raises(ValueError, match=message):
-            reconstruct(tokenizer, waves(9), tmp_path / name)
+            tokenizer.reconstruct(waves(9), tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +323,7 @@ def test_a_wrong_output_is_refused_before_work(tokenizer, tokens, tmp_path, monk
         (torch.full((3, 20, 16, 16), 0.7), {}, ValueError, r"must lie in \[-0.5, 0.5\]"),
         ([1], {}, ValueError, "a path or a tensor .* got list"),
         (torch.zeros(3, 9, 16, 16), {"overlap": 9}, ValueError, r"overlap must be 0..8 frames of clips of 9, got 9"),
-        (torch.zeros(3, 9, 16, 16), {"aspect": "fill"}, ValueError, "resize must be one of stretch, crop, pad"),
+        (torch.zeros(3, 9, 16, 16), {"resize": "fill"}, ValueError, "resize must be one of stretch, crop, pad"),
         (torch.zeros(3, 9, 16, 16), {"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1"),
         (torch.zeros(3, 9, 16, 16), {"max_frames": 2.5}, ValueError, "max_frames must be .* at least 1; got 2.5"),
     ],
@@ -316,7 +331,7 @@ def test_a_wrong_output_is_refused_before_work(tokenizer, tokens, tmp_path, monk
 def test_bad_sources_are_refused(tokenizer, tmp_path, source, options, error, message):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(error, match=message):
-        encode_long(tokenizer, tmp_path / source if isinstance(source, str) else source, **options)
+        tokenizer.encode_long(tmp_path / source if isinstance(source, str) else source, **options)
 
 
 def test_reading_stops_when_encoding_fails(tokenizer, tmp_path, monkeypatch):
@@ -328,13 +343,13 @@ def test_reading_stops_when_encoding_fails(tokenizer, tmp_path, monkeypatch):
     close = PyAVVideo.close
 
     def spied(video: PyAVVideo) -> None:
-        readers.append([thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")])
+        readers.append([thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")])
         close(video)
 
     monkeypatch.setattr(PyAVVideo, "close", spied)
     monkeypatch.setattr(type(tokenizer), "encode", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
     with pytest.raises(RuntimeError, match="no memory"):
-        encode_long(tokenizer, tmp_path / "clip.mp4", batch_size=1)
+        tokenizer.encode_long(tmp_path / "clip.mp4", batch_size=1)
     assert any(readers) and readers[-1] == []
 
 
@@ -348,7 +363,7 @@ def test_who_stops_early_leaves_no_thread():
 
     with closing(one_ahead(items())) as ahead:
         assert next(ahead) == 0
-    assert len(made) <= 2 and not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    assert len(made) <= 2 and not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
     assert list(one_ahead(items())) == list(range(100))
 
 
@@ -406,7 +421,7 @@ def test_seams_of_a_tokenizer(tokenizer):
     """The tiny tokenizer's clips do not meet; blending hides part of that."""
     values = []
     for overlap in (0, 2, 4):
-        tokens = encode_long(tokenizer, waves(60), overlap=overlap)
-        decoded = decode_long(tokenizer, tokens)
+        tokens = tokenizer.encode_long(waves(60), overlap=overlap)
+        decoded = tokenizer.decode_long(tokens)
         values.append(seam_metric(decoded, tokens.chunks, to_float(waves(60))))
     assert values[0] > values[1] > values[2]

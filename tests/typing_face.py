@@ -56,7 +56,7 @@ def encoding(tok: SweetTok, video: Tensor) -> None:
     assert_type(read_clip("a.mp4", frames=17, size=(256, 256)), Tensor)
     out = tok.encode(video)
     assert_type(out, TokenOutput)
-    assert_type(tok.encode("a.mp4", aspect="pad", stride=2, position="center"), TokenOutput)
+    assert_type(tok.encode("a.mp4", resize="pad", stride=2, position="center"), TokenOutput)
     assert_type(tok.encode([Path("a.mp4"), "b.mp4"]), TokenOutput)
     for batch in tok.encode_batches(["a.mp4", video[0]], batch_size=4):
         assert_type(batch, TokenOutput)

@@ -88,7 +88,7 @@ def train_all(seed: int, work: Path) -> None:
     train("stage2", seed, folder, **data)
     tokenizer, tokens = folder / "stage2" / "final", folder / "tokens"
     for part in ("train", "val"):
-        run([sys.executable, "-m", "sweettok.inference", "tokenize", "--checkpoint", tokenizer,
+        run([sys.executable, "-m", "sweettok", "tokenize", "--checkpoint", tokenizer,
              "--data", clips / f"{part}.txt", "--classes", clips / "classes.txt", "--out", tokens / part])  # fmt: skip
     data = {"data.train": tokens / "train", "data.validation": tokens / "val"}
     train("generator", seed, folder, tokenizer=tokenizer, **data)

@@ -24,13 +24,12 @@ import torch
 from torch import Tensor
 
 from sweettok import SweetTok, load_config
-from sweettok.data.preprocess import open_frames
 from sweettok.data.synthetic import synthetic_clip
 from sweettok.data.writer import write_video
 from sweettok.priors import Prior, WordGraph
-from sweettok.video.ahead import one_ahead
 from sweettok.video.chunks import ClipCutter
-from sweettok.video.long import batched, clip_length, decode_blocks, encode_long
+from sweettok.video.long import batched
+from sweettok.video.prefetch import one_ahead
 from sweettok.video.seams import FrameSteps, seam_excess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,15 +84,15 @@ def draw(path: Path, minutes: float, size: tuple[int, int]) -> None:
 
 
 def plain(tokenizer: SweetTok, path: Path, batch_size: int) -> None:
-    with open_frames(path, "crop", (tokenizer.config.height, tokenizer.config.width), MINUTE) as stream:
-        clips = ClipCutter(stream.frames, clip_length(tokenizer), overlap=0)
+    with tokenizer.open_long(path, None, None, MINUTE) as (stream, _):
+        clips = ClipCutter(stream.frames, tokenizer.clip_frames, overlap=0)
         with closing(one_ahead(batched(clips, batch_size))) as batches:
             for batch in batches:
                 tokenizer.encode(batch).ids.cpu()
 
 
 def read(tokenizer: SweetTok, path: Path) -> None:
-    with open_frames(path, "crop", (tokenizer.config.height, tokenizer.config.width), MINUTE) as stream:
+    with tokenizer.open_long(path, None, None, MINUTE) as (stream, _):
         for _ in stream.frames:
             pass
 
@@ -106,13 +105,13 @@ def seconds(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def seams(tokenizer: SweetTok, path: Path) -> None:
-    for overlap in sorted({0, 1, 2, clip_length(tokenizer) // 2}):
-        tokens = encode_long(tokenizer, path, overlap, max_frames=MINUTE)
+    for overlap in sorted({0, 1, 2, tokenizer.clip_frames // 2}):
+        tokens = tokenizer.encode_long(path, overlap, max_frames=MINUTE)
         steps, original = FrameSteps(), FrameSteps()
-        with open_frames(path, "crop", tokens.fit.size, MINUTE) as stream:
+        with tokenizer.open_long(path, None, None, MINUTE) as (stream, _):
             for frame in stream.frames:
                 original.add(frame[:, None])
-        for block in decode_blocks(tokenizer, tokens, undo_aspect=False):
+        for block in tokenizer.decode_blocks(tokens, undo_resize=False):
             steps.add(block)
         excess = seam_excess(steps.values, tokens.chunks, original.values)
         print(f"seams, overlap {overlap}: {excess:+.3f} grey levels; between all frames {steps.values.mean():.3f}, "
@@ -133,10 +132,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.mp4"
         draw(path, args.minutes, tuple(args.size))
-        encode_long(tokenizer, path, batch_size=args.batch, max_frames=20 * FPS)  # first calls take memory once
+        tokenizer.encode_long(path, batch_size=args.batch, max_frames=20 * FPS)  # first calls take memory once
         print(f"{tokenizer.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         with Memory() as memory:
-            tokens = encode_long(tokenizer, path, batch_size=args.batch)
+            tokens = tokenizer.encode_long(path, batch_size=args.batch)
         print(f"{tokens}\npeak memory by quarters of the time: {memory.peaks()}", flush=True)
         compare(tokenizer, path, args.batch, args.rounds)
         if args.checkpoint:
@@ -145,9 +144,9 @@ def main() -> None:
 
 def compare(tokenizer: SweetTok, path: Path, batch_size: int, rounds: int) -> None:
     """Print the median seconds of each work, and the ratios."""
-    tokens = encode_long(tokenizer, path, batch_size=batch_size, max_frames=MINUTE)
+    tokens = tokenizer.encode_long(path, batch_size=batch_size, max_frames=MINUTE)
     works = {
-        "encode_long": lambda: encode_long(tokenizer, path, batch_size=batch_size, max_frames=MINUTE),
+        "encode_long": lambda: tokenizer.encode_long(path, batch_size=batch_size, max_frames=MINUTE),
         "plain encode": lambda: plain(tokenizer, path, batch_size),
         "reading alone": lambda: read(tokenizer, path),
     }

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sweettok.data.preprocess import Preprocessing, open_frames
+from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import VideoInfo, probe
 from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.distributed import join_processes
@@ -26,8 +26,7 @@ from sweettok.pixels import to_uint8
 from sweettok.store import check_output, write_aside
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import TokenOutput
-from sweettok.video.files import DEFAULT_FPS
-from sweettok.video.long import clip_length, decode_blocks, encode_long
+from sweettok.video.long import DEFAULT_FPS
 from sweettok.video.seams import FrameSteps, seam_excess
 
 STRIP_FRAMES = 6
@@ -93,7 +92,7 @@ def _clip(
     tokenizer: Any, path: str | Path, stem: Path, steps: Preprocessing, start: int | None, info: VideoInfo
 ) -> dict[str, Any]:
     config = tokenizer.config
-    frames = clip_length(tokenizer) if isinstance(tokenizer, SweetTok) else config.num_frames
+    frames = tokenizer.clip_frames if isinstance(tokenizer, SweetTok) else config.num_frames
     clip = steps.read(path, frames, (config.height, config.width), start)
     trip = round_trip(tokenizer, clip[None].to(next(tokenizer.parameters()).device))
     shown = to_uint8(trip.video).cpu()
@@ -114,14 +113,14 @@ def _clip(
 
 
 def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, preprocessing: Preprocessing) -> dict[str, Any]:
-    tokens = encode_long(tokenizer, path, aspect=preprocessing.resize)
+    tokens = tokenizer.encode_long(path, resize=preprocessing.resize)
     tokens.save(f"{stem}.safetensors")
     scores, strip, changes = [], [], (FrameSteps(), FrameSteps())
     places = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
 
     def panes() -> Iterator[Tensor]:
-        with open_frames(path, preprocessing.resize, tokens.fit.size) as stream:
-            for block in decode_blocks(tokenizer, tokens, undo_aspect=False):
+        with tokenizer.open_long(path, preprocessing.resize, tokens.stride) as (stream, _):
+            for block in tokenizer.decode_blocks(tokens, undo_resize=False):
                 pair = torch.stack(list(islice(stream.frames, block.shape[1])), dim=1), to_uint8(block)
                 kept = [place for place in range(block.shape[1]) if len(scores) + place in places]
                 strip.append([video[:, kept] for video in pair])

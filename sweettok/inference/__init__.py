@@ -1,1 +1,1 @@
-"""From videos to token shards, and from a trained generator to new ones: `python -m sweettok.inference`."""
+"""Models over many clips: videos to token shards, and samples of a generator."""

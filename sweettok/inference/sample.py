@@ -1,209 +1,141 @@
-"""The sample command: new clips from a trained generator, as ids, as videos and as one sheet to look at.
+"""Samples of a trained generator: as ids, as videos, and on one contact sheet.
 
 A folder of samples holds
   shard-*.safetensors ...       token shards (`sweettok.data.tokens`, kind "generated"), in which row i is sample i
   videos/<class>_<number>.mp4   every sample as it is decoded
-  contact_sheet.png, .mp4       some of them, for the eye: a row of frames each; all playing side by side
+  contact_sheet.png, .mp4       some of them: frames in a row for each sample; all clips side by side
   decoded.json                  the tokenizer and the frame rate of the videos and sheets
-What is there is not made again. Sample i depends on the seed, i and its condition, so any number of processes gives
-the same ids: also the last batch of a process is filled up, as products of matrices of another size round differently.
+Existing files are kept. Sample i depends on the seed, i and its condition alone, so the ids do not depend on the number
+of processes. For the same reason the last batch of a process is filled up: products of other sizes round differently.
 
 Letters: B clips, T frames, H W pixels, L ids per clip.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sweettok.data.tokens import MANIFEST, ShardWriter, TokenDataset, TokenManifest, clips_hash
 from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
-from sweettok.distributed import join_processes, main_first
+from sweettok.distributed import from_main, join_processes, main_first
 from sweettok.generator.config import SamplingConfig
 from sweettok.generator.model import Generator
 from sweettok.hub import CONFIG, WEIGHTS, model_folder
-from sweettok.inference.tokenize import PRECISIONS
+from sweettok.inference.plan import Samples, class_name, plan
 from sweettok.pixels import to_uint8
 from sweettok.store import sha256, write_aside
 from sweettok.tokenizer.model import SweetTok
 
-ROWS_PER_SHARD = 16  # what a process takes at once, and at most loses when it is stopped, but for its batch
+ROWS_PER_SHARD = 16  # samples of a file; a process that is stopped loses at most these and its batch
 SHEET_ROWS, SHEET_PER_CLASS, SHEET_FRAMES = 64, 4, 5
 SHEETS = ("contact_sheet.png", "contact_sheet.mp4")
-UNSAFE = re.compile(r"[^\w.-]")  # in names of files
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--generator", required=True, metavar="MODEL", help="a trained generator: a folder, or user/name on the hub")
-    add("--tokenizer", required=True, metavar="MODEL", help="the tokenizer whose ids it writes, of stage 1 or stage 2")
-    add("--out", required=True, metavar="DIR", help="folder of the samples; what is there is kept")
-    count = parser.add_mutually_exclusive_group()
-    count.add_argument("--per-class", type=int, metavar="N", help="samples of each class")
-    count.add_argument("--num", type=int, metavar="N", help="samples in all, spread evenly over the classes (default "
-                       "with --given: one for each of its rows)")  # fmt: skip
-    add("--classes", nargs="+", metavar="CLASS", help="names or numbers from 0 (default: all)")
-    add("--given", metavar="SHARDS", help="for frame prediction: folder that tokenize --given-frames wrote; sample i "
-        "continues its row i. Videos show the sample as decoded, the given frames too")  # fmt: skip
-    add("--cfg-scale", type=float, default=1.0, metavar="S", help="guidance towards the class (default: 1, none)")
-    add("--cfg-schedule", choices=("constant", "linear"), default="constant", help="linear: from 1 at the first word")
-    add("--temperature", type=float, default=1.0, help="0: always the likeliest word (default: 1)")
-    add("--top-k", type=int, metavar="K", help="draw from the K likeliest words only")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest words of joint probability P only")
-    add("--seed", type=int, default=0)
-    add("--batch-size", type=int, default=8, help="clips drawn or decoded at once, on each device")
-    add("--fps", type=float, default=8, help="frames per second of the videos (default: 8)")
-    add("--no-videos", action="store_true", help="no video of each sample; the sheets are made all the same")
-    add("--precision", choices=PRECISIONS, default="no", help="no: float32; bf16: faster, some words differ")
 
 
 @dataclass(frozen=True)
-class Samples:
-    """What to draw: names of the samples, and of each its class, the row of `given` it continues, or nothing."""
+class SampleSettings:
+    """Settings of `sample`.
 
-    names: tuple[str, ...]
-    labels: tuple[int, ...] | None = None
-    given: TokenDataset | None = None
+    Args:
+        how: how ids are drawn.
+        seed: of all samples.
+        batch_size: clips drawn or decoded at once, on each device.
+        fps: frames per second of the videos.
+        videos: write a video of each sample; the contact sheets are always written.
+        precision: "no" is float32; "bf16" is faster, and some ids differ.
+    """
 
-    def __len__(self) -> int:
-        return len(self.names)
+    how: SamplingConfig = SamplingConfig()
+    seed: int = 0
+    batch_size: int = 8
+    fps: float = 8.0
+    videos: bool = True
+    precision: str = "no"
 
-    def given_ids(self, rows: Sequence[int]) -> Tensor | None:
-        """(B, L) ids of the clips of given frames."""
-        return None if self.given is None else torch.stack([self.given[row]["given"] for row in rows])
-
-    def condition(self, rows: Sequence[int]) -> dict[str, Any]:
-        """What `Generator.sample` is told of the samples `rows`."""
-        if self.labels is not None:
-            return {"labels": [self.labels[row] for row in rows]}
-        return {"num_samples": len(rows)} if self.given is None else {"given": self.given_ids(rows)}
+    def autocast(self, model: nn.Module) -> torch.autocast:
+        return torch.autocast(device_of(model).type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def main(args: argparse.Namespace) -> None:
-    """Draw and decode what is missing in `args.out`; in several processes each its share.
+def sample(
+    generator: str | Path,
+    tokenizer: str | Path,
+    out: str | Path,
+    settings: SampleSettings = SampleSettings(),
+    **wanted: Any,
+) -> Samples:
+    """Draw and decode the samples that are missing in the folder `out`; each of several processes its share.
+
+    Args:
+        generator, tokenizer: folders, or names on the hub; the tokenizer must be the one of the generator's training.
+        wanted: which samples; arguments of `plan`.
 
     Raises FileNotFoundError and ValueError saying what is wrong, before anything is drawn.
     """
-    check_numbers(args)
-    how = SamplingConfig(args.cfg_scale, args.cfg_schedule, args.temperature, args.top_k, args.top_p)
-    args.generator, args.tokenizer = model_folder(args.generator), model_folder(args.tokenizer)
-    state, out = join_processes(), Path(args.out)
-    generator, tokenizer = Generator.from_pretrained(args.generator), SweetTok.from_pretrained(args.tokenizer)
-    check_models(args, how, generator, tokenizer)
-    samples = plan(args, generator)
-    manifest = describe(args, how, generator, tokenizer, samples)
-    check_folder(out, manifest)
-    place = {"rank": state.process_index, "world_size": state.num_processes}
-    writer = main_first(lambda: ShardWriter(out, manifest, samples.names, samples.labels, **place))
-    main_first(lambda: settle_decoding(args))
-    draw(args, how, generator.to(state.device), samples, writer)
+    places = model_folder(generator), model_folder(tokenizer)
+    state, out = join_processes(), Path(out)
+    writer_model, tok = Generator.from_pretrained(places[0]), SweetTok.from_pretrained(places[1])
+    check_models(generator, writer_model, tokenizer, tok, settings.how)
+    samples = plan(writer_model, **wanted)
+    manifest = make_manifest(places[0], writer_model, tok, samples, settings)
+    from_main(lambda: check_folder(out, manifest))
+    rank, world_size = state.process_index, state.num_processes
+    writer = main_first(lambda: ShardWriter(out, manifest, samples.names, samples.labels, rank, world_size))
+    from_main(lambda: check_decoding(out, places[1], settings.fps))
+    draw(writer_model.to(state.device), samples, writer, settings)
     state.wait_for_everyone()
     state.destroy_process_group()
-    tokens, tokenizer = TokenDataset(out), tokenizer.to(state.device)
-    if not args.no_videos:
-        write_videos(args, tokenizer, tokens, state)
+    tokens, tok = TokenDataset(out), tok.to(state.device)
+    if settings.videos:
+        write_videos(tok, tokens, settings, range(rank, len(tokens), world_size))
     if state.is_main_process:
-        write_sheets(args, tokenizer, tokens)
-        print(f"{out}: {len(samples)} samples, {manifest.num_shards} shards, {', '.join(SHEETS)}")
+        write_sheets(tok, tokens, settings)
+    return samples
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    for name in ("per_class", "num", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if not 0 < args.fps < math.inf:
-        raise ValueError(f"--fps must be above 0, got {args.fps}")
-
-
-def check_models(args: argparse.Namespace, how: SamplingConfig, generator: Generator, tokenizer: SweetTok) -> None:
-    """Raise ValueError unless the tokenizer decodes what the generator writes, and the generator can be guided so."""
-    ours, theirs = generator.config.tokenizer_hash, tokenizer.ids_hash()
+def check_models(
+    generator: str | Path, model: Generator, tokenizer: str | Path, tok: SweetTok, how: SamplingConfig
+) -> None:
+    """Raise ValueError unless the tokenizer decodes the generator's ids, and the generator supports the guidance."""
+    ours, theirs = model.config.tokenizer_hash, tok.ids_hash()
     if ours != theirs:
         raise ValueError(
-            f"the generator in {args.generator} writes ids of the tokenizer {str(ours)[:12]}, but {args.tokenizer} is "
-            f"{theirs[:12]}: give the tokenizer that made its training shards (stage 1 or stage 2 of one encoder do)"
+            f"the generator in {generator} writes ids of the tokenizer {str(ours)[:12]}, but {tokenizer} is "
+            f"{theirs[:12]}: give the tokenizer that made its training shards (stage 1 or stage 2 of one encoder)"
         )
-    if tokenizer.pixel_decoder is None:
-        raise ValueError(f"the tokenizer in {args.tokenizer} has no pixel decoder: give one of stage 1 or stage 2")
-    if how.guided and not generator.sequence.null_class:
-        raise ValueError(f"--cfg-scale needs a generator trained with classes and generator.class_dropout above 0, "
-                         f"which that in {args.generator} is not: leave it out")  # fmt: skip
+    if tok.pixel_decoder is None:
+        raise ValueError(f"the tokenizer in {tokenizer} has no pixel decoder: give one of stage 1 or stage 2")
+    if how.guided and not model.sequence.null_class:
+        raise ValueError(
+            "cfg_scale needs a generator trained with classes and generator.class_dropout above 0, "
+            f"which that in {generator} is not: leave it out"
+        )
 
 
-def plan(args: argparse.Namespace, generator: Generator) -> Samples:
-    """Names and conditions of the samples that the command line asks for; sample i is of class classes[i % C]."""
-    if (args.given is not None) != generator.sequence.given_clip:
-        told = "continues" if args.given is None else "does not continue"
-        raise ValueError(f"the generator in {args.generator} {told} given frames: --given is for those that do")
-    if not generator.config.num_classes:
-        if args.classes is not None or args.per_class is not None:
-            raise ValueError(f"the generator in {args.generator} has no classes: leave --classes and --per-class out")
-        given = None if args.given is None else given_clips(args, generator)
-        number = len(given) if args.num is None and given is not None else args.num
-        return Samples(tuple(f"sample_{i:06}" for i in range(settled(number))), given=given)
-    classes = range(generator.config.num_classes) if args.classes is None else find_classes(args.classes, generator)
-    number = settled(args.num if args.per_class is None else args.per_class * len(classes))
-    labels = tuple(classes[i % len(classes)] for i in range(number))
-    shown = [class_name(generator.class_names, label) for label in labels]
-    return Samples(tuple(f"{UNSAFE.sub('_', name)}_{i:06}" for i, name in enumerate(shown)), labels)
-
-
-def settled(number: int | None) -> int:
-    if number is None:
-        raise ValueError("how many samples? give --num, or --per-class where there are classes")
-    return number
-
-
-def class_name(names: tuple[str, ...] | None, label: int) -> str:
-    return names[label] if names is not None else f"class{label}"
-
-
-def find_classes(wanted: Sequence[str], generator: Generator) -> list[int]:
-    """Class numbers from names or numbers. ValueError for an unknown class, naming the known ones."""
-    names, count = generator.class_names or (), generator.config.num_classes
-    chosen = [int(name) if name.isdecimal() and name not in names else name for name in wanted]
-    if any(isinstance(label, int) and label >= count for label in chosen):
-        known = f" ({', '.join(names)})" if names else ""
-        raise ValueError(f"classes are numbered 0..{count - 1}{known}; got {' '.join(wanted)}")
-    return generator.classes(chosen).tolist()
-
-
-def given_clips(args: argparse.Namespace, generator: Generator) -> TokenDataset:
-    """The shards to continue, or ValueError where they are not of this generator's tokenizer and given frames."""
-    given, frames = TokenDataset(args.given), generator.config.given_frames
-    given.check_tokenizer(generator.config.tokenizer_hash)
-    if given.given_frames != frames:
-        raise ValueError(f"the generator continues {frames} given frames, but {args.given} has {given.given_frames}: "
-                         f"write it with tokenize --given-frames {frames}")  # fmt: skip
-    if args.num is not None and args.num > len(given):
-        raise ValueError(f"--num {args.num} is more than the {len(given)} rows of {args.given}")
-    return given
-
-
-def describe(
-    args: argparse.Namespace, how: SamplingConfig, generator: Generator, tokenizer: SweetTok, samples: Samples
+def make_manifest(
+    folder: Path, generator: Generator, tokenizer: SweetTok, samples: Samples, settings: SampleSettings
 ) -> TokenManifest:
     """The manifest of the samples; its settings are all that their ids depend on."""
-    hashes = {"generator": sha256(args.generator / WEIGHTS), "generator_config": sha256(args.generator / CONFIG)}
-    settings = {**hashes, "seed": args.seed, **asdict(how)}
-    settings["precision"] = args.precision
+    decisive: dict[str, Any] = {
+        "generator": sha256(folder / WEIGHTS),
+        "generator_config": sha256(folder / CONFIG),
+        "seed": settings.seed,
+        **asdict(settings.how),
+        "precision": settings.precision,
+    }
     if samples.labels is not None:
-        settings["classes"] = sorted(set(samples.labels))
+        decisive["classes"] = sorted(set(samples.labels))
     if samples.given is not None:
         facts = json.dumps(samples.given.manifest.to_dict(), sort_keys=True)
-        settings["given"] = hashlib.sha256(facts.encode()).hexdigest()
+        decisive["given"] = hashlib.sha256(facts.encode()).hexdigest()
     return TokenManifest(
         kind="generated",
         tokenizer_hash=generator.config.tokenizer_hash,
@@ -215,58 +147,53 @@ def describe(
         num_classes=generator.config.num_classes,
         class_names=generator.class_names,
         rows_per_shard=ROWS_PER_SHARD,
-        settings=settings,
+        settings=decisive,
     )
 
 
 def check_folder(out: Path, manifest: TokenManifest) -> None:
-    """Raise ValueError where `out` holds samples drawn otherwise, or another number of them, naming what differs."""
-    if not (out / MANIFEST).is_file():
-        return
-    theirs, mine = (
-        {"kind": found.kind, "samples": found.num_clips, **found.settings}
-        for found in (TokenManifest.read(out), manifest)
-    )
-    told = differences(theirs, mine)
-    if told:
-        raise ValueError(f"{out} holds samples with {told}: go on with the settings that it was begun with, or choose "
-                         "another folder (of one seed, more samples begin with the same ones)")  # fmt: skip
+    """Raise ValueError if `out` holds samples with other settings, or another number of them."""
+    if (out / MANIFEST).is_file():
+        found, new = (
+            {"kind": about.kind, "samples": about.num_clips, **about.settings}
+            for about in (TokenManifest.read(out), manifest)
+        )
+        refuse_differences(found, new, f"{out} holds samples", "use the settings of the first call, or choose another "
+                           "folder (with the same seed, more samples begin with the same ones)")  # fmt: skip
 
 
-def differences(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
-    wrong = [name for name in mine if theirs.get(name) != mine[name]]
-    return ", ".join(f"{name} {theirs.get(name)} instead of {mine[name]}" for name in wrong)
-
-
-def settle_decoding(args: argparse.Namespace) -> None:
-    """Write decoded.json, or raise ValueError where the folder's videos are of another tokenizer or frame rate."""
-    path = Path(args.out) / "decoded.json"
-    mine = {"tokenizer": sha256(args.tokenizer / CONFIG, args.tokenizer / WEIGHTS), "fps": args.fps}
+def check_decoding(out: Path, tokenizer: Path, fps: float) -> None:
+    """Write decoded.json, or raise ValueError if the folder's videos are of another tokenizer or frame rate."""
+    path, new = out / "decoded.json", {"tokenizer": sha256(tokenizer / CONFIG, tokenizer / WEIGHTS), "fps": fps}
     if not path.is_file():
         with write_aside(path) as aside:
-            aside.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
-    told = differences(json.loads(path.read_text(encoding="utf-8")), mine)
-    if told:
-        raise ValueError(f"{args.out} holds videos with {told}: to decode its samples anew, delete its videos, "
-                         f"{', '.join(SHEETS)} and {path.name}")  # fmt: skip
+            aside.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    refuse_differences(found, new, f"{out} holds videos", "to decode its samples again, delete its videos, "
+                       f"{', '.join(SHEETS)} and {path.name}")  # fmt: skip
 
 
-def draw(
-    args: argparse.Namespace, how: SamplingConfig, generator: Generator, samples: Samples, writer: ShardWriter
-) -> None:
-    """Draw and write the shards that `writer` has still to write, in batches of one size that may end anywhere."""
+def refuse_differences(found: dict[str, Any], new: dict[str, Any], what: str, remedy: str) -> None:
+    """Raise ValueError naming the entries of `new` that are others in `found`."""
+    wrong = [f"{name} {found.get(name)} instead of {new[name]}" for name in new if found.get(name) != new[name]]
+    if wrong:
+        raise ValueError(f"{what} with {', '.join(wrong)}: {remedy}")
+
+
+def draw(generator: Generator, samples: Samples, writer: ShardWriter, settings: SampleSettings) -> None:
+    """Draw and write the shards that are missing, in batches of one size, which need not end where shards do."""
     pending, drawn = writer.pending(), []
     rows = [row for shard in pending for row in shard]
-    size = min(args.batch_size, len(samples))
+    size = min(settings.batch_size, len(samples))
     total, hidden = len(rows) * generator.sequence.layout.length, None if writer.rank == 0 else True
-    with tqdm(total=total, desc="drawing", unit="word", unit_scale=True, disable=hidden) as bar:
+    with tqdm(total=total, desc="drawing", unit="id", unit_scale=True, disable=hidden) as bar:
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             filled = part + part[-1:] * (size - len(part))
-            with autocast(args, generator):
+            with settings.autocast(generator):
                 ids = generator.sample(
-                    **samples.condition(filled), indices=filled, seed=args.seed, **asdict(how),
-                    progress=lambda words, clips=part: bar.update(words * len(clips)),
+                    **samples.condition(filled), indices=filled, seed=settings.seed, **asdict(settings.how),
+                    progress=lambda count, clips=part: bar.update(count * len(clips)),
                 )  # fmt: skip
             drawn += ids[: len(part)].cpu()
             while pending and len(drawn) >= len(pending[0]):
@@ -275,52 +202,48 @@ def draw(
                 del drawn[: len(shard)]
 
 
-def autocast(args: argparse.Namespace, model: torch.nn.Module) -> torch.autocast:
-    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=args.precision == "bf16")
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
 def decode(
-    args: argparse.Namespace, tokenizer: SweetTok, tokens: TokenDataset, rows: Sequence[int]
+    tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSettings, rows: Sequence[int]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each row of `rows` and its clip, uint8 (3, T, H, W) on the CPU."""
-    for start in range(0, len(rows), args.batch_size):
-        part = rows[start : start + args.batch_size]
-        with autocast(args, tokenizer):
-            clips = tokenizer.decode(torch.stack([tokens[row]["ids"] for row in part]).to(device_of(tokenizer)))
+    """Yield each of `rows` with its clip, uint8 (3, T, H, W) on the CPU."""
+    for start in range(0, len(rows), settings.batch_size):
+        part = rows[start : start + settings.batch_size]
+        with settings.autocast(tokenizer):
+            clips = tokenizer.decode(torch.stack([tokens[row]["ids"] for row in part]))
         yield from zip(part, to_uint8(clips).cpu(), strict=True)
 
 
-def write_videos(args: argparse.Namespace, tokenizer: SweetTok, tokens: TokenDataset, state: PartialState) -> None:
-    """One MP4 a sample, exactly the decoded frames; those that are there stay as they are."""
+def write_videos(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSettings, share: range) -> None:
+    """Write the missing videos of the rows in `share`: an MP4 of each sample with exactly the decoded frames."""
     paths = [tokens.folder / "videos" / f"{key}.mp4" for key in tokens.keys]
-    rows = [row for row in range(state.process_index, len(tokens), state.num_processes) if not paths[row].is_file()]
-    with tqdm(total=len(rows), desc="decoding", unit="clip", disable=None if state.is_main_process else True) as bar:
-        for row, clip in decode(args, tokenizer, tokens, rows):
-            write_video(paths[row], clip, args.fps)
+    rows = [row for row in share if not paths[row].is_file()]
+    with tqdm(total=len(rows), desc="decoding", unit="clip", disable=True if share.start else None) as bar:
+        for row, clip in decode(tokenizer, tokens, settings, rows):
+            write_video(paths[row], clip, settings.fps)
             bar.update(1)
 
 
-def write_sheets(args: argparse.Namespace, tokenizer: SweetTok, tokens: TokenDataset) -> None:
-    """Some samples, by class: a row of frames each as a picture, and all playing side by side as a video."""
+def write_sheets(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSettings) -> None:
+    """Write the contact sheets, ordered by class: frames in a row for each sample, and all clips side by side."""
     if all((tokens.folder / name).is_file() for name in SHEETS):
         return
     strips, clips = [], []
-    for row, clip in decode(args, tokenizer, tokens, sheet_rows(tokens.labels, len(tokens))):
+    for row, clip in decode(tokenizer, tokens, settings, sheet_rows(tokens.labels, len(tokens))):
         name = tokens.keys[row] if tokens.labels is None else class_name(tokens.class_names, tokens.labels[row])
         strip = film_strip(clip, min(SHEET_FRAMES, clip.shape[1]))
         strips.append(mark(strip[:, None], name)[:, 0])
         clips.append(mark(clip, name))
     picture, video = (tokens.folder / name for name in SHEETS)
     write_png(picture, torch.cat(strips, dim=1))
-    write_video(video, tile(clips, math.ceil(math.sqrt(len(clips)))), args.fps)
+    write_video(video, tile(clips, math.ceil(math.sqrt(len(clips)))), settings.fps)
 
 
 def sheet_rows(labels: Sequence[int] | None, number: int) -> list[int]:
-    """Which samples are on the sheets: the first of each class, or the first of all where there are no classes."""
+    """The samples on the sheets: the first of each class, or without classes the first of all."""
     if labels is None:
         return list(range(min(number, SHEET_ROWS)))
     classes = sorted(set(labels))[:SHEET_ROWS]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional, Tuple  # noqa: UP035  (OmegaConf reads these annotations)
 
 from sweettok.config import choice, pattern, positive
+from sweettok.data.preprocess import Preprocessing
 from sweettok.proxy.config import BlockConfig, ProxyConfig
 from sweettok.tokenizer.layout import LOOKUPS
 
@@ -34,19 +35,21 @@ class TokenizerConfig:
     num_null_kv: int = 2
     head_hidden: int = 1024
     words: WordsConfig = field(default_factory=WordsConfig)
-    # What a query says: the nearest modifiers and the nearest head word (release), or the nearest word of its two
-    # lists together (paper).
+    # Words of a query: the nearest modifiers and the nearest head word (release), or the nearest word of its two lists
+    # together (paper).
     lookup: str = "modifiers_and_head"
     modifiers_per_query: int = 2
     codebook_dim: int = 256
     graph_hidden: int = 256
     graph_dropout: float = 0.5
-    # What the spatial branch reads: all slices, averaged over time (release), or the first frame (paper).
+    # Input of the spatial branch: all slices, averaged over time (release), or the first frame (paper).
     spatial_source: str = "all_slices"
-    # What the temporal branch reads: differences of consecutive slices (release) or to the first slice (paper).
+    # Input of the temporal branch: differences of consecutive slices (release) or to the first slice (paper).
     temporal_source: str = "differences"
-    # From logits to pixels: expected code vector (stage 2), the likeliest code (stage 1), or no pixel decoder.
+    # From logits to pixels: expected code vector (stage 2), the most likely code (stage 1), or no pixel decoder.
     pixel_path: str = "expected"
+    # How clips are made from files, in training and by default afterwards; training sets it from its `data` settings.
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self):
         object.__setattr__(self, "spatial_query_grid", tuple(self.spatial_query_grid))
@@ -78,7 +81,7 @@ class TokenizerConfig:
         for name in ("encoder_spatial", "decoder_spatial"):
             if getattr(self, name).endswith("w"):
                 raise ValueError(
-                    f"tokenizer.{name} must end in t: a window layer looks at no other branch, and nothing would see "
+                    f"tokenizer.{name} must end in t: window layers have no cross-attention, so nothing would use "
                     f"the last layer; got {getattr(self, name)!r}"
                 )
         self.check_clip(self.num_frames, self.height, self.width)
@@ -102,7 +105,7 @@ class TokenizerConfig:
                 raise ValueError(f"{name} {rows}x{columns} does not divide into windows of {size}x{size}{hint}")
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise ValueError, naming what would fit, for a clip that the tokenizer cannot take."""
+        """Raise ValueError, naming what would fit, for a clip that the tokenizer cannot take; images are no clips."""
         if (height, width) != (self.height, self.width):
             raise ValueError(
                 f"frames are {height}x{width}, but this tokenizer's tables are for {self.height}x{self.width}: "
@@ -133,7 +136,7 @@ class TokenizerConfig:
 
     @property
     def query_grids(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns in which the queries of each branch stand; both grids cover the whole frame."""
+        """Rows and columns of the queries of each branch; both grids cover the whole frame."""
         return {"spatial": self.spatial_query_grid, "temporal": self.grid[1:]}
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sweettok.segments import TokenBatch
 from sweettok.tokenizer.layout import BRANCHES, TokenLayout
+from sweettok.video.long import LongVideo
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,16 @@ class TokenOutput(TokenBatch):
         """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError for other data."""
         grids = {branch: tuple(grid) for branch, grid in data["grids"].items()}
         return cls(ids, TokenLayout(**data["layout"]), tuple(map(tuple, data["vocabulary"])), grids)
+
+
+class LongTokens(LongVideo[TokenOutput]):
+    """The ids (N, L) of the N clips of a long video, and all that decoding needs besides the tokenizer."""
+
+    output_class = TokenOutput
+
+    def words(self, chunk: int = 0, max_queries: int | None = None) -> dict[str, list[str]]:
+        """Words of each query of a clip, as `TokenOutput.words`."""
+        return self.output.words(chunk, max_queries)
 
 
 class QueryFeatures(NamedTuple):

@@ -1,1 +1,1 @@
-"""Files and clips of any length and size through a tokenizer: `python -m sweettok.video`."""
+"""Video files and clips of any length and size, for any tokenizer that implements `ClipTokenizer`."""

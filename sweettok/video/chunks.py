@@ -1,4 +1,4 @@
-"""A long video as clips of one length that overlap, and one video again from such clips.
+"""Cutting a long video into overlapping clips of one length, and blending such clips into a video.
 
 Letters: T frames of the video, L frames of a clip.
 """
@@ -9,28 +9,31 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 
 def default_overlap(length: int) -> int:
-    """Frames that neighbouring clips share unless told otherwise: 2 of 17, 1 of 9, none of fewer than 8.
+    """Frames that neighbouring clips share by default: 2 of 17, 1 of 9, none of fewer than 8.
 
-    There are then at most 1/7 more clips than without.
+    This takes at most 1/7 more clips than no overlap.
     """
     return length // 8
 
 
 @dataclass(frozen=True)
 class ChunkMap:
-    """Which frames of a video each clip holds, and how clips go over into one another.
+    """Which frames of a video each clip holds, and how neighbouring clips are blended.
 
-    num_frames: T. length: L. overlap: frames over which one clip goes over into the next.
+    Args:
+        num_frames: T, of the video.
+        length: L, of each clip.
+        overlap: frames over which one clip fades into the next.
 
-    Clips start every `length - overlap` frames; the last one starts earlier, so that it ends with the video: no frame
-    is made up, at no further cost. Only a video of fewer than L frames is padded, with repeats of its last frame, to
-    the one length that tokenizers are trained at.
+    Clips start every `length - overlap` frames; the last one starts earlier, so that it ends with the video. Only a
+    video of fewer than L frames is padded, by repeating its last frame.
     """
 
     num_frames: int
@@ -53,21 +56,21 @@ class ChunkMap:
 
     @cached_property
     def joints(self) -> tuple[int, ...]:
-        """The frame from which each clip is seen: 0, then `overlap` frames before the end of the clip before it."""
+        """First frame in which each clip is visible: 0, then `overlap` frames before the end of the clip before it."""
         return (0, *(start + self.length - self.overlap for start in self.starts[:-1]))
 
     @property
     def padding(self) -> int:
-        """Frames behind the end of the video, in its only clip."""
+        """Number of padded frames, in the only clip of a short video."""
         return max(0, self.length - self.num_frames)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def shares(self, clip: int) -> Tensor:
-        """(L,) float32: how much of each frame is this clip, the rest being what clips before it made of the frame.
+        """(L,) float32: weight of this clip in each of its frames, against all clips before it.
 
-        0 before its joint, 1 behind the overlap, linear between. With these a video is blended clip after clip.
+        0 before its joint, 1 after the overlap, linear between.
         """
         start, joint = self.starts[clip], self.joints[clip]
         if clip == 0:
@@ -76,7 +79,7 @@ class ChunkMap:
         return ramp.clamp(0, 1)
 
     def weights(self) -> Tensor:
-        """(clips, T) float32: the share of every clip in every frame of the video; each column sums to 1."""
+        """(clips, T) float32: weight of every clip in every frame of the video; each column sums to 1."""
         weights = torch.zeros(len(self), self.num_frames)
         for clip, start in enumerate(self.starts):
             places = slice(start, min(start + self.length, self.num_frames))
@@ -86,18 +89,24 @@ class ChunkMap:
         return weights
 
 
+def check_least(name: str, value: object, least: int = 1) -> None:
+    """Raise ValueError unless the value is a whole number of at least `least`."""
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}")
+
+
 def check_overlap(overlap: int, length: int) -> None:
     if not 0 <= overlap < length:
         raise ValueError(f"overlap must be 0..{length - 1} frames of clips of {length}, got {overlap}")
 
 
 class ClipCutter:
-    """The clips of a `ChunkMap`, cut from a stream of frames; it keeps one clip in memory.
+    """Cuts a stream of frames into the clips of a `ChunkMap`; keeps one clip in memory.
 
     Args:
         frames: each (3, H, W), all of one shape; their number need not be known.
 
-    Iterating gives (3, L, H, W) clips. Afterwards `num_frames` is the length of the stream.
+    Iterating yields clips (3, L, H, W). Afterwards `num_frames` is the length of the stream.
     """
 
     def __init__(self, frames: Iterable[Tensor], length: int, overlap: int):
@@ -107,7 +116,7 @@ class ClipCutter:
 
     def __iter__(self) -> Iterator[Tensor]:
         window: deque[Tensor] = deque(maxlen=self.length)
-        cut, due = 0, self.length  # where the last clip ended, and where the next one will
+        cut, due = 0, self.length  # ends of the last clip and of the next one
         for frame in self.frames:
             window.append(frame)
             self.num_frames += 1
@@ -120,10 +129,10 @@ class ClipCutter:
 
 
 def blend(clips: Iterable[Tensor], chunks: ChunkMap) -> Iterator[Tensor]:
-    """The clips of a chunk map, float (3, L, H, W), in order -> the video, in blocks (3, n, H, W) that follow.
+    """The clips of a chunk map, float (3, L, H, W), in order -> consecutive blocks (3, n, H, W) of the video.
 
-    A block holds the frames that no later clip has a part in; at most the overlap is kept. Equal clips come out bit
-    for bit, and so do frames that are of one clip alone.
+    A block holds the frames that no later clip changes; at most the overlap is kept in memory. Frames of one clip
+    alone, and of clips that are equal, are returned bit for bit.
     """
     kept = None
     for clip, video in enumerate(clips):

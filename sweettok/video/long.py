@@ -1,7 +1,7 @@
-"""Videos of any length and size: `encode_long`, `decode_long`, `reconstruct`, and the ids between them as one file.
+"""Videos of any length and size through a tokenizer of clips, and the file format of their ids.
 
-Memory does not grow with the length of a file, but for its ids and the decoder's table of its packets. Letters: N clips
-of a long video, L ids per clip (in shapes of ids), B clips of a batch, T frames of the video, H W pixels.
+Memory does not grow with the length of a file, except for its ids and the decoder's table of its packets.
+Letters: N clips of a long video, L ids per clip, B clips of a batch, T frames of the video, H W pixels.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,48 +21,62 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from sweettok.data.preprocess import open_frames
+from sweettok.data.preprocess import FrameStream, open_frames
 from sweettok.data.resize import Fit
 from sweettok.data.writer import write_video
 from sweettok.pixels import to_uint8
-from sweettok.store import check_apart, write_aside
-from sweettok.tokenizer.layout import TokenLayout
-from sweettok.tokenizer.model import SweetTok
-from sweettok.tokenizer.output import TokenOutput
-from sweettok.video.ahead import one_ahead
-from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.files import DEFAULT_FPS, OUTPUTS, Source, check_least, check_output
+from sweettok.segments import SegmentLayout, TokenBatch
+from sweettok.store import check_output, write_aside
+from sweettok.video.chunks import ChunkMap, ClipCutter, blend, check_least, default_overlap
+from sweettok.video.prefetch import one_ahead
+from sweettok.video.protocol import ClipTokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = 1
-ABOUT = "sweettok_long_tokens"  # the entry of the file's metadata
+METADATA_KEY = "sweettok_long_tokens"
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")  # of files that can hold H.264
+DEFAULT_FPS = 25.0  # for videos whose rate is unknown
+Output = TypeVar("Output", bound=TokenBatch)
+Long = TypeVar("Long", bound="LongVideo[Any]")
 
 
 @dataclass(frozen=True, repr=False)
-class LongTokens:
-    """The ids of a long video, and all that is needed to decode them but the tokenizer.
+class LongVideo(Generic[Output]):
+    """The ids of a long video, and all that decoding needs besides the tokenizer.
 
-    output: what the clips say, one after the other, on the CPU. chunks: which frames each clip holds. fit: how the
-    source's frames were fitted into the tokenizer's. fps: frames per second of the source, None when untold.
-    tokenizer_hash: `SweetTok.ids_hash()`.
+    A subclass for each tokenizer sets `output_class`, which has `to_dict` and `from_dict`.
+
+    Attributes:
+        output: the ids (N, L) of its clips, in order, on the CPU.
+        chunks: which frames each clip holds.
+        fit: how the source's frames were resized.
+        fps: frames per second of the frames that were encoded, None if unknown.
+        tokenizer_hash: `ids_hash()` of the tokenizer.
+        stride: every stride-th frame of the source was encoded.
     """
 
-    output: TokenOutput
+    output_class: ClassVar[Any]
+
+    output: Output
     chunks: ChunkMap
     fit: Fit
     fps: float | None
     tokenizer_hash: str
+    stride: int = 1
 
     def __post_init__(self) -> None:
         self.layout.check(self.ids)
         if len(self.ids) != len(self.chunks):
-            raise ValueError(f"the chunk map is of {len(self.chunks)} clips, the ids of {len(self.ids)}")
+            raise ValueError(f"the chunk map has {len(self.chunks)} clips, but there are ids of {len(self.ids)}")
         if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"fps must be above 0, or None when untold; got {self.fps}")
+            raise ValueError(f"fps must be above 0, or None if unknown; got {self.fps}")
 
     def __repr__(self) -> str:
         frames, (height, width) = self.chunks.num_frames, self.fit.source
-        told = f"{frames} frames of {height}x{width}, {len(self.ids)} clips x {self.layout.length} ids"
-        return f"LongTokens({told}, {self.bits:.0f} bits)"
+        facts = f"{frames} frames of {height}x{width}, {len(self.ids)} clips x {self.layout.length} ids"
+        return f"{type(self).__name__}({facts}, {self.bits:.0f} bits)"
 
     @property
     def ids(self) -> Tensor:
@@ -69,194 +84,225 @@ class LongTokens:
         return self.output.ids
 
     @property
-    def layout(self) -> TokenLayout:
-        """What the ids of a clip mean."""
+    def layout(self) -> SegmentLayout:
+        """Layout of the ids of a clip."""
         return self.output.layout
 
     @property
     def bits(self) -> float:
-        """Of all clips, their overlaps included, if every word of a list were equally likely."""
+        """Bits of all clips, overlaps included, if the ids of a segment were uniform."""
         return len(self.ids) * self.layout.bits
 
     @property
     def seconds(self) -> float | None:
-        """Duration of the video; None when its rate is untold."""
+        """Duration of the video; None if its rate is unknown."""
         return self.chunks.num_frames / self.fps if self.fps else None
 
-    def words(self, chunk: int = 0, max_queries: int | None = None) -> dict[str, list[str]]:
-        """What each query of one clip says, as `TokenOutput.words`."""
-        return self.output.words(chunk, max_queries)
-
     def check_tokenizer(self, ids_hash: str) -> None:
-        """Raise ValueError unless the tokenizer with this `SweetTok.ids_hash()` can decode these ids."""
+        """Raise ValueError unless the tokenizer with this `ids_hash()` can decode these ids."""
         if ids_hash != self.tokenizer_hash:
             raise ValueError(
-                f"these ids are of the tokenizer {self.tokenizer_hash[:12]}, not of {ids_hash[:12]}: "
-                "give that tokenizer (stage 1 or stage 2 of one encoder do), or encode the video with this one"
+                f"these ids are of the tokenizer {self.tokenizer_hash[:12]}, not of {ids_hash[:12]}: use that "
+                "tokenizer (stages 1 and 2 of one encoder are equivalent), or encode the video with this one"
             )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: `ids` int32, and everything else as JSON in its metadata."""
-        about = {
+        data = {
             "format": FORMAT,
             "chunks": asdict(self.chunks),
             "fit": asdict(self.fit),
             "fps": self.fps,
-            "layout": asdict(self.layout),
-            "vocabulary": self.output.vocabulary,
-            "grids": self.output.grids,
+            "stride": self.stride,
             "tokenizer_hash": self.tokenizer_hash,
+            **self.output.to_dict(),
         }
-        with write_aside(Path(path)) as aside:
-            aside.write_bytes(save({"ids": self.ids.to(torch.int32)}, {ABOUT: json.dumps(about)}))
+        with write_aside(path) as aside:
+            aside.write_bytes(save({"ids": self.ids.to(torch.int32)}, {METADATA_KEY: json.dumps(data)}))
 
-    @classmethod
-    def load(cls, path: str | Path) -> LongTokens:
-        """Read what `save` wrote. FileNotFoundError if there is no such file, ValueError if it is another one."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no {path}: expected a file written by LongTokens.save")
+    @staticmethod
+    def is_file(path: str | Path) -> bool:
+        """Whether `save` of any tokenizer's class wrote this file."""
         try:
             with safe_open(path, framework="pt") as file:
-                if ABOUT not in (metadata := file.metadata() or {}):
-                    raise ValueError("LongTokens.save did not write it")
-                about = json.loads(metadata[ABOUT])
-                version = about.pop("format")
-                if version != FORMAT:
-                    raise ValueError(f"format {version}, this version reads {FORMAT}")
-                chunks, fit, layout = ChunkMap(**about.pop("chunks")), Fit(**about.pop("fit")), about.pop("layout")
-                vocabulary = tuple(map(tuple, about.pop("vocabulary")))
-                grids = {branch: tuple(grid) for branch, grid in about.pop("grids").items()}
-                output = TokenOutput(file.get_tensor("ids").long(), TokenLayout(**layout), vocabulary, grids)
-                return cls(output, chunks, fit, **about)
+                return METADATA_KEY in (file.metadata() or {})
+        except (SafetensorError, OSError):
+            return False
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file that `save` wrote. FileNotFoundError if there is none, ValueError if it is another file."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no {path}: expected a file written by {cls.__name__}.save")
+        try:
+            with safe_open(path, framework="pt") as file:
+                if METADATA_KEY not in (metadata := file.metadata() or {}):
+                    raise ValueError(f"{cls.__name__}.save did not write it")
+                data = json.loads(metadata[METADATA_KEY])
+                if data["format"] != FORMAT:
+                    raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
+                output = cls.output_class.from_dict(file.get_tensor("ids").long(), data)
+            chunks, fit = ChunkMap(**data["chunks"]), Fit(**data["fit"])
+            return cls(output, chunks, fit, data["fps"], data["tokenizer_hash"], data.get("stride", 1))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no ids of a long video: {error}") from error
 
 
-def clip_length(tokenizer: SweetTok) -> int:
-    """Frames of the clips that a long video is cut into: the configured number, 1 for a tokenizer of images."""
-    return tokenizer.config.num_frames if tokenizer.layout.num_temporal else 1
+class LongMethods(ClipTokenizer, Generic[Long]):
+    """Mixin of tokenizers: videos of any length and size."""
 
+    def num_tokens(self, T: int | None = None, H: int | None = None, W: int | None = None) -> int:
+        """Number of ids of T frames of H x W pixels; by default of the configured clip.
 
-@torch.no_grad()
-def encode_long(
-    tokenizer: SweetTok,
-    source: Source,
-    overlap: int | None = None,
-    aspect: str = "crop",
-    batch_size: int = 4,
-    max_frames: int | None = None,
-    progress: bool = False,
-) -> LongTokens:
-    """A video of any length and size -> the ids of overlapping clips of it.
+        T = 1 is an image. More frames than in a configured clip are counted as `encode_long` encodes them by default.
+        Raises ValueError, naming what fits, for a size that `encode` does not take.
+        """
+        return self._num_clips(T, H, W) * self.clip_layout(self.clip_frames if T is None else T).length
 
-    Args:
-        source: path of a video or image, which is decoded once from front to back, the next batch while this one is
-            encoded; or a tensor (3, T, H, W) or (1, 3, T, H, W), uint8 or float in [-0.5, 0.5].
-        overlap: frames that neighbouring clips share; see `default_overlap`. More blends longer and costs more.
-        aspect: how frames of another size are fitted, "crop", "pad" or "stretch"; see `Fit`.
-        batch_size: clips that are encoded together.
-        max_frames: only so many frames of the source.
-        progress: show a progress bar.
+    def bits(self, T: int | None = None, H: int | None = None, W: int | None = None) -> float:
+        """Bits of these ids if the ids of a segment were uniform; sizes and errors as of `num_tokens`."""
+        return self._num_clips(T, H, W) * self.clip_layout(self.clip_frames if T is None else T).bits
 
-    A tokenizer of clips repeats the last frame of a source that is shorter than a clip, as an image is, and
-    `decode_long` cuts that off again. Raises ClipError naming file and frame for what cannot be read, and ValueError.
-    There is no limit on the time that reading takes: `python -m sweettok.data scan` finds files at which it hangs.
-    """
-    length = clip_length(tokenizer)
-    overlap = default_overlap(length) if overlap is None else overlap
-    check_least("batch_size", batch_size)
-    size = tokenizer.config.height, tokenizer.config.width
-    ids: list[Tensor] = []
-    with open_frames(source, aspect, size, max_frames) as stream:
-        cutter = ClipCutter(stream.frames, length, overlap)
-        hidden = None if progress else True  # None: shown on terminals alone
-        with closing(one_ahead(batched(cutter, batch_size))) as batches, tqdm(unit="clip", disable=hidden) as bar:
-            for clips in batches:
-                ids.append(tokenizer.encode(clips).ids.cpu())
-                bar.update(len(clips))
-    chunks = ChunkMap(cutter.num_frames, length, overlap)
-    return LongTokens(tokenizer.describe(torch.cat(ids)), chunks, stream.fit, stream.fps, tokenizer.ids_hash())
+    def _num_clips(self, num_frames: int | None, height: int | None, width: int | None) -> int:
+        config, length = self.config, self.clip_frames
+        num_frames = length if num_frames is None else num_frames
+        height, width = config.height if height is None else height, config.width if width is None else width
+        several = num_frames > length > 1
+        self.check_clip(length if several else num_frames, height, width)
+        return len(ChunkMap(num_frames, length, default_overlap(length))) if several else 1
 
+    @torch.no_grad()
+    def encode_long(
+        self,
+        source: str | Path | Tensor,
+        overlap: int | None = None,
+        batch_size: int = 4,
+        *,
+        resize: str | None = None,
+        stride: int | None = None,
+        max_frames: int | None = None,
+        progress: bool = False,
+    ) -> Long:
+        """A video of any length and size -> the ids (N, L) of its N overlapping clips, with all that decoding needs.
 
-def decode_long(
-    tokenizer: SweetTok,
-    tokens: LongTokens,
-    out: str | Path | None = None,
-    batch_size: int = 4,
-    undo_aspect: bool = True,
-) -> Tensor | Path:
-    """The ids of a long video -> the video: float32 (3, T, H, W) in [-0.5, 0.5] on the CPU, or a file.
+        A source that is shorter than a clip, such as an image, is padded with its last frame; `decode_long` removes it.
 
-    Args:
-        out: an MP4 file to write as it is decoded, in memory that does not grow, at the source's mean rate (25 frames
-            per second where it told none) and without sound; its path is what comes back.
-        batch_size: clips that are decoded together.
-        undo_aspect: give frames at the scale of the source, without bars; of cropped frames the part that was seen
-            (`tokens.fit.seen`). Otherwise frames of the tokenizer's size.
+        Args:
+            source: path of a video or image, which is decoded once from front to back, one batch ahead of the encoder;
+                or a tensor (3, T, H, W) or (1, 3, T, H, W), uint8 or float in [-0.5, 0.5].
+            overlap: frames that neighbouring clips share, by default `default_overlap`. More frames make smoother
+                transitions and more clips.
+            batch_size: clips encoded together.
+            resize: how frames get the tokenizer's size, "stretch", "crop" or "pad"; default `config.preprocessing`.
+            stride: of a file, every stride-th frame is taken; default `config.preprocessing`.
+            max_frames: take only so many frames.
+            progress: show a progress bar on terminals.
 
-    Raises ValueError for the ids of another tokenizer, and for an `out` that is no name of an MP4 (or MKV, MOV) file.
-    """
-    _check_out(out)
-    if not isinstance(tokens, LongTokens):
-        raise ValueError(f"tokens must be LongTokens, got {type(tokens).__name__}; of a file, LongTokens.load gives it")
-    tokens.check_tokenizer(tokenizer.ids_hash())
-    return _finish(_blocks(tokenizer, tokens, batch_size, undo_aspect), tokens, out)
+        Raises:
+            ClipError: a file or frame cannot be read; both are named. Reading has no time limit: `sweettok data scan`
+                finds files at which it hangs.
+            ValueError: wrong arguments.
+        """
+        length = self.clip_frames
+        overlap = default_overlap(length) if overlap is None else overlap
+        check_least("batch_size", batch_size)
+        ids: list[Tensor] = []
+        with self.open_long(source, resize, stride, max_frames) as (stream, stride):
+            cutter = ClipCutter(stream.frames, length, overlap)
+            hidden = None if progress else True  # None: shown on terminals alone
+            with closing(one_ahead(batched(cutter, batch_size))) as batches, tqdm(unit="clip", disable=hidden) as bar:
+                for clips in batches:
+                    ids.append(self.encode(clips).ids.cpu())
+                    bar.update(len(clips))
+        chunks, fps = ChunkMap(cutter.num_frames, length, overlap), stream.fps and stream.fps / stride
+        output = self.describe(torch.cat(ids))
+        return cast(Long, self.long_class(output, chunks, stream.fit, fps, self.ids_hash(), stride))
 
+    @contextmanager
+    def open_long(
+        self, source: str | Path | Tensor, resize: str | None, stride: int | None, max_frames: int | None = None
+    ) -> Iterator[tuple[FrameStream, int]]:
+        """The frames that `encode_long` encodes with these options, at this tokenizer's size; and their stride."""
+        if isinstance(source, Tensor):
+            if stride not in (None, 1):
+                raise ValueError("stride: only for files; the frames of a tensor are taken as they are")
+            stride = 1
+        check_least("stride", 1 if stride is None else stride)
+        check_least("max_frames", 1 if max_frames is None else max_frames)
+        how = self.config.preprocessing.override(resize=resize, stride=stride)
+        last = None if max_frames is None else (max_frames - 1) * how.stride + 1
+        with open_frames(source, how.resize, (self.config.height, self.config.width), last) as stream:
+            yield stream._replace(frames=islice(stream.frames, 0, None, how.stride)), how.stride
 
-def decode_blocks(
-    tokenizer: SweetTok, tokens: LongTokens, batch_size: int = 4, undo_aspect: bool = True
-) -> Iterator[Tensor]:
-    """As `decode_long`, in float32 blocks (3, n, H, W) that follow one another, for videos that memory cannot hold."""
-    tokens.check_tokenizer(tokenizer.ids_hash())
-    return _blocks(tokenizer, tokens, batch_size, undo_aspect)
+    @overload
+    def decode_long(
+        self, tokens: Long, out: None = None, batch_size: int = 4, *, undo_resize: bool = True
+    ) -> Tensor: ...
+    @overload
+    def decode_long(self, tokens: Long, out: str | Path, batch_size: int = 4, *, undo_resize: bool = True) -> Path: ...
+    def decode_long(
+        self, tokens: Long, out: str | Path | None = None, batch_size: int = 4, *, undo_resize: bool = True
+    ) -> Tensor | Path:
+        """Output of `encode_long` -> the video: float32 (3, T, H, W) in [-0.5, 0.5] on the CPU, or a file.
 
+        Args:
+            out: a video file (.mp4, .mkv, .mov) to write in constant memory, without sound, at the mean rate of the
+                source, or 25 frames per second if that is unknown. Its path is returned.
+            batch_size: clips decoded together.
+            undo_resize: return frames at the scale of the source, without black bars; of cropped frames the part that
+                was kept (`tokens.fit.seen`). Otherwise frames have the tokenizer's size.
 
-def reconstruct(
-    tokenizer: SweetTok,
-    source: Source,
-    out: str | Path | None = None,
-    overlap: int | None = None,
-    aspect: str = "crop",
-    batch_size: int = 4,
-    max_frames: int | None = None,
-    undo_aspect: bool = True,
-    progress: bool = False,
-) -> Tensor | Path:
-    """`encode_long`, then `decode_long`: what the tokenizer makes of a video, as float32 (3, T, H, W) or as a file.
+        Raises ValueError for the ids of another tokenizer, and for an `out` that `store.check_output` refuses.
+        """
+        if out is not None:
+            check_output(out, VIDEO_SUFFIXES)
+        blocks = self.decode_blocks(tokens, batch_size, undo_resize=undo_resize)
+        if out is None:
+            return torch.cat(list(blocks), dim=1)
+        write_video(out, map(to_uint8, blocks), tokens.fps or DEFAULT_FPS)
+        return Path(out)
 
-    For one clip of the configured shape it is decode(encode(clip)), bit for bit.
-    """
-    _check_out(out)
-    if out is not None and isinstance(source, str | Path):
-        check_apart([source], [out])
-    tokens = encode_long(tokenizer, source, overlap, aspect, batch_size, max_frames, progress)
-    return _finish(_blocks(tokenizer, tokens, batch_size, undo_aspect), tokens, out)
+    def decode_blocks(self, tokens: Long, batch_size: int = 4, *, undo_resize: bool = True) -> Iterator[Tensor]:
+        """As `decode_long`, in consecutive float32 blocks (3, n, H, W), for videos that do not fit into memory."""
+        if not isinstance(tokens, LongVideo):
+            raise ValueError(f"tokens must be the result of encode_long or load, got {type(tokens).__name__}")
+        tokens.check_tokenizer(self.ids_hash())
+        check_least("batch_size", batch_size)
 
+        def blocks() -> Iterator[Tensor]:
+            decoded = (clip for ids in tokens.ids.split(batch_size) for clip in self.decode(ids).float().cpu())
+            for block in blend(decoded, tokens.chunks):
+                if undo_resize:  # frame by frame: one frame of the source may already be large
+                    yield from map(tokens.fit.undo, block.split(1, dim=1))
+                else:
+                    yield block
 
-def _blocks(tokenizer: SweetTok, tokens: LongTokens, batch_size: int, undo_aspect: bool) -> Iterator[Tensor]:
-    check_least("batch_size", batch_size)
-    decoded = (clip for ids in tokens.ids.split(batch_size) for clip in tokenizer.decode(ids).float().cpu())
-    for block in blend(decoded, tokens.chunks):
-        if undo_aspect:  # a single frame of the source may already be large
-            yield from map(tokens.fit.undo, block.split(1, dim=1))
-        else:
-            yield block
+        return blocks()
 
+    @overload
+    def reconstruct(self, source: str | Path | Tensor, out: None = None, **options: Any) -> Tensor: ...
+    @overload
+    def reconstruct(self, source: str | Path | Tensor, out: str | Path, **options: Any) -> Path: ...
+    def reconstruct(
+        self, source: str | Path | Tensor, out: str | Path | None = None, *, undo_resize: bool = True, **options: Any
+    ) -> Tensor | Path:
+        """`encode_long`, then `decode_long`: a video of any length and size and back.
 
-def _finish(blocks: Iterator[Tensor], tokens: LongTokens, out: str | Path | None) -> Tensor | Path:
-    if out is None:
-        return torch.cat(list(blocks), dim=1)
-    write_video(out, map(to_uint8, blocks), tokens.fps or DEFAULT_FPS)
-    return Path(out)
+        Args:
+            out: a video file to write; its path is returned, otherwise float32 (3, T, H, W) on the CPU.
+            undo_resize: as in `decode_long`.
+            options: of `encode_long`.
+
+        For one clip of the configured shape the result equals decode(encode(clip).ids), bit for bit.
+        """
+        if out is not None:
+            check_output(out, VIDEO_SUFFIXES, inputs=() if isinstance(source, Tensor) else (source,))
+        tokens, batch_size = self.encode_long(source, **options), options.get("batch_size", 4)
+        return self.decode_long(tokens, cast(Any, out), batch_size, undo_resize=undo_resize)
 
 
 def batched(clips: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Clips -> (B, *clip) of each `batch_size` of them; the last batch may be smaller."""
+    """Clips -> tensors (B, *clip) of `batch_size` of them; the last one may be smaller."""
     clips = iter(clips)
     while batch := list(islice(clips, batch_size)):
         yield torch.stack(batch)
-
-
-def _check_out(out: str | Path | None) -> None:
-    if out is not None:
-        check_output(out, OUTPUTS)

@@ -1,4 +1,4 @@
-"""Work done by threads ahead of its use, in order."""
+"""Work that threads do ahead of its use, with results in order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Item = TypeVar("Item")
 
 
 def in_order(tasks: Iterable[Callable[[], Item]], ahead: int, workers: int = 1) -> Generator[Item, None, None]:
-    """What the tasks return, one after the other; `ahead` of them are done, or begun, while one's result is in use.
+    """Yield the results of `tasks` in their order; up to `ahead` of them are started before their result is needed.
 
-    Closing it waits for the tasks that are under way, and begins no other: what they read from can be closed then.
+    Closing the generator waits for running tasks and starts no others, so that their sources can be closed afterwards.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="ahead")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     waiting: deque[Future[Item]] = deque()
     try:
         for task in tasks:
@@ -32,6 +32,6 @@ def in_order(tasks: Iterable[Callable[[], Item]], ahead: int, workers: int = 1) 
 
 
 def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items, each made on a thread of its own while the one before it is in use; closed as `in_order` is."""
+    """Yield the items of an iterator, each made by a thread while the item before it is in use; close it after use."""
     with closing(in_order(repeat(partial(next, items, None)), ahead=1)) as made:
         yield from takewhile(lambda item: item is not None, made)

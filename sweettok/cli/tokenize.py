@@ -1,0 +1,75 @@
+"""sweettok tokenize: encode a list of videos into token shards."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+from sweettok.cli.options import (
+    POSITIONS,
+    RESIZES,
+    add_batch_size,
+    add_checkpoint,
+    add_workers,
+    given,
+    integer,
+)
+from sweettok.data.lists import load_clips
+from sweettok.data.reader import SHORT
+from sweettok.distributed import join_processes
+from sweettok.inference.tokenize import count_classes, tokenize
+from sweettok.store import check_output_folder
+from sweettok.tokenizer.model import SweetTok
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_checkpoint(parser, "a trained tokenizer, of stage 1 or stage 2")
+    add = parser.add_argument
+    add("--data", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
+    add("--out", required=True, metavar="DIR", help="folder of the shards; existing shards are kept")
+    add("--root", metavar="DIR", help="folder to which paths in the list are relative")
+    add("--classes", metavar="FILE|N", help="class names, one a line, or their number (default: the class folders, or "
+        "as the highest label implies)")  # fmt: skip
+    add("--clips-per-video", type=integer(1), default=1, metavar="N", help="clips from each video, their starts spread "
+        "evenly over it (default: 1)")  # fmt: skip
+    add("--flips", action="store_true", help="also encode each clip mirrored left to right")
+    add("--given-frames", type=integer(1), metavar="K", help="for frame prediction: also the ids of the first K frames")
+    add("--resize", choices=RESIZES, help="how frames get the model's size (default: as in training)")
+    add("--position", choices=POSITIONS, help="part of the video for its one clip (default: as in training)")
+    add("--stride", type=integer(1), metavar="N", help="distance of the frames of a clip (default: as in training)")
+    add("--short", choices=SHORT, help="what follows the end of a video that is too short (default: as in training)")
+    add_batch_size(parser, 8)
+    add_workers(parser)
+    add("--rows-per-shard", type=integer(1), default=256, metavar="N", help="clips of a file (default: 256)")
+    add("--limit", type=integer(1), metavar="N", help="only the first N videos of the list")
+    add("--precision", choices=("no", "bf16"), default="no", help="no: float32; bf16: faster, some ids differ")
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output_folder(args.out, inputs=(args.data, args.root, args.checkpoint))
+    tokenizer = SweetTok.from_pretrained(args.checkpoint)
+    classes = int(args.classes) if args.classes is not None and args.classes.isdecimal() else args.classes
+    clips = load_clips(args.data, args.root, classes)
+    if clips.labels is None and classes is not None:
+        raise ValueError(f"{args.data} has no labels: leave --classes out, or give a list with labels")
+    num_classes = classes if isinstance(classes, int) else count_classes(clips)
+    if args.limit is not None:
+        clips = clips.subset(range(min(args.limit, len(clips))))
+    manifest = tokenize(
+        tokenizer,
+        clips,
+        args.out,
+        num_classes=num_classes,
+        preprocessing=replace(tokenizer.config.preprocessing, **given(args, "resize", "position", "stride", "short")),
+        clips_per_video=args.clips_per_video,
+        flips=args.flips,
+        given_frames=args.given_frames,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        rows_per_shard=args.rows_per_shard,
+        precision=args.precision,
+    )
+    if join_processes().is_main_process:
+        missing = len(manifest.missing(args.out))
+        others = f"; other processes have {missing} still to write" if missing else ""
+        print(f"{args.out}: {manifest.num_rows} clips, {manifest.num_shards} shards{others}")
