@@ -12,7 +12,6 @@ from PIL import Image
 
 from sweettok import pixels
 from sweettok.cli.main import main
-from sweettok.cli.main import main
 from sweettok.data.backends import ClipError
 from sweettok.data.preprocess import Preprocessing
 from sweettok.data.resize import Fit
