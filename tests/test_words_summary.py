@@ -152,7 +152,7 @@ def test_show_reads_as_encode_does(work, tmp_path):
     write_video(path, to_uint8(tiny.clip(num_frames=20, width=40))[0], 10, lossless=True)
     given = ["words", "show", str(path), "--checkpoint", str(work / "tokenizer"), "--out", str(out)]
     changes = ["--position", "last", "--resize", "pad", "--stride", "2"]
-    for more, options in (([], {}), (changes, {"position": "last", "aspect": "pad", "stride": 2})):
+    for more, options in (([], {}), (changes, {"position": "last", "resize": "pad", "stride": 2})):
         assert main([*given, *more]) == 0
         counted = summary.as_json(model.encode(path, **options).summary())
         assert json.loads(out.read_text())["clips"]["wide"] == json.loads(json.dumps(counted))
