@@ -8,7 +8,7 @@ import torch
 from scipy.signal import convolve2d
 
 from sweettok.eval.metrics import frame_psnr, mean_with_interval, motion_psnr, psnr, ssim
-from sweettok.eval.tokenizers import UsageCounter
+from sweettok.eval.tokenizers import UsageCounter, merge_usage
 
 
 def noise(seed, shape=(2, 3, 4, 20, 24)):
@@ -127,7 +127,7 @@ def test_usage_counts_exactly():
     counter.update({"noun": torch.tensor([[0, 0], [1, 1]]), "verb": torch.tensor([2, 2, 2])})
     other = UsageCounter({"noun": 4, "verb": 3})
     other.update({"noun": torch.tensor([[[3, 3]]])})
-    both = counter.merge(other).summary()
+    both = merge_usage([counter, None, other]).summary()
     assert both["noun"] == {
         "words": 4, "ids": 6, "used": 3, "used_fraction": 0.75, "dead": 1, "perplexity": pytest.approx(3),
     }  # fmt: skip

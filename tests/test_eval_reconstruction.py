@@ -14,13 +14,13 @@ from sweettok.cli import main as cli
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance
+from sweettok.eval.distance import cautions, measure, refusal, stack_features
 from sweettok.eval.features import EXTRACTORS, I3DFeatures
 from sweettok.eval.metrics import motion_psnr, psnr, ssim
+from sweettok.eval.pipeline import collect, in_order
 from sweettok.eval.protocol import PRESETS
-from sweettok.eval.reconstruction import baselines, reconstructed, score
-from sweettok.eval.report import refusal
-from sweettok.eval.sets import cautions, measure
-from sweettok.eval.tokenizers import load_tokenizer, round_trip
+from sweettok.eval.reconstruction import Scorer, baselines, find_notes, reconstructed, summarize
+from sweettok.eval.tokenizers import load_tokenizer, merge_usage, round_trip
 from sweettok.eval.visual import unique_names
 from sweettok.pixels import to_float, to_uint8
 from sweettok.store import sha256
@@ -61,8 +61,13 @@ def batches(video, size):
 
 def evaluate(tokenizer, clips, extractor=None, lpips=None, protocol=RELEASE):
     """Summary of the scores, and the rFVD where there is an extractor."""
-    outcome = score(reconstructed(clips, tokenizer, protocol), protocol, extractor, lpips, keep=True)
-    return outcome.summary(), measure(outcome.real, outcome.fake, protocol)["value"] if extractor else None
+    scorer = Scorer(protocol, extractor, lpips)
+    found = in_order(collect(reconstructed(clips, tokenizer, protocol), scorer))
+    return summarize(found, scorer.usage), distance(found, protocol)["value"] if extractor else None
+
+
+def distance(clips, protocol=RELEASE):
+    return measure(stack_features(clips, "real"), stack_features(clips, "fake"), protocol)
 
 
 @dataclass
@@ -181,18 +186,19 @@ def test_batches_make_no_difference():
     assert parts == whole and again == pytest.approx(rfvd, rel=1e-6)
 
 
-def test_parts_on_many_processes_merge_into_the_whole():
-    video = clips(7)
-    every = batches(video, 1)
-    whole = score(reconstructed(every, Levels(), RELEASE), RELEASE, Features())
-    parts = [score(reconstructed(every[rank::3], Levels(), RELEASE), RELEASE, Features()) for rank in range(3)]
-    merged = parts[0].merge(parts[1]).merge(parts[2])
-    assert merged.summary() == whole.summary()
-    assert merged.real_pixels.summary() == whole.real_pixels.summary() and merged.order == whole.order
-    expected = measure(whole.real, whole.fake, RELEASE)
-    found = measure(merged.real, merged.fake, RELEASE)
-    assert found["value"] == pytest.approx(expected["value"], rel=1e-9)
-    assert found["noise_floor"] == pytest.approx(expected["noise_floor"], rel=1e-9)
+def test_parts_on_many_processes_are_the_whole():
+    every = batches(clips(7), 1)
+
+    def scores(share):
+        scorer = Scorer(RELEASE, Features())
+        return collect(reconstructed(share, Levels(), RELEASE), scorer), scorer.usage
+
+    (whole, usage), *parts = [scores(every), *(scores(every[rank::3]) for rank in range(3))]
+    merged = in_order(*(found for found, _ in parts))
+    counts = merge_usage([None, *(part for _, part in parts)])
+    assert summarize(merged, counts) == summarize(in_order(whole), usage)
+    assert find_notes(merged) == find_notes(in_order(whole))
+    assert distance(merged) == distance(in_order(whole))
 
 
 def test_nothing_passes_silently():

@@ -27,9 +27,9 @@ from sweettok.data.writer import write_video
 from sweettok.eval.features import EXTRACTORS, I3DFeatures, detector_frames
 from sweettok.eval.frechet import FeatureStats, frechet_distance
 from sweettok.eval.i3d import I3D
-from sweettok.eval.pipeline import batches
+from sweettok.eval.pipeline import Options, collect
 from sweettok.eval.protocol import PRESETS
-from sweettok.eval.reconstruction import reconstructed, score
+from sweettok.eval.reconstruction import Scorer, reconstructed
 from sweettok.eval.rfvd import open_tokenizer, run
 from sweettok.eval.tokenizers import load_tokenizer
 from sweettok.proxy.config import BlockConfig, ProxyConfig
@@ -88,10 +88,11 @@ def rate(name: str, clips: int, repeats: int, work: Callable[[], None], device: 
 def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: PartialState) -> None:
     source, protocol = open_tokenizer(checkpoint, folder / "clips", PROTOCOL.filled(num_real=args.clips))
     tokenizer = load_tokenizer(checkpoint).to(state.device)
+    options = Options(batch_size=args.batch, workers=args.workers)
     i3d = I3DFeatures(I3D(1e-3), "stretch", True).to(state.device)
 
     def read():
-        return batches(source.items, args.batch, args.workers, "clips")
+        return options.batches(source.items, "clips")
 
     count, loaded = args.clips, list(read())
     pairs = list(reconstructed(loaded, tokenizer, protocol))
@@ -100,9 +101,11 @@ def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: Part
     parts = {
         f"read ({args.workers} workers)": lambda: list(read()),
         "encode and decode": lambda: list(reconstructed(loaded, tokenizer, protocol)),
-        "PSNR, SSIM, motion, checks": lambda: score(pairs, protocol),
+        "PSNR, SSIM, motion, checks": lambda: collect(pairs, Scorer(protocol)),
         "I3D, one side": lambda: [i3d(each) for each in frames],
-        "all of it, I3D on both sides": lambda: score(reconstructed(read(), tokenizer, protocol), protocol, i3d),
+        "all of it, I3D on both sides": lambda: collect(
+            reconstructed(read(), tokenizer, protocol), Scorer(protocol, i3d)
+        ),
     }
     for name, work in parts.items():
         with torch.no_grad():
@@ -119,7 +122,7 @@ def memory_of(count: int, folder: Path, checkpoint: Path, args: argparse.Namespa
     """In a process of its own: the whole rfvd of so many clips, then its peak memory in MiB."""
     EXTRACTORS["pooled"] = lambda path, protocol: Pooled()
     source, protocol = open_tokenizer(checkpoint, folder / "clips", PROTOCOL.filled(num_real=count, detector="pooled"))
-    run(source, protocol, i3d=checkpoint / "config.json", batch_size=args.batch, workers=0)
+    run(source, protocol, Options(i3d=checkpoint / "config.json", batch_size=args.batch, workers=0))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

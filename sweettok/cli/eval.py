@@ -10,7 +10,9 @@ from sweettok.cli.main import Command
 from sweettok.distributed import from_main, join_processes, together
 from sweettok.eval.compare import compare, require_matplotlib, table
 from sweettok.eval.features import I3D_FILE
+from sweettok.eval.gfvd import open_sets
 from sweettok.eval.gfvd import run as run_gfvd
+from sweettok.eval.pipeline import Options
 from sweettok.eval.protocol import DEFAULT, PREPROCESSING, PRESETS, Protocol, find_protocol
 from sweettok.eval.report import is_report, summary, write_json
 from sweettok.eval.rfvd import open_folders, open_tokenizer
@@ -79,7 +81,7 @@ def add_reconstruct(parser: argparse.ArgumentParser) -> None:
 
 
 def rfvd(args: argparse.Namespace) -> None:
-    protocol = _protocol(args)
+    protocol, measuring = _protocol(args), _options(args)
     inputs = ("checkpoint", "data", "originals", "reconstructions")
     given = [name for name in inputs if getattr(args, name) is not None]
     if given not in (["checkpoint", "data"], ["originals", "reconstructions"]) or (args.root and "data" not in given):
@@ -91,16 +93,18 @@ def rfvd(args: argparse.Namespace) -> None:
             return open_folders(args.originals, args.reconstructions, protocol)
         return open_tokenizer(model_folder(args.checkpoint), args.data, protocol, args.root)
 
-    source, protocol = together(open_source)
-    _finish(run_rfvd(source, protocol, lpips=args.lpips, vgg=args.vgg, **_measuring(args)), args.out)
+    _finish(run_rfvd(*together(open_source), measuring, args.lpips, args.vgg), args.out)
 
 
 def gfvd(args: argparse.Namespace) -> None:
-    protocol = _protocol(args)
+    protocol, measuring = _protocol(args), _options(args)
     _check_out(args, "fake", "real", "checkpoint", "root", "i3d")
-    checkpoint = together(lambda: model_folder(args.checkpoint)) if args.checkpoint is not None else None
-    report = run_gfvd(args.fake, args.real, protocol, checkpoint=checkpoint, root=args.root, **_measuring(args))
-    _finish(report, args.out)
+
+    def open_source():
+        checkpoint = model_folder(args.checkpoint) if args.checkpoint is not None else None
+        return open_sets(args.fake, args.real, protocol, checkpoint, args.root)
+
+    _finish(run_gfvd(*together(open_source), measuring), args.out)
 
 
 def _protocol(args: argparse.Namespace) -> Protocol:
@@ -119,9 +123,8 @@ def _check_out(args: argparse.Namespace, *inputs: str) -> None:
         from_main(lambda: check_output(args.out, inputs=sources, owned=is_report))
 
 
-def _measuring(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `run` that both measurements have."""
-    return {name: getattr(args, name) for name in ("i3d", "bootstrap", "cache", "batch_size", "workers")}
+def _options(args: argparse.Namespace) -> Options:
+    return Options(args.i3d, args.bootstrap, args.cache, args.batch_size, args.workers)
 
 
 def _finish(report: dict[str, Any], out: str | None) -> None:

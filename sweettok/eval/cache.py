@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from sweettok.data.lists import ClipList
-from sweettok.eval.checks import PixelCheck
 from sweettok.eval.protocol import Protocol
-from sweettok.eval.sets import FeatureSet
 from sweettok.store import sha256, write_aside
 
 # Fields of a protocol that the features of real clips do not depend on.
@@ -25,36 +25,41 @@ HASHES = "hashes.json"
 
 
 class RealCache:
-    """Where the features of real clips and the check of their pixels are kept; nowhere with folder None.
+    """Where the features of real clips and the facts of their pixels are kept; nowhere with folder None.
 
     The key is made of the protocol's fields (the hash of the detector's file among them), the contents of the video
-    files, the versions of the libraries, and whether features are needed beside their statistics.
+    files and the versions of the libraries.
     """
 
-    def __init__(self, folder: str | Path | None, protocol: Protocol, clips: ClipList, keep: bool):
-        self.folder, self.protocol, self.clips, self.keep_features = folder, protocol, clips, keep
+    def __init__(self, folder: str | Path | None, protocol: Protocol, clips: ClipList):
+        self.folder, self.protocol, self.clips = folder, protocol, clips
         self.path: Path | None = None
 
-    def find(self) -> tuple[FeatureSet, PixelCheck] | None:
-        """What is kept, or None. Reads the files of the clips once, to hash them."""
+    def find(self) -> list[dict[str, Any]] | None:
+        """What is kept of each clip, or None. Reads the files of the clips once, to hash them."""
         if self.folder is None:
             return None
         self.path = Path(self.folder) / f"{self._key()}.safetensors"
         try:
-            features, facts = FeatureSet.load(self.path)
+            with safe_open(self.path, framework="numpy") as file:
+                pixels = json.loads(file.metadata()["pixels"])
+                features = file.get_tensor("features")
         except (FileNotFoundError, SafetensorError):  # a damaged file is replaced
             return None
-        return features, PixelCheck(**{**facts, "total": torch.tensor(facts["total"]).double()})
+        return [{"real_features": row, "real_pixels": facts} for row, facts in zip(features, pixels, strict=True)]
 
-    def keep(self, features: FeatureSet, check: PixelCheck) -> None:
+    def keep(self, clips: Sequence[dict[str, Any]]) -> None:
         """Keep these for the next run, where `find` looked."""
         if self.path is not None:
-            features.save(self.path, {**asdict(check), "total": check.total.tolist()})
+            features = np.stack([clip["real_features"] for clip in clips])
+            pixels = json.dumps([clip["real_pixels"] for clip in clips])
+            with write_aside(self.path) as aside:
+                save_file({"features": features}, aside, metadata={"pixels": pixels})
 
     def _key(self) -> str:
         fields = {name: value for name, value in self.protocol.to_dict().items() if name not in OTHERS}
         contents = content_hashes(self.clips.paths, Path(self.folder) / HASHES)
-        key = json.dumps([FORMAT, fields, contents, _versions(), self.keep_features], sort_keys=True)
+        key = json.dumps([FORMAT, fields, contents, _versions()], sort_keys=True)
         return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,91 +11,61 @@ from torch import Tensor
 LEVELS = 40  # by how many grey levels the means of two sides may differ
 RATIO = 2.0  # by how much their motion may differ
 MARGIN = 1.2  # by how much the error may exceed that of another order of channels or frames
+OTHER_ORDERS = {
+    "the error is smaller with red and blue exchanged: are the reconstructions BGR?": 1,
+    "the error is smaller with the frames in reverse order: is time reversed?": 2,
+}
 
 
-@dataclass
-class PixelCheck:
-    """Sums over the frames that reach the detector; parts merge into the whole.
+def pixel_facts(frames: Tensor) -> list[dict[str, Any]]:
+    """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> for each clip what `pixel_summary` needs.
 
-    Args:
-        low, high: extreme values. total: (3,) sum of each channel; values: number of its values.
-        change, steps: sum and number of absolute differences between successive frames.
-        black: clips that end in a black frame, as padded ones do.
+    Extreme values; the sum of each channel and the number of its values; sum and number of absolute differences
+    between successive frames; whether the clip ends in a black frame, as padded ones do.
     """
-
-    clips: int = 0
-    values: int = 0
-    steps: int = 0
-    low: float = float("inf")
-    high: float = float("-inf")
-    total: Tensor | None = None
-    change: float = 0.0
-    black: int = 0
-
-    def update(self, frames: Tensor) -> None:
-        """Add frames (N, T, H, W, 3), uint8 or float in [0, 255]."""
-        whole = not frames.dtype.is_floating_point
-        kind = torch.int64 if whole else torch.float64
-        moved = (frames[:, 1:].to(torch.int16 if whole else frames.dtype) - frames[:, :-1]).abs()
-        total = frames.sum((0, 1, 2, 3), dtype=kind).double().cpu()
-        black = (frames[:, -1].amax((1, 2, 3)) == 0).sum().item()
-        low, high = (value.item() for value in frames.aminmax())
-        change, values = moved.sum(dtype=kind).item(), frames[..., 0].numel()
-        self._add(PixelCheck(len(frames), values, moved.numel(), low, high, total, change, black))
-
-    def merge(self, other: PixelCheck) -> PixelCheck:
-        """Both together; neither is changed."""
-        both = PixelCheck(**vars(self))
-        if other.clips:
-            both._add(other)
-        return both
-
-    def _add(self, other: PixelCheck) -> None:
-        self.total = other.total if self.total is None else self.total + other.total
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        for name in ("clips", "values", "steps", "change", "black"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    def summary(self) -> dict[str, Any]:
-        """Extremes, mean of red, green and blue, mean change from frame to frame, in [0, 255]; and padded clips."""
-        return {
-            "min": self.low,
-            "max": self.high,
-            "mean_rgb": (self.total / self.values).tolist(),
-            "motion": self.change / self.steps if self.steps else 0.0,
-            "clips_ending_black": self.black,
-        }
+    whole = not frames.dtype.is_floating_point
+    dtype = torch.int64 if whole else torch.float64
+    changes = (frames[:, 1:].to(torch.int16 if whole else frames.dtype) - frames[:, :-1]).abs()
+    columns = {
+        "min": frames.amin((1, 2, 3, 4)),
+        "max": frames.amax((1, 2, 3, 4)),
+        "sum": frames.sum((1, 2, 3), dtype=dtype),
+        "change": changes.sum((1, 2, 3, 4), dtype=dtype),
+        "black": frames[:, -1].amax((1, 2, 3)) == 0,
+    }
+    sizes = {"values": frames[0, ..., 0].numel(), "steps": changes[0].numel()}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) | sizes for row in rows]
 
 
-@dataclass
-class OrderCheck:
-    """Squared errors of clips against their originals: as they are, with red and blue exchanged, with time reversed."""
-
-    plain: int = 0
-    exchanged: int = 0
-    reversed: int = 0
-
-    def update(self, real: Tensor, fake: Tensor) -> None:
-        """Add uint8 clips (N, 3, T, H, W) and their originals."""
-        real, fake = real.int(), fake.int()
-        for name, other in {"plain": fake, "exchanged": fake.flip(1), "reversed": fake.flip(2)}.items():
-            setattr(self, name, getattr(self, name) + (real - other).square().sum(dtype=torch.int64).item())
-
-    def merge(self, other: OrderCheck) -> OrderCheck:
-        """Both together; neither is changed."""
-        return OrderCheck(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
-
-    def suspicions(self) -> list[str]:
-        """What looks wrong in the order of channels or frames."""
-        notes = {
-            "exchanged": "the error is smaller with red and blue exchanged: are the reconstructions BGR?",
-            "reversed": "the error is smaller with the frames in reverse order: is time reversed?",
-        }
-        return [note for name, note in notes.items() if self.plain > MARGIN * getattr(self, name)]
+def pixel_summary(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Extremes, mean of red, green and blue, mean change from frame to frame, in [0, 255]; and clips ending black."""
+    total = {name: sum(clip[name] for clip in clips) for name in ("values", "steps", "change", "black")}
+    channels = zip(*(clip["sum"] for clip in clips), strict=True)
+    return {
+        "min": min(clip["min"] for clip in clips),
+        "max": max(clip["max"] for clip in clips),
+        "mean_rgb": [sum(channel) / total["values"] for channel in channels],
+        "motion": total["change"] / total["steps"] if total["steps"] else 0.0,
+        "clips_ending_black": total["black"],
+    }
 
 
-def suspicions(real: dict[str, Any], fake: dict[str, Any]) -> list[str]:
-    """What looks wrong in the fake clips beside the real ones, from their summaries."""
+def order_errors(real: Tensor, fake: Tensor) -> list[list[int]]:
+    """Squared error of uint8 clips (N, 3, T, H, W) as they are, and in each of OTHER_ORDERS, for each clip."""
+    real, fake = real.int(), fake.int()
+    orders = [fake, *(fake.flip(dim) for dim in OTHER_ORDERS.values())]
+    return torch.stack([(real - other).square().sum((1, 2, 3, 4)) for other in orders], dim=1).tolist()
+
+
+def order_notes(errors: Sequence[Sequence[int]]) -> list[str]:
+    """What looks wrong in the order of channels or frames, from the `order_errors` of all clips."""
+    plain, *others = (sum(column) for column in zip(*errors, strict=True))
+    return [note for note, error in zip(OTHER_ORDERS, others, strict=True) if plain > MARGIN * error]
+
+
+def pixel_notes(real: dict[str, Any], fake: dict[str, Any]) -> list[str]:
+    """What looks wrong in the fake clips beside the real ones, from their `pixel_summary`."""
     notes = []
     apart = _distance(real["mean_rgb"], fake["mean_rgb"])
     if apart > LEVELS:

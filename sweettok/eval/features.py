@@ -1,20 +1,22 @@
-"""Feature extractors: what turns clips into the vectors whose distribution is compared.
+"""Feature extractors: they turn clips into the vectors whose distributions are compared.
 
-An extractor is anything with the attributes and the call of `FeatureExtractor`. `EXTRACTORS` finds one by the name that
-a protocol gives as its `detector`; to plug in another, add the function that builds it there.
+An extractor has the attributes and the call of `FeatureExtractor`. To add one, put the function that builds it into
+`EXTRACTORS`, under the name that protocols give as their `detector`.
 
 Letters: N clips, T frames, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol as Interface
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sweettok.data.lists import some
 from sweettok.eval.i3d import I3D, MIN_FRAMES, NUM_CLASSES, ScriptedI3D, preprocess
 from sweettok.eval.protocol import Protocol
 from sweettok.pixels import to_float, to_uint8
@@ -87,6 +89,15 @@ def find_i3d(path: str | Path | None) -> Path | None:
         return Path(path)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / I3D_FILE
     return cached if cached.is_file() else None
+
+
+def clip_features(extractor: FeatureExtractor, frames: Tensor, keys: Sequence[str]) -> list[np.ndarray]:
+    """Frames of clips with these names -> the features (D,) of each, float64. ValueError names clips with NaN."""
+    features = extractor(frames).detach().to("cpu", torch.float64)
+    broken = [key for key, row in zip(keys, features, strict=True) if not row.isfinite().all()]
+    if broken:
+        raise ValueError(f"features are not finite of {len(broken)} clips{some(broken)}")
+    return list(features.numpy())
 
 
 def detector_frames(video: Tensor, protocol: Protocol, fake: bool) -> Tensor:

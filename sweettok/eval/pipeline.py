@@ -3,33 +3,99 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from sweettok.data.dataset import make_eval_loader, plain_errors
-from sweettok.distributed import gather_objects, join_processes
+from sweettok.distributed import from_main, gather_objects, join_processes, together
+from sweettok.eval.distance import check_bootstrap, refusal
+from sweettok.eval.features import FeatureExtractor, find_i3d, load_extractor
 from sweettok.eval.i3d import convolutions
+from sweettok.eval.protocol import Protocol
+from sweettok.store import sha256
 
 AHEAD = 2  # batches that may wait for their scores
-Part = TypeVar("Part")
+Batch = dict[str, Any]
 
 
-def batches(dataset: Dataset, batch_size: int, workers: int, name: str) -> Iterator[dict[str, Any]]:
-    """This process's share of the items, in batches whose tensors are on its device; `name` is on the progress bar."""
-    state = join_processes()
-    loader = make_eval_loader(dataset, batch_size, workers, state.process_index, state.num_processes)
-    hidden = None if state.is_main_process else True  # None: shown on terminals alone
-    for batch in tqdm(plain_errors(loader), desc=name, total=len(loader), unit="batch", disable=hidden):
-        yield {
-            key: value.to(state.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for key, value in batch.items()
-        }
+@dataclass(frozen=True)
+class Options:
+    """Options of both measurements, beside the protocol.
+
+    Args:
+        i3d: weights of I3D; None takes those in torch's cache, if there are any.
+        bootstrap: number of redrawn sets for an interval of the distance, 0 (none) or at least 20.
+        cache: folder in which the features of the real clips are kept, and found again.
+        batch_size: clips per batch.
+        workers: processes that read videos, for each device.
+    """
+
+    i3d: str | Path | None = None
+    bootstrap: int = 0
+    cache: str | Path | None = None
+    batch_size: int = 4
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        check_bootstrap(self.bootstrap)
+
+    def open_detector(self, protocol: Protocol, clips: int) -> tuple[FeatureExtractor | None, Protocol, str | None]:
+        """The feature extractor on this process's device, the protocol with its hash; or why there is no distance."""
+        path = from_main(lambda: find_i3d(self.i3d))
+        extractor = together(lambda: load_extractor(path, protocol))
+        refused = refusal(clips, protocol.scored_frames, extractor)
+        if refused:
+            return None, protocol, refused
+        digest = together(lambda: sha256(path))
+        check_agreement(detector=digest)
+        return extractor.to(join_processes().device), protocol.filled(detector_file=digest), None
+
+    def batches(self, dataset: Dataset, name: str) -> Iterator[Batch]:
+        """This process's share of the items, in batches on its device; `name` is on the progress bar."""
+        state = join_processes()
+        share = state.process_index, state.num_processes
+        loader = make_eval_loader(dataset, self.batch_size, self.workers, *share)
+        hidden = None if state.is_main_process else True  # None: shown on terminals alone
+        for batch in tqdm(plain_errors(loader), desc=name, total=len(loader), unit="batch", disable=hidden):
+            yield send_to_device(batch, state.device, non_blocking=True)
+
+
+def check_agreement(**values: Any) -> None:
+    """Raise ValueError on every process where the processes have different values, as with node-local files."""
+    for name, value in values.items():
+        found = gather_objects(value)
+        rank = next((rank for rank, other in enumerate(found) if other != found[0]), None)
+        if rank is not None:
+            raise ValueError(
+                f"the processes see different data: {name} is {found[0]} on process 0 and {found[rank]} on process "
+                f"{rank}; give paths to the same files on every machine"
+            )
+
+
+def collect(made: Iterable[Batch], describe: Callable[[Batch], dict[str, Sequence]]) -> dict[int, dict[str, Any]]:
+    """What `describe` returns for each clip of this process's batches, by the clips' numbers.
+
+    describe: batch -> columns with a value for each of its clips. It runs while the next batches are being made.
+    """
+    found: dict[int, dict[str, Any]] = {}
+
+    @torch.no_grad()
+    def use(batch: Batch) -> None:
+        columns = describe(batch)
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        found.update(zip(batch["index"].tolist(), rows, strict=True))
+
+    overlapped(made, use)
+    return found
 
 
 def overlapped(made: Iterable[Any], use: Callable[[Any], None]) -> None:
@@ -47,25 +113,10 @@ def overlapped(made: Iterable[Any], use: Callable[[Any], None]) -> None:
             future.result()
 
 
-def merged(part: Part) -> Part:
-    """The parts of all processes merged in their order, on every process; `part` has a `merge`."""
-    first, *rest = gather_objects(part)
-    for other in rest:
-        first = first.merge(other)
-    return first
-
-
-def check_agreement(**values: Any) -> None:
-    """Raise ValueError on every process where the processes have different values, as with node-local files."""
-    for name, value in values.items():
-        found = gather_objects(value)
-        different = [rank for rank, other in enumerate(found) if other != found[0]]
-        if different:
-            rank = different[0]
-            raise ValueError(
-                f"the processes see different data: {name} is {found[0]} on process 0 and {found[rank]} on process "
-                f"{rank}; give paths to the same files on every machine"
-            )
+def in_order(*parts: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The clips of all parts, in the order of their numbers: the same list for any number of processes."""
+    found = {number: clip for part in parts for number, clip in part.items()}
+    return [found[number] for number in sorted(found)]
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 
 import sweettok
 from sweettok.distributed import join_processes
-from sweettok.eval.features import I3D_FILE, FeatureExtractor
 from sweettok.eval.protocol import Protocol
 from sweettok.hub import CONFIG, WEIGHTS
 from sweettok.store import sha256, write_aside
@@ -22,12 +21,7 @@ DISTANCES = {"rfvd": "rFVD", "gfvd": "gFVD"}
 
 
 def make_report(
-    kind: str,
-    protocol: Protocol,
-    results: dict[str, Any],
-    refused: str | None,
-    settings: dict[str, Any],
-    **parts: Any,
+    kind: str, protocol: Protocol, results: dict[str, Any], refused: str | None, batch_size: int, **parts: Any
 ) -> dict[str, Any]:
     """A report of a kind, "rfvd" or "gfvd", as plain JSON data. refused: why that distance is missing, if it is."""
     versions = {"sweettok": sweettok.__version__, "python": platform.python_version()}
@@ -38,7 +32,7 @@ def make_report(
         "protocol_hash": protocol.hash,
         "results": results,
         f"{kind}_refused": refused,
-        "settings": {**settings, "device": join_processes().device.type},
+        "settings": {"batch_size": batch_size, "device": join_processes().device.type},
         "versions": versions | {name: version(name) for name in PACKAGES},
         **parts,
     }
@@ -47,17 +41,6 @@ def make_report(
 def checkpoint_hashes(folder: str | Path) -> dict[str, str]:
     """SHA-256 of the files of a model."""
     return {name: sha256(Path(folder) / name) for name in (CONFIG, WEIGHTS)}
-
-
-def refusal(num_clips: int, num_frames: int, extractor: FeatureExtractor | None) -> str | None:
-    """Why no Frechet distance can be measured, or None when it can."""
-    if extractor is None:
-        return f"no I3D weights: give --i3d PATH, the file {I3D_FILE}"
-    if num_frames < extractor.min_frames:
-        return f"clips have {num_frames} frames, the detector needs at least {extractor.min_frames}"
-    if num_clips < 2:
-        return f"a Frechet distance needs at least 2 clips of each side, there is {num_clips}"
-    return None
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -12,16 +12,16 @@ from torch.utils.data import Dataset
 from sweettok.data.backends import ClipError
 from sweettok.data.lists import load_clips, some
 from sweettok.data.reader import probe
-from sweettok.distributed import from_main, join_processes, together
+from sweettok.distributed import from_main, gather_objects, join_processes, together
 from sweettok.eval.cache import RealCache
-from sweettok.eval.features import find_i3d, load_extractor
-from sweettok.eval.pipeline import batches, check_agreement, merged, precision
+from sweettok.eval.checks import pixel_summary
+from sweettok.eval.distance import cautions, measure, stack_features
+from sweettok.eval.pipeline import Options, check_agreement, collect, in_order, precision
 from sweettok.eval.protocol import Protocol
-from sweettok.eval.reconstruction import MEANING, reconstructed, score
-from sweettok.eval.report import checkpoint_hashes, make_report, refusal
-from sweettok.eval.sets import cautions, check_bootstrap, keeps_features, measure
-from sweettok.eval.sources import VideoClips, chosen, complete_for_files
-from sweettok.eval.tokenizers import load_tokenizer, preprocessing_of
+from sweettok.eval.reconstruction import MEANING, Scorer, find_notes, reconstructed, summarize
+from sweettok.eval.report import checkpoint_hashes, make_report
+from sweettok.eval.sources import VideoClips, chosen, complete_for_files, describe_list
+from sweettok.eval.tokenizers import load_tokenizer, merge_usage, preprocessing_of
 from sweettok.losses.weights import LPIPS_LINEAR, VGG16, find_weights, load_lpips
 from sweettok.store import sha256
 
@@ -35,81 +35,6 @@ class Source:
     about: dict[str, Any]
     checkpoint: str | Path | None = None
     tokenizer: torch.nn.Module | None = None
-
-
-def run(
-    source: Source,
-    protocol: Protocol,
-    i3d: str | Path | None = None,
-    lpips: str | Path | None = None,
-    vgg: str | Path | None = None,
-    bootstrap: int = 0,
-    cache: str | Path | None = None,
-    batch_size: int = 4,
-    workers: int = 2,
-) -> dict[str, Any]:
-    """Score what `open_tokenizer` or `open_folders` returned, on all processes together.
-
-    Args:
-        i3d: weights of I3D; without them the report states why there is no rFVD.
-        lpips: the linear layers of LPIPS, vgg: its backbone; without `lpips` there is no LPIPS. Weights that are not
-            given are also looked for in torch's cache.
-        bootstrap: redrawn sets for an interval of the rFVD, 0 or at least 20.
-        cache: folder in which the features of the real clips are kept, and found again.
-        batch_size: clips per batch; workers: processes that read videos, for each device.
-
-    Returns:
-        The report as JSON data, the same on every process.
-
-    Raises:
-        FileNotFoundError, ValueError (also ClipError): a file cannot be read, or does not fit; the message names it.
-    """
-    check_bootstrap(bootstrap)
-    device, count = join_processes().device, len(source.items)
-    files = from_main(lambda: _lpips_files(lpips, vgg))
-    i3d = from_main(lambda: find_i3d(i3d))
-    extractor = together(lambda: load_extractor(i3d, protocol))
-    refused, keep = refusal(count, protocol.scored_frames, extractor), False
-    if refused is None:
-        protocol = protocol.filled(detector_file=together(lambda: sha256(i3d)))
-        extractor = extractor.to(device)
-        keep = keeps_features(protocol, count, extractor.width, bootstrap)
-    else:
-        extractor = None
-    perceptual = together(lambda: load_lpips(files["vgg"], files["lpips"]).to(device)) if files else None
-    check_agreement(clips=source.clips.list.hash, protocol=protocol.hash)
-    store = RealCache(cache if extractor else None, protocol, source.clips.list, keep)
-    known = from_main(store.find)
-
-    def score_all():
-        read = batches(source.items, batch_size, workers, "clips")
-        if source.tokenizer is not None:
-            read = reconstructed(read, source.tokenizer.to(device), protocol)
-        return score(read, protocol, extractor, perceptual, known is not None, keep)
-
-    with precision(protocol.tf32), torch.no_grad():
-        outcome = merged(together(score_all))
-    results, notes = outcome.summary(), outcome.notes()
-    if extractor is not None:
-        real = known[0] if known else outcome.real
-        if known is None:
-            from_main(lambda: store.keep(real, outcome.real_pixels))
-        results["rfvd"] = from_main(lambda: measure(real, outcome.fake, protocol, bootstrap))
-        notes = cautions(count, count, extractor.width) + notes
-    hashes = checkpoint_hashes(source.checkpoint) if source.checkpoint else None
-    weights = {name: sha256(files[name]) if files else None for name in ("lpips", "vgg")}
-    return make_report(
-        "rfvd",
-        protocol,
-        results,
-        refused=refused,
-        notes=notes,
-        data=source.about,
-        metrics=MEANING,
-        input_check={"real": outcome.real_pixels.summary(), "fake": outcome.fake_pixels.summary()},
-        weights={"tokenizer": hashes, **weights},
-        settings={"batch_size": batch_size},
-    )
 
 
 def open_tokenizer(
@@ -135,8 +60,7 @@ def open_tokenizer(
     clips = clips.subset(chosen(len(clips), protocol.num_real, protocol))
     protocol = _paired(protocol.filled(**takes).completed(preprocessing_of(tokenizer)), clips.hash, len(clips))
     videos = VideoClips(clips, protocol)
-    about = {"source": str(data), "num_clips": len(clips), "sha256": clips.hash}
-    return Source(videos, videos, about, checkpoint, tokenizer), protocol
+    return Source(videos, videos, describe_list(data, clips), checkpoint, tokenizer), protocol
 
 
 def open_folders(originals: str | Path, reconstructions: str | Path, protocol: Protocol) -> tuple[Source, Protocol]:
@@ -159,12 +83,7 @@ def open_folders(originals: str | Path, reconstructions: str | Path, protocol: P
     native, equal = protocol.size is None, protocol.position is None
     protocol = _paired(complete_for_files(fake, protocol), real.hash, len(real))
     videos, outputs = VideoClips(real, protocol, native), VideoClips(fake, protocol, native, stride=1)
-    about = {
-        "source": str(originals),
-        "reconstructions": str(reconstructions),
-        "num_clips": len(real),
-        "sha256": real.hash,
-    }
+    about = {**describe_list(originals, real), "reconstructions": str(reconstructions)}
     return Source(videos, _Pairs(videos, outputs, equal), about), protocol.filled(codec=outputs.codec())
 
 
@@ -196,6 +115,55 @@ def _paired(protocol: Protocol, real_list: str, count: int) -> Protocol:
     if protocol.paired is False:
         raise ValueError(f"the protocol {protocol.name} is for sets that are not paired: use gfvd, or another one")
     return protocol.filled(paired=True, real_list=real_list, num_real=count, num_fake=count)
+
+
+def run(
+    source: Source,
+    protocol: Protocol,
+    options: Options,
+    lpips: str | Path | None = None,
+    vgg: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score what `open_tokenizer` or `open_folders` returned, on all processes together.
+
+    Args:
+        lpips: the linear layers of LPIPS, vgg: its backbone. Without `lpips`, or copies in torch's cache, no LPIPS.
+
+    Returns:
+        The report, the same on every process. Without I3D weights it states why there is no rFVD.
+
+    Raises:
+        FileNotFoundError, ValueError (also ClipError): a file cannot be read, or does not fit; the message names it.
+    """
+    device, count = join_processes().device, len(source.items)
+    check_agreement(data=source.about["sha256"], protocol=protocol.hash)
+    extractor, protocol, refused = options.open_detector(protocol, count)
+    files = from_main(lambda: _lpips_files(lpips, vgg))
+    perceptual = together(lambda: load_lpips(files["vgg"], files["lpips"]).to(device)) if files else None
+    store = RealCache(options.cache if extractor else None, protocol, source.clips.list)
+    known = from_main(store.find)
+    scorer = Scorer(protocol, extractor, perceptual, known is not None)
+
+    def score() -> dict[int, dict[str, Any]]:
+        read = options.batches(source.items, "clips")
+        if source.tokenizer is not None:
+            read = reconstructed(read, source.tokenizer.to(device), protocol)
+        return collect(read, scorer)
+
+    with precision(protocol.tf32), torch.no_grad():
+        clips = in_order(*gather_objects(together(score)))
+    results, notes = summarize(clips, merge_usage(gather_objects(scorer.usage))), find_notes(clips)
+    if extractor is not None:
+        if known is None:
+            from_main(lambda: store.keep(clips))
+        sides = stack_features(known or clips, "real"), stack_features(clips, "fake")
+        results["rfvd"] = from_main(lambda: measure(*sides, protocol, options.bootstrap))
+        notes = cautions(count, count, extractor.width) + notes
+    weights = {"tokenizer": checkpoint_hashes(source.checkpoint) if source.checkpoint else None}
+    weights |= {name: sha256(files[name]) if files else None for name in ("lpips", "vgg")}
+    check = {side: pixel_summary([clip[f"{side}_pixels"] for clip in clips]) for side in ("real", "fake")}
+    report = {"data": source.about, "weights": weights, "notes": notes, "input_check": check, "metrics": MEANING}
+    return make_report("rfvd", protocol, results, refused, options.batch_size, **report)
 
 
 def _lpips_files(lpips: str | Path | None, vgg: str | Path | None) -> dict[str, Path] | None:

@@ -6,7 +6,7 @@ Letters: T frames, H W pixels, L ids per clip.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ from sweettok.eval.protocol import Protocol
 from sweettok.pixels import to_uint8
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def autocast(device: torch.device, protocol: Protocol) -> AbstractContextManager:
+    """The arithmetic of the tokenizer that a protocol states."""
+    dtype = AUTOCAST[protocol.autocast]
+    return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 def chosen(available: int, wanted: int | None, protocol: Protocol) -> list[int]:
@@ -96,6 +102,11 @@ def fit(video: Tensor, protocol: Protocol) -> Tensor:
     return Fit(protocol.resize, tuple(video.shape[-2:]), protocol.size).apply(video)
 
 
+def describe_list(source: str | Path, clips: ClipList) -> dict[str, Any]:
+    """A list of clips in a report."""
+    return {"source": str(source), "num_clips": len(clips), "sha256": clips.hash}
+
+
 class Chosen(Dataset):
     """Some items of a data set, numbered anew in their "index"."""
 
@@ -117,9 +128,7 @@ def is_tokens(folder: str | Path) -> bool:
 def decoded(batches: Iterator[dict[str, Any]], tokenizer: Any, protocol: Protocol) -> Iterator[dict[str, Any]]:
     """Batches of "ids" (B, L) with their "video" added: float in [-0.5, 0.5], or uint8 where frames must be resized."""
     for batch in batches:
-        device = batch["ids"].device
-        dtype = AUTOCAST[protocol.autocast]
-        with torch.autocast(device.type, dtype) if dtype else nullcontext():
+        with autocast(batch["ids"].device, protocol):
             video = tokenizer.decode(batch["ids"]).float()
         position = "center" if protocol.position == "random" else protocol.position
         places = clip_places(video.shape[2], protocol.frames, position)

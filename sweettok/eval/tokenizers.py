@@ -6,7 +6,7 @@ Letters: B clips, T frames, H W pixels, L ids per clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class RoundTrip:
         output: what `encode` returned. ids: the integers that `decode` takes.
         lists: ids local to each word list, by its name; sizes: the number of words of each.
         bits: of one clip.
-        video: float (B, 3, T, H, W), clamped to [-0.5, 0.5]; clamped: how many values that has changed.
+        video: float (B, 3, T, H, W), clamped to [-0.5, 0.5]; clamped: (B,) the fraction of values that this changed.
     """
 
     output: Any
@@ -40,7 +40,7 @@ class RoundTrip:
     sizes: dict[str, int]
     bits: float
     video: Tensor
-    clamped: int
+    clamped: Tensor
 
 
 def load_tokenizer(source: str | Path) -> torch.nn.Module:
@@ -78,7 +78,7 @@ def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
     low, high = (value.item() for value in decoded.aminmax())
     if max(-low, high) > OVERSHOOT or (low >= 0 and high > 0.75):
         raise ValueError(f"the tokenizer decodes to values in [{low:.3g}, {high:.3g}], expected [-0.5, 0.5]")
-    clamped = (decoded.abs() > 0.5).sum().item()
+    clamped = (decoded.abs() > 0.5).sum((1, 2, 3, 4)).cpu().double() / decoded[0].numel()
     return RoundTrip(output, ids, lists, sizes, bits, decoded.clamp(-0.5, 0.5), clamped)
 
 
@@ -102,12 +102,6 @@ class UsageCounter:
                 raise ValueError(f"{name} ids must be 0..{size - 1}, got {int(values.min())}..{int(values.max())}")
             self.counts[name] += torch.bincount(values, minlength=size)
 
-    def merge(self, other: UsageCounter) -> UsageCounter:
-        """The counts of both together; neither is changed."""
-        both = UsageCounter({})
-        both.counts = {name: counts + other.counts[name] for name, counts in self.counts.items()}
-        return both
-
     def summary(self) -> dict[str, dict[str, float | int]]:
         """Per list: words, ids counted, words used, their fraction, dead words, and perplexity (exp of the entropy)."""
         return {name: self._summary(counts) for name, counts in self.counts.items()}
@@ -124,3 +118,12 @@ class UsageCounter:
             "dead": words - used,
             "perplexity": math.exp(-(share * share.log()).sum().item()) if total else 0.0,
         }
+
+
+def merge_usage(counters: Sequence[UsageCounter | None]) -> UsageCounter | None:
+    """The counts of all counters together; None where there is none."""
+    found = [counter for counter in counters if counter is not None]
+    for other in found[1:]:
+        for name, counts in other.counts.items():
+            found[0].counts[name] += counts
+    return found[0] if found else None
