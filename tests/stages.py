@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from sweettok.cli.main import main as command
 from sweettok.data.synthetic import write_synthetic
 from sweettok.priors import save_prior
-from sweettok.priors.build import build_prior, read_tagged
+from sweettok.priors.build import build_prior
 from sweettok.stages import STAGES as TASKS
 from sweettok.stages import build_task as build_task
 from sweettok.stages import load_config
@@ -45,7 +45,8 @@ TRAIN = {
 def prepare(folder: Path) -> None:
     """Clips, prior, and a configuration file of each stage, which follow one another."""
     clips = write_synthetic(folder / "clips", num_train=8, num_val=2, frames=6, size=32)
-    save_prior(build_prior(read_tagged(clips / "captions.jsonl"), dim=4), folder / "prior")
+    captions = (clips / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    save_prior(build_prior((json.loads(line)["words"] for line in captions), dim=4), folder / "prior")
     data = {"train": str(clips / "train.txt"), "validation": str(clips / "val.txt"), "num_workers": 0}
     game = {"loss": ADVERSARIAL, "discriminator": DISCRIMINATOR}
     stages = {

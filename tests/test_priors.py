@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from sweettok.cli import main
 from sweettok.priors import Prior, WordGraph, load_prior, save_prior
-from sweettok.priors.__main__ import main
-from sweettok.priors.build import TaggedCaption, build_prior, read_tagged
-from sweettok.priors.counting import captions_shared, pack
+from sweettok.priors.build import build_prior
+from sweettok.priors.chunks import pack
+from sweettok.priors.cooccurrence import shared_captions
 from sweettok.priors.vectors import word_vectors
 
 
@@ -99,8 +100,11 @@ def pairs(words):
     return sorted((words.words[a], words.words[b]) for a, b in words.edges.T.tolist())
 
 
-def test_build_counts_and_connects(caption_file):
-    prior = build_prior(read_tagged(caption_file), dim=4)
+WORDS = [caption["words"] for caption in CAPTIONS]
+
+
+def test_build_counts_and_connects():
+    prior = build_prior(WORDS, dim=4)
     assert prior.spatial.modifiers == ("red", "big")  # counted 3 and 2; most frequent first
     assert prior.spatial.heads == ("car", "dog")  # the noun "red" is an adjective too
     assert prior.spatial.counts.tolist() == [3, 2, 2, 1]
@@ -114,10 +118,7 @@ def test_build_keeps_only_the_closest_partners():
     spoken = [("red", "car")] * 3 + [("old", "dog")] * 2
     spoken += [("big", "car"), ("big", "dog"), ("big", "cat"), ("old", "cat")]
     tail = (("fast", "adverb"), ("go", "verb"))
-    captions = [
-        TaggedCaption(str(i), ((modifier, "adjective"), (head, "noun"), *tail))
-        for i, (modifier, head) in enumerate(spoken)
-    ]
+    captions = [((modifier, "adjective"), (head, "noun"), *tail) for modifier, head in spoken]
     every = build_prior(captions, dim=2)
     assert len(pairs(every.spatial)) == 9 and len(set(pairs(every.spatial))) == 6
     # Captions together / (captions of one * captions of the other): red car 3/12, old dog 2/9, big car 1/12,
@@ -133,19 +134,15 @@ def test_build_keeps_only_the_closest_partners():
         build_prior(captions, dim=2, neighbors=0)
 
 
-def test_build_min_count_and_errors(caption_file, tmp_path):
+def test_build_min_count_and_errors():
     with pytest.raises(ValueError, match="no verb is counted at least 2 times"):
-        build_prior(read_tagged(caption_file), dim=2, min_count=2)
+        build_prior(WORDS, dim=2, min_count=2)
     with pytest.raises(ValueError, match=r"dim must be from 1 to the number of words \(8\), got 9"):
-        build_prior(read_tagged(caption_file), dim=9)
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text(json.dumps({"key": "a", "words": [["car", "NN"]]}))
-    with pytest.raises(ValueError, match=r"bad.jsonl, line 1.*'NN'"):
-        list(read_tagged(bad))
+        build_prior(WORDS, dim=9)
 
 
 def vectors_of(captions, words, dim):
-    (together,) = captions_shared([pack(captions)], words, [(slice(None), slice(None))])
+    (together,) = shared_captions([pack(captions)], words, [(slice(None), slice(None))])
     return word_vectors(together, len(captions), words, dim)
 
 
@@ -191,16 +188,16 @@ def test_vectors_of_a_large_vocabulary_are_reproducible_and_leading():
 
 def test_build_takes_any_stream_of_captions():
     words = (("red", "adjective"), ("car", "noun"), ("fast", "adverb"), ("go", "verb"))
-    prior = build_prior((TaggedCaption(str(i), words) for i in range(3)), dim=2)
+    prior = build_prior((words for _ in range(3)), dim=2)
     assert prior.spatial.edges.tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
 def test_command_line(caption_file, tmp_path, capsys):
     out = tmp_path / "prior"
-    assert main(["build", "--captions", str(caption_file), "--out", str(out), "--dim", "3"]) == 0
+    assert main(["priors", "build", "--captions", str(caption_file), "--out", str(out), "--dim", "3"]) == 0
     built = capsys.readouterr().out
     assert "spatial: 2 adjectives + 2 nouns, vectors of 3, 5 edges" in built and "adjectives: red, big" in built
-    assert main(["show", str(out)]) == 0
+    assert main(["priors", "show", str(out)]) == 0
     assert capsys.readouterr().out.startswith(built)
-    assert main(["show", str(tmp_path / "nowhere")]) == 1
+    assert main(["priors", "show", str(tmp_path / "nowhere")]) == 2
     assert "error: no complete prior" in capsys.readouterr().err

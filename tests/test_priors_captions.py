@@ -10,13 +10,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sweettok.priors import counting
-from sweettok.priors.__main__ import main
-from sweettok.priors.build import Rules, TaggedCaption, build, build_prior
-from sweettok.priors.captions import PARTS_OF_SPEECH, clean_word, piece_texts, read_pieces
-from sweettok.priors.counting import captions_shared, count_words, load_chunk, pack
-from sweettok.priors.stream import alone_in, pack_files
+from sweettok.cli import main
+from sweettok.priors import cooccurrence
+from sweettok.priors.build import Rules, build, build_prior
+from sweettok.priors.captions import clean_word, piece_texts, read_pieces
+from sweettok.priors.chunks import LOCK, load_chunk, pack, pack_files
+from sweettok.priors.cooccurrence import count_words, shared_captions
 from sweettok.priors.tagging import SpacyTagger, _pipeline
+from sweettok.store import lock
 
 PARTS = {"red": "adjective", "big": "adjective", "été": "adjective", "car": "noun", "dog": "noun", "fast": "adverb",
          "slowly": "adverb", "drives": "verb", "runs": "verb"}  # fmt: skip
@@ -93,17 +94,21 @@ TAGGED = json.dumps({"words": [["car", "noun"]]})
     [
         ("a.parquet", b"", r"a.parquet: expected a name in .txt, .csv"),
         ("a.csv", b"id,caption\n1,x\n", r"a.csv has no column 'say' but id, caption: give one of them as --column"),
-        ("a.csv", b"id,say\n1,x,y\n", r"a.csv, table row near line 2: 3 cells where the first row has 2"),
+        ("a.csv", b"id,say\n1,x,y\n", r"a.csv, table row near line 2: 3 cells, but the first row has 2"),
         ("a.csv", b"id,\xff\n", r"a.csv, line 1 is not UTF-8"),
         ("a.csv", b'id,say\n1,"\xff"\n', r"a.csv, table row near line .*'utf-8'"),
         ("a.txt", b"red car\n\xff\xfe\n", r"a.txt, line 2 is not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n', r"a record has \"words\" or 'say', the first has text: --column"),
-        ("a.jsonl", b'["say"]\n', r"a.jsonl, line 1: expected a JSON object a line, got list"),
-        ("a.jsonl", b'{"say": "x"}\n{"say": 3}\n', r"a.jsonl, line 2: 'say' holds no text but 3"),
-        ("a.jsonl", b'{"say": "x"}\n{"say"\n', r"a.jsonl, line 2 is no JSON record"),
-        ("a.jsonl", f'{TAGGED}\n\n{{"say": "x"}}\n'.encode(), r"a.jsonl, line 3: no tagged caption: expected"),
-        ("a.jsonl", f'{TAGGED}\n{{"words": [["car", "NN"]]}}\n'.encode(), r"a.jsonl, line 2: no tagged caption.*'NN'"),
-        ("a.jsonl", f'{TAGGED}\n{{"words": ["car"]}}\n'.encode(), r"a.jsonl, line 2: no tagged caption"),
+        ("a.jsonl", b'["say"]\n', r"a.jsonl, line 1: expected a JSON object, got list"),
+        ("a.jsonl", b'{"say": "x"}\n{"say": 3}\n', r"a.jsonl, line 2: 'say' is not text: 3"),
+        ("a.jsonl", b'{"say": "x"}\n{"say"\n', r"a.jsonl, line 2 is not a JSON record"),
+        ("a.jsonl", f'{TAGGED}\n\n{{"say": "x"}}\n'.encode(), r"a.jsonl, line 3: not a tagged caption: expected"),
+        (
+            "a.jsonl",
+            f'{TAGGED}\n{{"words": [["car", "NN"]]}}\n'.encode(),
+            r"a.jsonl, line 2: not a tagged caption.*'NN'",
+        ),
+        ("a.jsonl", f'{TAGGED}\n{{"words": ["car"]}}\n'.encode(), r"a.jsonl, line 2: not a tagged caption"),
         ("a.jsonl", f'{TAGGED}\n{{"words": [[" ", "noun"]]}}\n'.encode(), r"a.jsonl, line 2: .*' ' is not a word"),
         ("a.jsonl", f'{TAGGED}\n{{"words": [["\\\\ud800", "noun"]]}}\n'.encode(), r"a.jsonl, line 2: .*surrogates"),
     ],
@@ -136,7 +141,7 @@ def test_neither_processes_nor_chunks_nor_format_matter(tmp_path):
     tagged = tmp_path / "tagged.jsonl"
     words = list(FakeTagger().tag(TEXTS))
     tagged.write_text("".join(json.dumps({"key": "a", "words": caption}) + "\n" for caption in words))
-    expected = build_prior((TaggedCaption("", tuple(caption)) for caption in words), dim=4)
+    expected = build_prior(words, dim=4)
     assert "été" in expected.spatial.modifiers
     for number, (path, tagger, processes, size) in enumerate(
         [(write(tmp_path / "a.txt"), FakeTagger(), 2, 1), (write(tmp_path / "a.csv"), FakeTagger(), 1, 3),
@@ -163,7 +168,7 @@ def test_work_of_other_captions_is_not_taken_for_ours(tmp_path):
     pack_files([path], tmp_path / "work", FakeTagger())
     other = FakeTagger()
     other.name = "other"
-    with pytest.raises(ValueError, match="packed with other tagger, lines: give another work folder, or remove it"):
+    with pytest.raises(ValueError, match="packed with other tagger, lines: give another work folder, or delete it"):
         pack_files([path], tmp_path / "work", other, chunk_size=3)
     write(path, TEXTS[1:])
     with pytest.raises(ValueError, match="packed with other files"):
@@ -187,46 +192,22 @@ def test_a_broken_chunk_is_named_and_only_ours_is_removed(tmp_path):
 # --------------------------------------------------------------------------------------------------------- counting
 
 
-def test_counts_are_exact_in_a_small_table_or_refused():
-    """Frequent words that come and go, among many that come once."""
-    rng = np.random.RandomState(0)
-    captions = [
-        [(f"w{min(int(rng.zipf(1.3)), 10**9)}", PARTS_OF_SPEECH[rng.randint(4)]) for _ in range(5)] for _ in range(2000)
-    ]
-    captions.append([("w1", "adjective"), ("w2", "adjective")])
-    chunks = [pack(captions[start : start + 100]) for start in range(0, len(captions), 100)]
-    true = Counter(word for caption in captions for word in caption)
-    least = dict.fromkeys(PARTS_OF_SPEECH, 25)
-    counts = count_words(chunks, least, 300)
-    assert counts.distinct is None and len(true) > 1500
-    frequent = {word: count for word, count in true.items() if count >= 25}
-    assert len(frequent) > 20
-    assert {word: count for word, count in counts.words.items() if count >= 25} == frequent
-    assert all(count == true[word] for word, count in counts.words.items())
-    assert counts.captions == 2001 and sum(counts.occurrences.values()) == 10_002
-    assert count_words(chunks, least, 10**6).distinct["noun"] == sum(part == "noun" for _, part in true)
-    with pytest.raises(ValueError, match=r"more than 40 different words.*raise --min-count to \d+ or more"):
-        count_words(chunks, dict.fromkeys(PARTS_OF_SPEECH, 3), 40)
-
-
-def test_an_adjective_that_was_let_go_still_bars_its_noun():
-    noise = [[(f"n{i}", "noun")] for i in range(50)]
-    often = [[("red", "noun"), ("car", "noun"), ("big", "adjective"), ("go", "verb"), ("on", "adverb")]] * 9
-    chunks = [pack([[("red", "adjective")], *noise[:25]]), pack(often), pack(noise[25:]), pack(often)]
-    built = build(chunks, rules(min_count=dict.fromkeys(PARTS_OF_SPEECH, 9), word_bound=10), 2)
-    assert built.counts.distinct is None
-    assert built.prior.spatial.words == ("big", "car") and built.prior.spatial.counts.tolist() == [18, 18]
+def test_counts():
+    chunks = [pack([[("red", "adjective"), ("red", "adjective"), ("red", "noun")], []]), pack([[("red", "noun")]])]
+    counts = count_words(chunks)
+    assert counts.captions == 3 and counts.words == {("red", "adjective"): 2, ("red", "noun"): 2}
+    assert counts.occurrences == {"adjective": 2, "noun": 2, "adverb": 0, "verb": 0}
 
 
 @pytest.mark.parametrize("batch", [1, 7, 10**6])
-def test_captions_shared(monkeypatch, batch):
-    monkeypatch.setattr(counting, "_BATCH", batch)
+def test_shared_captions(monkeypatch, batch):
+    monkeypatch.setattr(cooccurrence, "_BATCH", batch)
     rng = np.random.RandomState(1)
     words = [(f"w{i}", "noun") for i in range(6)]
     captions = [[words[i] for i in rng.randint(0, 6, rng.randint(0, 5))] for _ in range(40)]
     chunks = [pack(captions[:15]), pack([]), pack(captions[15:])]
     known = words[:5]  # w5 is not asked for
-    whole, part = captions_shared(chunks, known, [(slice(None), slice(None)), (slice(1, 3), slice(3, 5))])
+    whole, part = shared_captions(chunks, known, [(slice(None), slice(None)), (slice(1, 3), slice(3, 5))])
     held = np.array([[word in caption for word in known] for caption in captions]).astype(int)
     np.testing.assert_array_equal(whole.toarray(), held.T @ held)
     np.testing.assert_array_equal(part.toarray(), (held.T @ held)[1:3, 3:5])
@@ -326,23 +307,49 @@ def test_command_line_tags_and_says_so(fake_spacy, tmp_path, capsys):
     path = tmp_path / "a.txt"
     path.write_text("red cars drive fast\nred car\n")
     out = tmp_path / "prior"
-    arguments = ["build", "--captions", str(path), "--out", str(out), "--dim", "2", "--tagger", "en_core"]
+    arguments = ["priors", "build", "--captions", str(path), "--out", str(out), "--dim", "2", "--tagger", "en_core"]
     assert main([*arguments, "--lemmatize"]) == 0
     told = capsys.readouterr().out
     assert "tagged by spaCy en_core 3.8.0, lemmas" in told and "nouns: car\n" in told
-    assert sorted(p.name for p in out.iterdir()) == [
-        "curves.svg", "spatial.safetensors", "statistics.json", "temporal.safetensors",
-    ]  # fmt: skip
-    assert main([*arguments, "--work", str(tmp_path / "work")]) == 0
-    assert [path.name for path in (tmp_path / "work").iterdir() if path.name.startswith((".", "plan"))] == ["plan.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["spatial.safetensors", "statistics.json", "temporal.safetensors"]
+    work = tmp_path / "work"
+    assert main([*arguments, "--work", str(work)]) == 0
+    assert sorted(path.name for path in work.iterdir()) == [LOCK, "chunk-000000.safetensors", "plan.json"]
     assert "nouns: car, cars" in capsys.readouterr().out
-    for taken in (out, tmp_path / "work"):
-        before = sorted(taken.iterdir())
-        with alone_in(taken):
-            assert main([*arguments, "--work", str(tmp_path / "work")]) == 1
-            told = f"error: another build writes to {taken}: wait for it, or give another folder\n"
-            assert capsys.readouterr().err == told
-        assert sorted(taken.iterdir()) == before
+    before = sorted(work.iterdir())
+    with lock(work / LOCK):
+        assert main([*arguments, "--work", str(work)]) == 1
+    assert capsys.readouterr().err == f"error: {work} is in use: another process holds {LOCK} in it\n"
+    assert sorted(work.iterdir()) == before
+
+
+BROKEN = {"cut": lambda data: data[: len(data) // 2], "not gzip": lambda data: b"words " + data,
+          "flipped": lambda data: data[:-6] + b"\xff\xff" + data[-4:]}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_compressed_captions_that_are_damaged(damage, tmp_path, capsys):
+    path = tmp_path / "a.jsonl.gz"
+    lines = "".join(json.dumps({"words": [[f"car{i}", "noun"]]}) + "\n" for i in range(3000))
+    path.write_bytes(BROKEN[damage](gzip.compress(lines.encode())))
+    assert main(["priors", "build", "--captions", str(path), "--out", str(tmp_path / "prior")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {path} is damaged or incomplete: ")
+
+
+def test_outputs_replace_neither_captions_nor_other_files(tmp_path, capsys):
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text(TAGGED + "\n")
+    (tmp_path / "spatial.safetensors").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to(captions)
+    for out, options, message in (
+        (tmp_path, (), "spatial.safetensors exists and would be replaced"),
+        (captions, (), "captions.jsonl is not a folder"),
+        (tmp_path / "link", (), "link is not a folder"),
+        (tmp_path / "out", ("--work", str(captions)), "captions.jsonl is not a folder"),
+    ):
+        assert main(["priors", "build", "--captions", str(captions), "--out", str(out), *options]) == 2
+        assert message in capsys.readouterr().err
+    assert captions.read_text() == TAGGED + "\n" and (tmp_path / "spatial.safetensors").read_bytes() == b"weights"
 
 
 def test_real_spacy(tmp_path):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from sweettok.cli import main
 from sweettok.priors import Prior, WordGraph, load_prior, save_prior
-from sweettok.priors.__main__ import main
 from sweettok.priors.released import RELEASED_NAMES, load_released, read_pickle, save_released
 
 
@@ -235,7 +235,7 @@ def test_native_wins_and_says_so(tmp_path, caplog):
 
 def test_convert(tmp_path, capsys):
     write(tmp_path / "released")
-    assert main(["convert", str(tmp_path / "released"), str(tmp_path / "native")]) == 0
+    assert main(["priors", "convert", str(tmp_path / "released"), str(tmp_path / "native")]) == 0
     assert "spatial: 2 adjectives + 2 nouns, vectors of 3, 4 edges" in capsys.readouterr().out
     check_rules(load_prior(tmp_path / "native"))
 
@@ -270,7 +270,7 @@ def test_released_files_come_back(tmp_path):
     assert save_released(prior, tmp_path / "again") == 0
     equal(load_released(tmp_path / "again"), prior)
     save_prior(prior, tmp_path / "native")
-    assert main(["convert", str(tmp_path / "native"), str(tmp_path / "third"), "--to", "released"]) == 0
+    assert main(["priors", "convert", str(tmp_path / "native"), str(tmp_path / "third"), "--to", "released"]) == 0
     equal(load_released(tmp_path / "third"), prior)
 
 
@@ -324,12 +324,12 @@ def test_what_released_files_cannot_hold(tmp_path, capsys):
         save_released(unknown, tmp_path)
     assert not list(tmp_path.iterdir())
     save_prior(rare, tmp_path / "native")
-    arguments = ["convert", str(tmp_path / "native"), str(tmp_path / "released")]
+    arguments = ["priors", "convert", str(tmp_path / "native"), str(tmp_path / "released")]
     assert main([*arguments, "--to", "released", "--raise-counts"]) == 0
-    assert "2 edges to adverbs that are also verbs are edges to the verbs there" in capsys.readouterr().out
+    assert "2 edges to adverbs that are also verbs became edges to the verbs" in capsys.readouterr().out
     prior = load_released(tmp_path / "released")
     assert prior.spatial.words == ("red", "big", "car") and prior.spatial.counts.tolist() == [11, 11, 11]
     assert prior.temporal.counts.tolist() == [3, 2, 1, 1]
     assert prior.temporal.edges.T.tolist() == [[3, 2], [1, 2], [3, 3]]
-    assert main([*arguments, "--raise-counts"]) == 1
+    assert main([*arguments, "--raise-counts"]) == 2
     assert "--raise-counts has no effect without --to released" in capsys.readouterr().err

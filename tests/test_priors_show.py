@@ -1,19 +1,16 @@
-"""What is told of a prior: neighbours, overlap, statistics, curves."""
+"""Summaries of a prior: nearest words, overlap, statistics, plot."""
 
 import json
 import re
-import xml.etree.ElementTree as ElementTree
-from itertools import pairwise
 
 import pytest
 import torch
 
+from sweettok.cli import main
 from sweettok.priors import Prior, WordGraph, load_prior, save_prior
-from sweettok.priors.__main__ import main
 from sweettok.priors.build import Rules, build
-from sweettok.priors.counting import pack
-from sweettok.priors.show import describe, describe_neighbors, describe_overlap, smoothed
-from sweettok.priors.statistics import curves, partners, statistics
+from sweettok.priors.chunks import pack
+from sweettok.priors.summary import describe, describe_neighbors, describe_overlap, partners, plot, smoothed, statistics
 
 
 def line_graph(**changes):
@@ -101,30 +98,14 @@ def test_statistics():
     json.dumps(told)
 
 
-def points(drawing):
-    """[(colour, points)] of the thick lines."""
-    lines = ElementTree.fromstring(drawing).iter("{http://www.w3.org/2000/svg}polyline")
-    return [
-        (line.get("stroke"), [tuple(map(float, at.split(","))) for at in line.get("points").split()])
-        for line in lines
-        if line.get("stroke-width") == "2"
-    ]
-
-
-def test_curves_fall_within_their_axes():
-    captions = [[(f"n{i}", "noun")] * (1000 // (i + 1)) for i in range(1000)]
-    captions.append([("n0", "noun"), ("big", "adjective"), ("on", "adverb"), ("go", "verb")])
-    drawing = curves(build([pack(captions)], Rules({}, {}), 2).prior)
-    assert drawing == curves(build([pack(captions)], Rules({}, {}), 2).prior)
-    lines = points(drawing)
-    assert len(lines) == 8 and all(0 < x < 1000 and 0 < y < 500 for _, line in lines for x, y in line)
-    _, nouns = lines[1]
-    assert len(nouns) > 50 and all(b[0] > a[0] and b[1] >= a[1] for a, b in pairwise(nouns))
-    # Zipf's law is a straight line from corner to corner: 1001 at rank 1, 1 at rank 1000, on axes to 10,000 and 1,000.
-    (left, top), (right, bottom) = nouns[0], nouns[-1]
-    assert right - left == pytest.approx(380) and bottom - top == pytest.approx(380 * 3 / 4, abs=0.2)
-    with pytest.raises(ValueError, match="without counts"):
-        curves(PRIOR)
+def test_plot(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib", reason='not installed: pip install -e ".[plot]"')
+    prior = built()[0].prior
+    save_prior(prior, tmp_path / "prior")
+    assert main(["priors", "show", str(tmp_path / "prior"), "--plot", str(tmp_path / "plot.png")]) == 0
+    assert matplotlib.image.imread(tmp_path / "plot.png").std() > 0.05
+    with pytest.raises(ValueError, match="has no counts to plot"):
+        plot(PRIOR, tmp_path / "other.png")
 
 
 def test_origin_is_kept_in_the_file(tmp_path):
@@ -136,8 +117,8 @@ def test_origin_is_kept_in_the_file(tmp_path):
 
 def test_command_line(tmp_path, capsys):
     save_prior(PRIOR, tmp_path / "one")
-    assert main(["show", str(tmp_path / "one"), "--words", "a", "--against", str(tmp_path / "one")]) == 0
+    assert main(["priors", "show", str(tmp_path / "one"), "--words", "a", "--against", str(tmp_path / "one")]) == 0
     told = capsys.readouterr().out
     assert re.search(r"^  a: b, c, d \| d, c, b$", told, re.MULTILINE) and "100.0% of 4 and 100.0% of 4" in told
-    assert main(["show", str(tmp_path / "one"), "--words", "zebra"]) == 1
+    assert main(["priors", "show", str(tmp_path / "one"), "--words", "zebra"]) == 2
     assert "in none of the lists: zebra" in capsys.readouterr().err

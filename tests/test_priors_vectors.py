@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from sweettok.cli import main
 from sweettok.priors import load_prior
-from sweettok.priors.__main__ import main
 from sweettok.priors.build import Rules, build
-from sweettok.priors.counting import pack
+from sweettok.priors.chunks import pack
 from sweettok.priors.vectors import CausalLMVectors, ClipVectors, TableVectors
 
 WORDS = ["red", "traffic light", "été", "on"]
@@ -95,7 +95,7 @@ def captions(tmp_path):
 def test_command_line_takes_a_table(captions, tmp_path, capsys):
     source = table(tmp_path, "red 1 0\nbig 0 2\ncar 3 0\nfast 0 4\n")
     out = tmp_path / "prior"
-    arguments = ["build", "--captions", str(captions), "--out", str(out), "--vectors"]
+    arguments = ["priors", "build", "--captions", str(captions), "--out", str(out), "--vectors"]
     assert main([*arguments, source.path]) == 0
     assert "vectors: table vectors.txt" in capsys.readouterr().out
     assert load_prior(out).spatial.origin == "vectors: table vectors.txt"
@@ -106,7 +106,7 @@ def test_command_line_takes_a_table(captions, tmp_path, capsys):
         (["nowhere.txt"], "nowhere.txt is neither captions, clip, llm nor a file"),
         (["captions", "--min-count", "verbs=3"], "--min-count takes N or PART=N for adjective, noun, adverb, verb"),
     ):
-        assert main([*arguments, *options]) == 1
+        assert main([*arguments, *options]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -148,12 +148,12 @@ def test_clip_refuses_what_it_cannot_find(tiny_clip, captions, tmp_path, capsys)
         (ClipVectors("no-such", "openai"), "open_clip has no model 'no-such'"),
         (ClipVectors("tiny-words"), "None is neither a file nor weights of tiny-words"),
         (ClipVectors("ViT-B-32", "opnai"), "neither a file nor weights of ViT-B-32: openai"),
-        (ClipVectors("hf-hub:a/b", weights), "hf-hub:a/b brings its own weights"),
+        (ClipVectors("hf-hub:a/b", weights), "hf-hub:a/b has its own weights"),
         (ClipVectors("tiny-words", weights, "no place"), "where the word goes, got 'no place'"),
     ):
         with pytest.raises(ValueError, match=message):
             source.vectors(WORDS)
-    arguments = ["build", "--captions", str(captions), "--out", str(tmp_path / "out"), "--vectors", "clip"]
+    arguments = ["priors", "build", "--captions", str(captions), "--out", str(tmp_path / "out"), "--vectors", "clip"]
     options = ["--model", "tiny-words", "--weights", weights, "--prompt", "{}", "--device", "cpu"]
     assert main([*arguments, *options]) == 0
     assert "vectors: open_clip tiny-words tiny.pt, prompt '{}'" in capsys.readouterr().out

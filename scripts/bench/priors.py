@@ -21,8 +21,8 @@ import numpy as np
 
 from sweettok.priors.build import Rules, build
 from sweettok.priors.captions import PARTS_OF_SPEECH
-from sweettok.priors.show import describe
-from sweettok.priors.stream import pack_files
+from sweettok.priors.chunks import pack_files
+from sweettok.priors.summary import describe
 
 LISTS = {"adjective": (30_000, 2), "noun": (60_000, 3), "adverb": (15_000, 1), "verb": (30_000, 2)}  # words, a caption
 KEPT = {"adjective": 5078, "noun": 5403, "adverb": 1872, "verb": 9267}

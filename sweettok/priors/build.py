@@ -1,13 +1,13 @@
 """Build a prior from captions whose words are tagged by part of speech.
 
-By default counts, edges and word vectors all come from the captions alone, so any caption set gives a codebook prior
-without downloads. The vectors are then positive pointwise mutual information of words sharing a caption, reduced by a
-truncated SVD (Levy and Goldberg 2014); the release took its vectors from a language model instead, the paper from CLIP.
+By default counts, edges and word vectors all come from the captions, without downloads: the vectors are then positive
+pointwise mutual information of words in one caption, reduced by a truncated SVD (Levy and Goldberg 2014). The release
+took its vectors from a language model instead, the paper from CLIP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,24 +15,24 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from sweettok.priors.captions import PARTS_OF_SPEECH, TaggedCaption, Word, read_tagged
-from sweettok.priors.counting import Chunk, Counts, captions_shared, count_words, pack
-from sweettok.priors.graph import Prior, WordGraph
+from sweettok.priors.captions import PARTS_OF_SPEECH, Word
+from sweettok.priors.chunks import Chunk, pack
+from sweettok.priors.cooccurrence import Counts, count_words, shared_captions
+from sweettok.priors.graph import SIDES, Prior, WordGraph
 from sweettok.priors.vectors import VectorSource, root_mean_square, word_vectors
-
-__all__ = ["Built", "Rules", "TaggedCaption", "build", "build_prior", "read_tagged"]
-
-SIDES = {"spatial": ("adjective", "noun"), "temporal": ("adverb", "verb")}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept of the captions.
+    """Which words and edges of the captions are kept.
 
-    min_count: occurrences that a word needs, by part of speech. most: longest word lists, by part of speech.
-    neighbors: connect a word to that many of its closest partners, by a single edge; None for an edge per caption.
-    min_shared: captions that two words must share to be connected. max_weight: edges between two words, at most.
-    drop_unknown: leave words out that the source of vectors does not know. word_bound: words counted at a time.
+    Args:
+        min_count: occurrences that a word needs, by part of speech (default 1).
+        most: length of the longest word lists, by part of speech (default: no limit).
+        neighbors: connect a word to this many of its closest partners, by single edges; None for an edge per caption.
+        min_shared: captions that two words must share to be connected.
+        max_weight: largest number of edges between two words.
+        drop_unknown: leave out words that the source of vectors does not have.
     """
 
     min_count: Mapping[str, int]
@@ -41,10 +41,9 @@ class Rules:
     min_shared: int = 1
     max_weight: int | None = None
     drop_unknown: bool = False
-    word_bound: int = 1_000_000
 
     def __post_init__(self) -> None:
-        for name in ("neighbors", "min_shared", "max_weight", "word_bound"):
+        for name in ("neighbors", "min_shared", "max_weight"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -63,8 +62,8 @@ class Rules:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A prior with what was found on the way: all counts, words left out for want of a vector, and the one factor
-    that all vectors of their source were multiplied by."""
+    """A prior, the counts of all words, the words left out because they have no vector, and the factor that the
+    vectors of the source were multiplied by."""
 
     prior: Prior
     counts: Counts
@@ -73,63 +72,57 @@ class Built:
 
 
 def build_prior(
-    captions: Iterable[TaggedCaption], dim: int = 32, min_count: int = 1, neighbors: int | None = None
+    captions: Iterable[Sequence[Word]], dim: int = 32, min_count: int = 1, neighbors: int | None = None
 ) -> Prior:
-    """`build` for captions in memory, with vectors from the captions."""
+    """`build` for captions in memory, each a sequence of (word, part of speech), with vectors from the captions."""
     rules = Rules(dict.fromkeys(PARTS_OF_SPEECH, min_count), {}, neighbors)
-    return build([pack(caption.words for caption in captions)], rules, dim).prior
+    return build([pack(captions)], rules, dim).prior
 
 
 def build(chunks: Iterable[Chunk], rules: Rules, vectors: int | VectorSource, tagging: str = "") -> Built:
-    """Count, connect and embed the words of `chunks`, which can be gone through more than once.
+    """Count, connect and embed the words of `chunks`, which is iterated over twice.
 
     The most frequent words come first. As in the release, a noun that is also an adjective, however rare, is dropped,
-    and a word that is both adverb and verb stands in both lists. An adjective and a noun, or an adverb and a verb,
-    that share a caption are connected by one edge per caption; with `neighbors`, by a single edge, and only if one is
-    among the `neighbors` words that share the other's captions most beyond chance. That keeps small vocabularies
-    apart, whose dense graphs would smooth all codes into one.
+    and a word that is both adverb and verb is in both lists. An adjective and a noun, or an adverb and a verb, that
+    share a caption are connected by one edge per caption. With `rules.neighbors` they are connected by a single edge,
+    and only if one is among the words that share captions with the other most beyond chance: the dense graphs of small
+    vocabularies would make all codes alike.
 
-    `vectors` is the width of vectors made from the captions, at most the number of words kept, or their source; those
-    of a source are multiplied by one factor, so that they have unit root mean square. `tagging` says who found the
-    parts of speech; it becomes part of the graphs' `origin`.
+    Args:
+        vectors: width of vectors made from the captions, at most the number of words kept; or a source of vectors,
+            which are multiplied by one factor to unit root mean square.
+        tagging: how parts of speech were found; it becomes part of the graphs' `origin`.
 
-    Raises ValueError when a word list comes out empty, the width does not fit, or the source lacks words.
+    Raises ValueError for an empty word list, a width that does not fit, or words that the source does not have.
     """
-    counts = count_words(chunks, rules.least(), rules.word_bound)
+    counts = count_words(chunks)
     lists, unknown = _word_lists(counts, rules), ()
     if isinstance(vectors, int):
-        total = sum(map(len, lists.values()))
-        if not 1 <= vectors <= total:
-            raise ValueError(f"dim must be from 1 to the number of words ({total}), got {vectors}")
-        table, shared, scale = *_from_captions(chunks, counts, lists, vectors), 1.0
-        origin = tagging
+        words = _vocabulary(lists)
+        if not 1 <= vectors <= len(words):
+            raise ValueError(f"dim must be from 1 to the number of words ({len(words)}), got {vectors}")
+        (together,) = shared_captions(chunks, words, [(slice(None), slice(None))])
+        shared = [together[rows, columns] for rows, columns in _blocks(lists)]
+        table, scale, origin = word_vectors(together, counts.captions, words, vectors), 1.0, tagging
     else:
         lists, found, unknown = _look_up(vectors, lists, rules.drop_unknown)
         words = _vocabulary(lists)
-        shared = dict(zip(SIDES, captions_shared(chunks, words, list(_blocks(lists).values())), strict=True))
-        table, scale = _scaled(np.stack([found[word] for word, _ in words]))
+        shared = shared_captions(chunks, words, _blocks(lists))
+        table = np.stack([found[word] for word, _ in words])
+        scale = 1 / (root_mean_square(table.astype(np.float64)) or 1)
+        table = (table * np.float64(scale)).astype(np.float32)
         origin = "; ".join(filter(None, (tagging, f"vectors: {vectors.name}")))
     graphs = {}
-    for side, (rows, columns) in _blocks(lists).items():
-        both, own = [lists[part] for part in SIDES[side]], table[rows.start : columns.stop]
-        graphs[side] = _graph(both, own, shared[side], counts, rules, origin)
+    for (side, parts), (rows, columns), weights in zip(SIDES.items(), _blocks(lists), shared, strict=True):
+        numbers = torch.tensor([counts.words[word] for part in parts for word in lists[part]])
+        graphs[side] = WordGraph(
+            *(tuple(word for word, _ in lists[part]) for part in parts),
+            vectors=torch.from_numpy(np.ascontiguousarray(table[rows.start : columns.stop])),
+            edges=_edges(weights, numbers.numpy(), rules),
+            counts=numbers,
+            origin=origin,
+        )
     return Built(Prior(**graphs), counts, unknown, scale)
-
-
-def _from_captions(
-    chunks: Iterable[Chunk], counts: Counts, lists: dict[str, list[Word]], dim: int
-) -> tuple[np.ndarray, dict[str, scipy.sparse.csr_matrix]]:
-    """Vectors of all words, and the captions that modifiers and heads share."""
-    words = _vocabulary(lists)
-    (together,) = captions_shared(chunks, words, [(slice(None), slice(None))])
-    shared = {side: together[rows, columns] for side, (rows, columns) in _blocks(lists).items()}
-    return word_vectors(together, counts.captions, words, dim), shared
-
-
-def _scaled(table: np.ndarray) -> tuple[np.ndarray, float]:
-    """float32 of unit root mean square, and the factor."""
-    scale = 1 / (root_mean_square(table.astype(np.float64)) or 1)
-    return (table * np.float64(scale)).astype(np.float32), scale
 
 
 def _word_lists(counts: Counts, rules: Rules) -> dict[str, list[Word]]:
@@ -141,7 +134,6 @@ def _word_lists(counts: Counts, rules: Rules) -> dict[str, list[Word]]:
     for part, words in lists.items():
         words.sort(key=lambda word: (-counts.words[word], word))
         del words[rules.most.get(part, len(words)) :]
-    for part, words in lists.items():
         if not words:
             raise ValueError(f"no {part} is counted at least {least[part]} times in the {counts.captions} captions")
     return lists
@@ -155,10 +147,9 @@ def _look_up(
     found = source.vectors(words)
     unknown = tuple(word for word in words if word not in found)
     if unknown and not drop_unknown:
-        raise ValueError(
-            f"{source.name} has no vector for {len(unknown)} of {len(words)} words ({', '.join(unknown[:10])}"
-            f"{', ...' if len(unknown) > 10 else ''}): --drop-unknown leaves them out"
-        )
+        names = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        number = f"{len(unknown)} of {len(words)} words"
+        raise ValueError(f"{source.name} has no vector for {number} ({names}): --drop-unknown leaves them out")
     lists = {part: [word for word in words if word[0] in found] for part, words in lists.items()}
     for part, words in lists.items():
         if not words:
@@ -170,31 +161,11 @@ def _vocabulary(lists: dict[str, list[Word]]) -> list[Word]:
     return [word for part in PARTS_OF_SPEECH for word in lists[part]]
 
 
-def _blocks(lists: dict[str, list[Word]]) -> dict[str, tuple[slice, slice]]:
-    """Where modifiers and heads of each graph stand in the vocabulary."""
+def _blocks(lists: dict[str, list[Word]]) -> list[tuple[slice, slice]]:
+    """Positions of modifiers and heads of each graph in the vocabulary."""
     ends = np.cumsum([len(lists[part]) for part in PARTS_OF_SPEECH]).tolist()
     spans = {part: slice(end - len(lists[part]), end) for part, end in zip(PARTS_OF_SPEECH, ends, strict=True)}
-    return {side: (spans[modifiers], spans[heads]) for side, (modifiers, heads) in SIDES.items()}
-
-
-def _graph(
-    lists: list[list[Word]],
-    table: np.ndarray,
-    shared: scipy.sparse.csr_matrix,
-    counts: Counts,
-    rules: Rules,
-    origin: str,
-) -> WordGraph:
-    modifiers, heads = lists
-    numbers = torch.tensor([counts.words[word] for word in modifiers + heads])
-    return WordGraph(
-        tuple(word for word, _ in modifiers),
-        tuple(word for word, _ in heads),
-        torch.from_numpy(np.ascontiguousarray(table)),
-        _edges(shared, numbers.numpy(), rules),
-        numbers,
-        origin,
-    )
+    return [(spans[modifiers], spans[heads]) for modifiers, heads in SIDES.values()]
 
 
 def _edges(shared: scipy.sparse.csr_matrix, counts: np.ndarray, rules: Rules) -> Tensor:
@@ -213,9 +184,9 @@ def _edges(shared: scipy.sparse.csr_matrix, counts: np.ndarray, rules: Rules) ->
 
 
 def _nearest_partners(first: np.ndarray, second: np.ndarray, association: np.ndarray, neighbors: int) -> np.ndarray:
-    """Mask of the pairs of which either word has the other among its `neighbors` by pointwise mutual information.
+    """Mask of the pairs in which either word has the other among its `neighbors` by pointwise mutual information.
 
-    `association` orders the partners of a word as that would; a tie goes to the word that is listed first.
+    `association` is monotonic in it for the partners of one word; ties go to the word that is listed first.
     """
     near = np.zeros(len(first), dtype=bool)
     for word, partner in ((first, second), (second, first)):

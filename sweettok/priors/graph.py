@@ -1,4 +1,4 @@
-"""Word graphs: which words a codebook speaks, their vectors, and which words occur together.
+"""Word graphs: the words of a codebook, their vectors, and which of them occur together.
 
 V words, d vector width, E edges.
 """
@@ -13,16 +13,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class WordGraph:
-    """Two word lists (modifiers, then heads: that is the vocabulary order) and the graph between them.
+    """Two word lists (vocabulary order: modifiers, then heads) and the graph between them.
 
-    modifiers, heads: the words; each list without repetition, but a word may stand in both.
-    vectors: float32 (V, d), one row per word in vocabulary order.
-    edges: int64 (2, E), undirected pairs of vocabulary positions. A pair listed twice weighs twice; an edge from a
-        word to itself carries no meaning, because every word counts as connected to itself exactly once.
-    counts: int64 (V,), how often each word was seen, where the source says so.
-    origin: in words, who tagged the captions and where the vectors come from, where that is not the captions alone.
+    Args:
+        modifiers, heads: the words, each list without repetition; a word may be in both.
+        vectors: float32 (V, d), one row per word in vocabulary order.
+        edges: int64 (2, E), undirected pairs of vocabulary positions. A pair listed twice weighs twice. Edges from a
+            word to itself have no effect, because every word counts as connected to itself exactly once.
+        counts: int64 (V,), occurrences of each word, if known.
+        origin: text: how captions were tagged, and the source of the vectors if it is not the captions.
 
-    Raises ValueError when these do not fit together.
+    Raises ValueError if these do not fit together.
     """
 
     modifiers: tuple[str, ...]
@@ -63,6 +64,10 @@ class WordGraph:
     def dim(self) -> int:
         """Width d of the word vectors."""
         return self.vectors.shape[1]
+
+
+# Each graph and the parts of speech of its modifiers and heads.
+SIDES = {"spatial": ("adjective", "noun"), "temporal": ("adverb", "verb")}
 
 
 @dataclass(frozen=True, eq=False)

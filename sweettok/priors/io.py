@@ -1,35 +1,56 @@
-"""Prior folders: the safe native format, and one door for native and released files."""
+"""Prior folders: this library's files, or the published ones."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from sweettok.priors.graph import Prior, WordGraph
+from sweettok.priors.graph import SIDES, Prior, WordGraph
 from sweettok.priors.released import RELEASED_NAMES, find_released, load_released
+from sweettok.store import check_output, check_output_folder, write_aside
 
-NATIVE_NAMES = {"spatial": "spatial.safetensors", "temporal": "temporal.safetensors"}
+NATIVE_NAMES = {side: f"{side}.safetensors" for side in SIDES}
 FORMAT = "sweettok word graph 1"
+
+
+def check_prior_output(folder: str | Path, inputs: Iterable[str | Path] = (), released: bool = False) -> None:
+    """Raise ValueError, before any work is done, unless a prior may be written into `folder`.
+
+    Refused are inputs, files of another kind under the names of a prior, and what `check_output_folder` refuses.
+    """
+    folder = Path(folder)
+    check_output_folder(folder, inputs)
+    names = [names[0] for names in RELEASED_NAMES.values()] if released else NATIVE_NAMES.values()
+    for name in names:
+        check_output(folder / name, owned=_is_pickle if released else _is_graph)
 
 
 def save_prior(prior: Prior, folder: str | Path) -> None:
     """Write `spatial.safetensors` and `temporal.safetensors` into `folder`; the same prior gives the same bytes."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for side, name in NATIVE_NAMES.items():
-        _save_graph(getattr(prior, side), folder / name)
+        graph: WordGraph = getattr(prior, side)
+        tensors = {"vectors": graph.vectors.contiguous(), "edges": graph.edges.contiguous()}
+        if graph.counts is not None:
+            tensors["counts"] = graph.counts.contiguous()
+        words = {"format": FORMAT, "modifiers": graph.modifiers, "heads": graph.heads}
+        if graph.origin:
+            words["origin"] = graph.origin
+        with write_aside(Path(folder) / name) as aside:
+            # One metadata key: safetensors does not keep the order of several, and equal priors give equal files.
+            aside.write_bytes(save(tensors, metadata={"words": json.dumps(words)}))
 
 
 def load_prior(folder: str | Path) -> Prior:
-    """Read a folder that holds the native files or the released pickles (read without running them).
+    """Read a folder with the files of `save_prior`, or with the published pickles, of which nothing is executed.
 
-    Where both are present the native files are read and a log line says so. Raises FileNotFoundError naming the
-    expected files, ValueError when a file's content is wrong.
+    If both are there, the files of `save_prior` are read, and a warning is logged. Raises FileNotFoundError naming the
+    expected files, ValueError for wrong content.
     """
     folder = Path(folder)
     native = {side: folder / name for side, name in NATIVE_NAMES.items()}
@@ -37,34 +58,29 @@ def load_prior(folder: str | Path) -> Prior:
     released = find_released(folder)
     if len(present) == len(native):
         if any(released.values()):
-            logging.getLogger(__name__).warning(
-                "%s holds native and released priors: reading %s", folder, " and ".join(NATIVE_NAMES.values())
-            )
+            names = " and ".join(NATIVE_NAMES.values())
+            logging.getLogger(__name__).warning("%s holds native and released priors: reading %s", folder, names)
         return Prior(**{side: _load_graph(path) for side, path in native.items()})
     if all(released.values()):
         return load_released(folder)
     found = [path.name for path in (*present, *filter(None, released.values()))]
     raise FileNotFoundError(
         f"no complete prior in {folder} (found: {', '.join(found) or 'neither file'}). Expected "
-        f"{' and '.join(NATIVE_NAMES.values())} (made by `python -m sweettok.priors build` or `convert`), or the "
-        f"published {' and '.join(names[0] for names in RELEASED_NAMES.values())}"
+        f"{' and '.join(NATIVE_NAMES.values())} (made by `sweettok priors build` or `convert`), or the published "
+        f"{' and '.join(names[0] for names in RELEASED_NAMES.values())}"
     )
 
 
-def _save_graph(graph: WordGraph, path: Path) -> None:
-    tensors = {"vectors": graph.vectors.contiguous(), "edges": graph.edges.contiguous()}
-    if graph.counts is not None:
-        tensors["counts"] = graph.counts.contiguous()
-    words = {"format": FORMAT, "modifiers": graph.modifiers, "heads": graph.heads}
-    if graph.origin:
-        words["origin"] = graph.origin
-    aside = path.with_name(path.name + ".tmp")
-    # One metadata key only: safetensors does not keep the order of several, and equal priors shall be equal files.
-    aside.write_bytes(save(tensors, metadata={"words": json.dumps(words)}))
-    os.replace(aside, path)
-
-
 def _load_graph(path: Path) -> WordGraph:
+    words, tensors = _read(path)
+    try:
+        return WordGraph(tuple(words["modifiers"]), tuple(words["heads"]), **tensors, origin=words.get("origin", ""))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and tensors of a word graph; ValueError for another file."""
     try:
         with safe_open(path, framework="pt") as file:
             words = json.loads((file.metadata() or {}).get("words", "{}"))
@@ -73,7 +89,17 @@ def _load_graph(path: Path) -> WordGraph:
         raise ValueError(f"{path} is not a readable word graph: {error}") from error
     if not isinstance(words, dict) or words.get("format") != FORMAT or not {"vectors", "edges"} <= tensors.keys():
         raise ValueError(f"{path} is a safetensors file, but not a {FORMAT!r}")
+    return words, tensors
+
+
+def _is_graph(path: Path) -> bool:
     try:
-        return WordGraph(tuple(words["modifiers"]), tuple(words["heads"]), **tensors, origin=words.get("origin", ""))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        _read(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"

@@ -1,14 +1,13 @@
-"""The released prior pickles, read without running them, and written.
+"""The published prior pickles, read without executing them, and written.
 
-A pickle is a program. This reader gives that program nothing to call but its own small constructors, so it can build
-containers, strings, numbers, tensors and arrays, and nothing else.
+A pickle is a program. This reader lets it call nothing but the small constructors of this module, which build
+containers, strings, numbers, tensors and arrays.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import os
 import pickle
 import re
 import warnings
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sweettok.priors.graph import Prior, WordGraph
+from sweettok.store import write_aside
 
 # First the published file name, then the name the published code opens.
 RELEASED_NAMES = {
@@ -42,13 +42,13 @@ def find_released(folder: Path) -> dict[str, Path | None]:
 
 
 def load_released(folder: str | Path, spatial_threshold: int = _SPATIAL_THRESHOLD) -> Prior:
-    """Read the two released pickles of `folder` by the release's rules.
+    """Read the two published pickles of `folder` by the rules of the published code.
 
-    An adjective or noun is kept when it was counted more than `spatial_threshold` times; a noun that is also an
-    adjective, however rare, is dropped. Adverbs and verbs are taken whole; an edge to a word that is both means the
-    verb. Edges to words that are not kept are ignored.
+    An adjective or noun is kept if it was counted more than `spatial_threshold` times; a noun that is also an
+    adjective, however rare, is dropped. All adverbs and verbs are kept; an edge to a word that is both is to the verb.
+    Edges to words that are not kept are dropped.
 
-    Raises FileNotFoundError when a file is absent, ValueError when one holds anything but the expected data.
+    Raises FileNotFoundError for a missing file, ValueError for one with other content.
     """
     folder = Path(folder)
     paths = find_released(folder)
@@ -64,15 +64,16 @@ def load_released(folder: str | Path, spatial_threshold: int = _SPATIAL_THRESHOL
 
 
 def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) -> int:
-    """Write `prior` as the two released pickles, which `load_released` and the published code read.
+    """Write `prior` as the two published pickles, for `load_released` and the published code.
 
-    The files hold dicts, lists, tuples, strings, whole numbers and one float32 tensor a word; nothing is named in them
-    for a reader to call but what torch rebuilds tensors with. An edge is a pair of words there: one to a word that is
-    both adverb and verb comes to the verb, whichever it was. Returns the number of edges that change so. Equal priors
-    give equal content, not equal bytes: torch numbers its storages by their place in memory.
+    The files hold containers, strings, numbers and one float32 tensor per word. Edges are pairs of words, so an edge
+    to an adverb that is also a verb becomes one to the verb. Equal priors give equal content, but not equal bytes.
 
-    The release's rules drop spatial words counted ten times or less. `raise_counts` writes them, and all words of a
-    prior without counts, as counted eleven times. Without it, and for a noun that is also an adjective, ValueError.
+    Args:
+        raise_counts: write spatial counts of ten or less, and unknown counts, as eleven: readers drop such words.
+
+    Returns the number of edges that changed. Raises ValueError for a noun that is also an adjective, and for counts
+    that are too low unless `raise_counts` is set.
     """
     space, time = prior.spatial, prior.temporal
     repeated = sorted(set(space.modifiers) & set(space.heads))
@@ -81,17 +82,13 @@ def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) 
     rare = len(space.words) if space.counts is None else int((space.counts <= _SPATIAL_THRESHOLD).sum())
     if not raise_counts and (rare or time.counts is None):
         raise ValueError(
-            f"{rare} adjectives and nouns have no count above {_SPATIAL_THRESHOLD}: readers of released files drop "
-            "them. --raise-counts writes higher counts, so that they stay"
+            f"{rare} adjectives and nouns have no count above {_SPATIAL_THRESHOLD}, so that readers of released files "
+            "would drop them: --raise-counts writes higher counts"
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for side, keys, graph in (("spatial", _SPATIAL_KEYS, space), ("temporal", _TEMPORAL_KEYS, time)):
-        path = folder / RELEASED_NAMES[side][0]
-        aside = path.with_name(path.name + ".tmp")
-        with open(aside, "wb") as file:
-            pickle.dump(_released_content(graph, keys, _SPATIAL_THRESHOLD + 1 if side == "spatial" else 1), file, 4)
-        os.replace(aside, path)
+        content = _released_content(graph, keys, _SPATIAL_THRESHOLD + 1 if side == "spatial" else 1)
+        with write_aside(Path(folder) / RELEASED_NAMES[side][0]) as aside, open(aside, "wb") as file:
+            pickle.dump(content, file, 4)
     adverbs = torch.tensor([word in set(time.heads) for word in time.words])
     adverbs[time.num_modifiers :] = False
     return int(adverbs[time.edges].any(0).sum())
@@ -126,11 +123,8 @@ class _ReleasedFile:
 
     def graph(self, modifiers: list[str], heads: list[str]) -> WordGraph:
         """The graph of these words: their vectors, and the edges between them."""
-        vectors = [
-            self._vector(table, word)
-            for table, words in zip(self._vectors, (modifiers, heads), strict=True)
-            for word in words
-        ]
+        lists = zip(self._vectors, (modifiers, heads), strict=True)
+        vectors = [self._vector(table, word) for table, words in lists for word in words]
         if len({len(vector) for vector in vectors}) > 1:
             raise ValueError(f"{self.path}: word vectors have different widths {sorted({len(v) for v in vectors})}")
         position = {word: i for i, word in enumerate(modifiers + heads)}  # of a repeated word, the later place
@@ -182,16 +176,15 @@ class _ReleasedFile:
 
 
 def read_pickle(path: str | Path) -> Any:
-    """The content of an untrusted pickle made of containers, strings, numbers, torch tensors and numpy arrays.
+    """The content of an untrusted pickle of containers, strings, numbers, torch tensors and numpy arrays.
 
-    Raises ValueError naming whatever else the file asks for; nothing it names is imported or called.
+    Raises ValueError naming anything else that the file refers to; it is neither imported nor called.
     """
-    path = Path(path)
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         try:
             return _Unpickler(file).load()
-        # What a hostile or broken pickle raises is the file's choice, so every kind becomes one clear error here.
+        # A hostile or broken pickle may raise anything.
         except Exception as error:
             raise ValueError(f"{path} is not a readable prior: {error or type(error).__name__}") from error
 
@@ -207,7 +200,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Call(tuple):
-    """A callable that a pickle can call but not change: pickles may set attributes on whatever they are given."""
+    """A function whose attributes a pickle cannot set."""
 
     __slots__ = ()
 
@@ -231,7 +224,7 @@ class _DType:
 
 
 class _Array:
-    """A pickled numpy array, kept as bytes until it is asked for."""
+    """A pickled numpy array, kept as bytes until `tensor` is called."""
 
     def __init__(self, data: bytes = b"", dtype: _DType | None = None, shape: Iterable[int] = (), order: str = "C"):
         self.data, self.dtype, self.shape, self.order = data, dtype, shape, order
@@ -246,7 +239,7 @@ class _Array:
 
 
 def _storage(data: bytes) -> torch.TypedStorage:
-    # Pickling a tensor stores its numbers as a nested torch file, itself a pickle: torch's own safe reader opens it.
+    # The numbers of a pickled tensor are a nested torch file, itself a pickle, which torch reads safely.
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.TypedStorage):
         raise pickle.UnpicklingError(f"expected the numbers of a tensor, got {type(storage).__name__}")

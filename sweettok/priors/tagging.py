@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from sweettok.priors.captions import Word
 
-# Universal tags. Proper nouns and auxiliaries ("is", "has") are no content words and fall out with the rest.
+# Universal tags. Proper nouns and auxiliaries ("is", "has") are dropped.
 PARTS = {"ADJ": "adjective", "NOUN": "noun", "ADV": "adverb", "VERB": "verb"}
 _CAPTIONS_AT_ONCE = 256
 
 
 class Tagger(Protocol):
-    """name: tells two taggers with different results apart."""
+    """`name` identifies the tagger and its settings."""
 
     name: str
 
@@ -26,10 +26,13 @@ class Tagger(Protocol):
 
 @dataclass(frozen=True)
 class SpacyTagger:
-    """spaCy's statistical tagger; tokens of letters alone are kept.
+    """spaCy's statistical tagger; only tokens that consist of letters are kept.
 
-    model: an installed pipeline or the folder of one. lemmatize: take dictionary forms instead of the words as they
-    stand. Raises ValueError, when first used, if spaCy or the pipeline is not there or sets no parts of speech.
+    Args:
+        model: an installed pipeline, or the folder of one.
+        lemmatize: use dictionary forms instead of the words as written.
+
+    Raises ValueError, when first used, if spaCy or the pipeline is not installed or assigns no parts of speech.
     """
 
     model: str = "en_core_web_sm"
@@ -44,7 +47,7 @@ class SpacyTagger:
     def tag(self, texts: Sequence[str]) -> Iterator[list[Word]]:
         pipeline = _pipeline(self.model, self.lemmatize)
         tagged = tokens = 0
-        with pipeline.memory_zone():  # else every new word of millions of captions would stay in its vocabulary
+        with pipeline.memory_zone():  # frees the words of these captions afterwards
             for document in pipeline.pipe(texts, batch_size=_CAPTIONS_AT_ONCE):
                 words = []
                 for token in document:
@@ -66,7 +69,7 @@ def _pipeline(model: str, lemmatize: bool) -> Any:
             f'pip install -e ".[tagging]"), then python -m spacy download {model}. Captions that are tagged already '
             'need neither: JSON lines {"words": [[word, part of speech], ...]}'
         ) from error
-    # The parser stays: with it, English auxiliaries are told apart from verbs better.
+    # The parser is kept: it helps to distinguish English auxiliaries from verbs.
     exclude = ["ner"] if lemmatize else ["ner", "lemmatizer"]
     try:
         return spacy.load(model, exclude=exclude)

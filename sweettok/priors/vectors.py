@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import unicodedata
 import zlib
@@ -16,14 +17,14 @@ import scipy.sparse
 import scipy.sparse.linalg
 import torch
 
-from sweettok.priors.captions import Word, open_bytes
+from sweettok.priors.captions import Word, open_lines
 
-_DENSE_UP_TO = 1000  # words; a full SVD of that size takes a second, and smaller ones cannot be truncated safely
+_DENSE_UP_TO = 1000  # words; up to here the full SVD takes a second, and truncated ones may not converge
 _JITTER = 0.01
 
 
 class VectorSource(Protocol):
-    """name: says in words where the vectors come from."""
+    """`name` describes the source; it is stored with the graphs."""
 
     name: str
 
@@ -32,16 +33,18 @@ class VectorSource(Protocol):
 
 
 def word_vectors(together: scipy.sparse.csr_matrix, captions: int, words: Sequence[Word], dim: int) -> np.ndarray:
-    """float32 (len(words), dim) of unit root mean square, the same for the same captions.
+    """Vectors from the captions: float32 (len(words), dim) of unit root mean square, deterministic.
 
-    `together` (V, V) counts the captions that hold both words, out of `captions`. A word counts as sharing a caption
-    with itself, which tells rare words apart. Words that still come out equal (they only ever occur together), or as
-    zero, are moved apart by a little noise drawn from their spelling, because words with equal vectors would be one
-    word to a codebook.
+    Words with equal vectors (they only occur together), and words with zero vectors, get a little noise that depends
+    on their spelling, because words with equal vectors would be one word to a codebook.
+
+    Args:
+        together: (V, V), number of captions that hold both words; the diagonal is that of one word.
+        captions: number of all captions.
     """
     left, sizes = _truncated_svd(_ppmi(together, captions), dim)
     strongest = left[np.abs(left).argmax(axis=0), np.arange(dim)]
-    table = left * np.sign(strongest) * np.sqrt(sizes)  # singular vectors are defined up to their sign
+    table = left * np.sign(strongest) * np.sqrt(sizes)  # the sign of singular vectors is arbitrary
     table /= root_mean_square(table) or 1
     _, group, members = np.unique(table.round(6), axis=0, return_inverse=True, return_counts=True)
     alike = (members[group.reshape(-1)] > 1) | (np.abs(table).max(axis=1) < 1e-6)
@@ -68,7 +71,7 @@ def _truncated_svd(matrix: scipy.sparse.csr_matrix, dim: int) -> tuple[np.ndarra
     if total <= _DENSE_UP_TO or 2 * dim > total:
         left, sizes, _ = scipy.linalg.svd(matrix.toarray())
         return left[:, :dim], sizes[:dim]
-    start = np.random.RandomState(0).standard_normal(total)  # fixed, because the default is drawn anew each time
+    start = np.random.RandomState(0).standard_normal(total)  # the default is random
     left, sizes, _ = scipy.sparse.linalg.svds(matrix, k=dim, v0=start)
     order = np.argsort(-sizes)
     return left[:, order], sizes[order]
@@ -76,13 +79,13 @@ def _truncated_svd(matrix: scipy.sparse.csr_matrix, dim: int) -> tuple[np.ndarra
 
 @dataclass(frozen=True)
 class TableVectors:
-    """A text file with a word and its numbers on each line, as word2vec and GloVe come: `red 0.1 -0.2 ...`.
+    """A text file with a word and its numbers per line, as of word2vec and GloVe: `red 0.1 -0.2 ...`.
 
-    A first line of two whole numbers (words, width) is skipped. A word of several parts may stand before a tab, or
-    have its parts joined by spaces or underscores. Names ending in .gz are unpacked. Words are compared in lower case;
-    of several spellings of a word, that in lower case counts, else the first.
+    A first line of two whole numbers (words, width) is skipped. The parts of a word may be joined by spaces or
+    underscores, and a tab may separate it from the numbers. Files named .gz are decompressed. Words are compared in
+    lower case; of several spellings, the lower case one is used, or else the first.
 
-    Raises ValueError naming the line for anything else, and for numbers of another width than the first line's.
+    Raises ValueError naming the line for anything else, and for a width other than the first line's.
     """
 
     path: str
@@ -94,7 +97,7 @@ class TableVectors:
     def vectors(self, words: Sequence[str]) -> dict[str, np.ndarray]:
         wanted, exact, width = set(words), set(), None
         found: dict[str, np.ndarray] = {}
-        with open_bytes(self.path) as file:
+        with open_lines(self.path) as (_, file):
             for number, line in enumerate(file, 1):
                 if not line.strip() or (number == 1 and re.fullmatch(rb"\d+ \d+\s*", line)):
                     continue
@@ -107,7 +110,7 @@ class TableVectors:
                         continue
                     found[word] = _vector(values, width)
                 except ValueError as error:
-                    raise ValueError(f"{self.path}, line {number}: no word with its vector: {error}") from error
+                    raise ValueError(f"{self.path}, line {number}: not a word with its vector: {error}") from error
                 if spelling == word:
                     exact.add(word)
         return found
@@ -133,10 +136,11 @@ def _vector(values: list[str], width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ClipVectors:
-    """Embeddings of CLIP's text encoder, through open_clip.
+    """Embeddings of CLIP's text encoder, by open_clip.
 
-    model, weights: as open_clip names them; `weights` may be a file, and has no place with a model that brings its own
-    ("hf-hub:..."). prompt: holds "{}" for the word.
+    Args:
+        model, weights: names of open_clip. `weights` may be a file; omit it for models with their own ("hf-hub:...").
+        prompt: text with "{}" for the word.
     """
 
     model: str = "ViT-L-14"
@@ -162,8 +166,11 @@ class ClipVectors:
             if self.weights not in tags and not Path(self.weights or "").is_file():
                 raise ValueError(f"{self.weights!r} is neither a file nor weights of {self.model}: {', '.join(tags)}")
         elif self.weights is not None:
-            raise ValueError(f"{self.model} brings its own weights: leave out {self.weights!r}")
-        model = open_clip.create_model(self.model, pretrained=self.weights, device=self.device).eval()
+            raise ValueError(f"{self.model} has its own weights: omit {self.weights!r}")
+        try:
+            model = open_clip.create_model(self.model, pretrained=self.weights, device=self.device).eval()
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.weights} does not hold the weights of {self.model}: {error}") from error
         tokenize = open_clip.get_tokenizer(self.model)
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         rows = [model.encode_text(tokenize(batch).to(self.device)).float().cpu().numpy() for batch in batches]
@@ -174,8 +181,9 @@ class ClipVectors:
 class CausalLMVectors:
     """Rows of the input embedding of a causal language model of Hugging Face, averaged over the tokens of a word.
 
-    model: its folder or name. prompt: holds "{}" for the word; most vocabularies of this kind have whole words only
-    with a space before them.
+    Args:
+        model: folder or name. prompt: text with "{}" for the word; most vocabularies have whole words only after a
+            space.
     """
 
     model: str

@@ -1,0 +1,184 @@
+"""Captions packed into files of word numbers, by several processes; an interrupted run continues where it stopped."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from sweettok.priors.captions import Piece, Word, clean_word, kind_of, piece_texts, piece_words, read_pieces
+from sweettok.priors.tagging import Tagger
+from sweettok.store import write_aside
+
+PLAN, LOCK = "plan.json", ".lock"
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some captions as numbers.
+
+    words: the distinct words. ids: int32 (N,), the words of one caption after the other, as indices of `words`.
+    lengths: int32 (captions,), number of words of each caption.
+    """
+
+    words: tuple[Word, ...]
+    ids: np.ndarray
+    lengths: np.ndarray
+
+
+def pack(captions: Iterable[Sequence[Sequence[str]]]) -> Chunk:
+    """Captions, each a sequence of (word, part of speech), as one chunk. ValueError: see `clean_word`."""
+    index: dict[Word, int] = {}
+    spellings: dict[tuple[str, str], int] = {}  # each spelling is cleaned once
+    ids, lengths = [], []
+    for caption in captions:
+        for pair in map(tuple, caption):
+            if pair not in spellings:
+                spellings[pair] = index.setdefault(clean_word(*pair), len(index))
+            ids.append(spellings[pair])
+        lengths.append(len(caption))
+    return Chunk(tuple(index), np.array(ids, dtype=np.int32), np.array(lengths, dtype=np.int32))
+
+
+def load_chunk(path: Path) -> Chunk:
+    try:
+        with safe_open(path, framework="np") as file:
+            words = tuple((word, part) for word, part in json.loads(file.metadata()["words"]))
+            return Chunk(words, file.get_tensor("ids"), file.get_tensor("lengths"))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a chunk of captions: delete it ({error})") from error
+
+
+class ChunkFolder:
+    """The chunks of a work folder, loaded one at a time, as often as needed."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        self.folder, self.length = folder, length
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return (load_chunk(_chunk_path(self.folder, index)) for index in range(self.length))
+
+    def remove(self) -> None:
+        """Delete the files of this module, and the folder if nothing else is in it."""
+        for path in (*self.folder.glob("chunk-*.safetensors"), self.folder / PLAN, self.folder / LOCK):
+            path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def pack_files(
+    paths: Sequence[str | Path],
+    work: str | Path,
+    tagger: Tagger | None = None,
+    column: str = "text",
+    processes: int = 1,
+    chunk_size: int = 20_000,
+    progress: bool = False,
+) -> ChunkFolder:
+    """Tag the captions of files, unless they are tagged, and pack them into the folder `work`.
+
+    Chunks that are there already are kept. They do not depend on `processes`; each process has one chunk in memory and
+    its own copy of `tagger`, which must be picklable if there are several.
+
+    Args:
+        column: column or key of the captions. chunk_size: lines per chunk. progress: show a progress bar.
+
+    Raises:
+        ValueError: `work` was begun with other files or settings, a tagger is missing, or a caption is broken.
+        FileNotFoundError: a file does not exist.
+    """
+    work = Path(work)
+    if any(kind_of(path, column) != "tagged" for path in paths) and tagger is None:
+        raise ValueError("these captions are not tagged by part of speech, and no tagger was given")
+    _check_plan(work, paths, tagger, column, chunk_size)
+    pieces = enumerate(read_pieces(paths, column, chunk_size))
+    sizes, length = sum(os.path.getsize(path) for path in paths), 0
+    with tqdm(total=sizes, unit="B", unit_scale=True, desc="captions", disable=None if progress else True) as bar:
+        for piece in _pack_pieces(pieces, work, tagger, processes):
+            length += 1
+            bar.update(piece.size)
+    return ChunkFolder(work, length)
+
+
+def _chunk_path(work: Path, index: int) -> Path:
+    return work / f"chunk-{index:06d}.safetensors"
+
+
+def _check_plan(work: Path, paths: Sequence[str | Path], tagger: Tagger | None, column: str, chunk_size: int) -> None:
+    """Write what the chunks of this folder are made of, or check that it is the same."""
+    files = [[str(path), os.path.getsize(path), os.stat(path).st_mtime_ns] for path in paths]
+    plan = {"format": FORMAT, "files": files, "column": column, "tagger": tagger and tagger.name, "lines": chunk_size}
+    path = work / PLAN
+    if not path.is_file():
+        with write_aside(path) as aside:
+            aside.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: delete its folder ({error})") from error
+    other = [key for key in plan if before.get(key) != plan[key]]
+    if other:
+        changed = ", ".join(other)
+        raise ValueError(f"{work} holds captions packed with other {changed}: give another work folder, or delete it")
+
+
+def _pack_pieces(
+    pieces: Iterator[tuple[int, Piece]], work: Path, tagger: Tagger | None, processes: int
+) -> Iterator[Piece]:
+    """Pack what is missing; yields every piece when it is done. A few more than `processes` are held at a time."""
+    if processes == 1:
+        for index, piece in pieces:
+            _pack_piece(piece, _chunk_path(work, index), tagger)
+            yield piece
+        return
+    # Spawned, because threads of numerical libraries do not survive a fork.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    running: dict[Future, Piece] = {}
+    try:
+        for index, piece in pieces:
+            running[pool.submit(_pack_piece, piece, _chunk_path(work, index), tagger)] = piece
+            if len(running) > processes + 2:
+                yield from _finished(running)
+        while running:
+            yield from _finished(running)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(running: dict[Future, Piece]) -> Iterator[Piece]:
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        future.result()
+        yield running.pop(future)
+
+
+def _pack_piece(piece: Piece, path: Path, tagger: Tagger | None) -> None:
+    if path.is_file():
+        return
+    chunk = _pack_tagged(piece) if piece.kind == "tagged" else pack(tagger.tag(piece_texts(piece)))
+    with write_aside(path) as aside:
+        content = {"ids": chunk.ids, "lengths": chunk.lengths}
+        aside.write_bytes(save(content, {"words": json.dumps(chunk.words)}))
+
+
+def _pack_tagged(piece: Piece) -> Chunk:
+    captions = list(piece_words(piece))
+    try:
+        return pack(words for _, words in captions)
+    except (TypeError, ValueError):
+        for number, words in captions:  # find the line
+            try:
+                pack([words])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{piece.path}, line {number}: not a tagged caption: {error!r}") from error
+        raise
