@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
 from omegaconf import MISSING
 
@@ -16,15 +15,14 @@ from sweettok.data.resize import RESIZES
 class DataConfig:
     """Clips: a list file (path TAB label), a CSV, or a folder of class folders."""
 
-    train: str = MISSING
-    validation: Optional[str] = None  # noqa: UP045
-    root: Optional[str] = None  # noqa: UP045
-    stride: int = 1
-    resize: str = "stretch"
-    short: str = "black"
-    num_workers: int = 8
-    # Seconds that reading a clip may take. One that takes longer counts as damaged: training takes another clip.
-    read_timeout: float = 120.0
+    train: str = MISSING  # clips to train on
+    validation: str | None = None  # clips to validate on; null: no validation
+    root: str | None = None  # folder that the paths of a list are relative to; null: that of the list
+    stride: int = 1  # every stride-th frame of a video is taken, whatever its frame rate
+    resize: str = "stretch"  # how frames get the model's size: "stretch" (release), "crop" or "pad"
+    short: str = "black"  # frames after the end of a short video: "black" (release), "repeat", or "error"
+    num_workers: int = 8  # processes that read clips, for each device
+    read_timeout: float = 120.0  # seconds after which a clip counts as damaged; training then takes another one
 
     def __post_init__(self):
         positive(self, "data", "read_timeout")
@@ -34,8 +32,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TokenDataConfig:
-    """Folders of token shards."""
+    """Folders of token shards, as `sweettok tokenize` writes them."""
 
-    train: str = MISSING
-    validation: Optional[str] = None  # noqa: UP045
-    num_workers: int = 2
+    train: str = MISSING  # tokens to train on
+    validation: str | None = None  # tokens to validate on; null: no validation
+    num_workers: int = 2  # processes that read tokens, for each device

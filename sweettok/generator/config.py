@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
 from sweettok.config import choice, positive
 from sweettok.generator.sequence import SequenceLayout
@@ -13,25 +12,25 @@ from sweettok.tokenizer.layout import TokenLayout
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Decoder-only transformer over the words of a clip; the defaults are the release's body.
+    """Decoder-only transformer over the ids of a clip; the defaults are the release's.
 
     `layout`, `num_classes` and `tokenizer_hash` are facts of the token shards that a generator is trained on: null
-    takes theirs, a value must match them.
+    takes theirs, and a value must equal theirs.
     """
 
-    dim: int = 1536
-    num_layers: int = 24
-    num_heads: int = 16
-    positions: str = "learned"  # or "rotary"
-    qk_norm: bool = False
-    tied_head: bool = False
-    layout: Optional[TokenLayout] = None  # noqa: UP045
-    num_classes: Optional[int] = None  # noqa: UP045  (0: unconditional)
+    dim: int = 1536  # width
+    num_layers: int = 24  # transformer blocks
+    num_heads: int = 16  # attention heads; `dim` is divided among them
+    positions: str = "learned"  # "learned" (release) or "rotary"
+    qk_norm: bool = False  # normalise queries and keys (RMS norm); not in the release
+    tied_head: bool = False  # use the embeddings as the output layer's weights; not in the release
+    layout: TokenLayout | None = None  # order and vocabulary ranges of the ids
+    num_classes: int | None = None  # classes that are conditions; 0: an unconditional generator
     # Share of training clips whose class is replaced by the null class, which guidance needs; 0: no null class.
     class_dropout: float = 0.1
     # Frame prediction: frames at the start of a clip that are given, as the ids of a clip of their own.
-    given_frames: Optional[int] = None  # noqa: UP045
-    tokenizer_hash: Optional[str] = None  # noqa: UP045
+    given_frames: int | None = None
+    tokenizer_hash: str | None = None  # identifies the tokenizer that wrote the ids
 
     def __post_init__(self):
         positive(self, "generator", "dim", "num_layers", "num_heads", "given_frames")
@@ -62,12 +61,12 @@ class GeneratorConfig:
 class SamplingConfig:
     """How ids are drawn from a generator's logits."""
 
-    # logits of no class + cfg_scale * (logits of the class - logits of no class); 1: no guidance.
+    # Classifier-free guidance: logits without a class + scale * (logits of the class - these); 1: no guidance.
     cfg_scale: float = 1.0
-    cfg_schedule: str = "constant"  # or "linear": from 1 at the first word to cfg_scale at the last
-    temperature: float = 1.0  # 0: always the likeliest word
-    top_k: Optional[int] = None  # noqa: UP045  (of the words that the place allows)
-    top_p: Optional[float] = None  # noqa: UP045
+    cfg_schedule: str = "constant"  # "constant", or "linear": from 1 at the first id to cfg_scale at the last
+    temperature: float = 1.0  # logits are divided by it; 0: always the likeliest id
+    top_k: int | None = None  # draw among the k likeliest ids; null: among all
+    top_p: float | None = None  # draw among the likeliest ids that together have this probability; null: among all
 
     def __post_init__(self):
         choice("cfg_schedule", self.cfg_schedule, ("constant", "linear"))

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional  # noqa: UP035  (OmegaConf reads these annotations)
 
 from sweettok.config import choice
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """3D patch discriminator."""
+    """The 3D patch discriminator."""
 
-    in_channels: int = 3
-    base_channels: int = 64
-    num_layers: int = 3
+    in_channels: int = 3  # colours of a clip
+    base_channels: int = 64  # width of the first layer; it doubles with each layer, up to 8 times
+    num_layers: int = 3  # layers that halve time, height and width
 
 
 @dataclass(frozen=True)
 class PerceptualConfig:
-    """Frozen network that compares one random frame of each clip."""
+    """The perceptual loss: distance of one random frame of each clip to its reconstruction in a frozen network."""
 
     kind: str = "convnext"  # ConvNeXt-S class scores (release), "lpips" (VGG-16; paper), or "none"
-    weight: float = 0.1
-    weights: Optional[str] = None  # noqa: UP045  (backbone file; null looks in torchvision's cache)
-    linear_weights: Optional[str] = None  # noqa: UP045  (LPIPS only: its published linear layers)
-    untrained: bool = False  # allow a random network, for tests; never for results
+    weight: float = 0.1  # factor of the loss
+    weights: str | None = None  # file of the network's weights; null: in torchvision's cache
+    linear_weights: str | None = None  # of LPIPS only: file of its linear layers; null: in torchvision's cache
+    untrained: bool = False  # use a random network, for tests; never for results
 
     def __post_init__(self):
         choice("perceptual.kind", self.kind, ("convnext", "lpips", "none"))
@@ -33,20 +32,20 @@ class PerceptualConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """Hinge game against the 3D discriminator; every factor that the release multiplies in is written out here."""
+    """Hinge losses of generator and discriminator. The weights include every factor of the release."""
 
-    generator_weight: float = 0.01
-    feature_matching_weight: float = 0.04
-    discriminator_weight: float = 0.01
-    start_step: int = 20000
+    generator_weight: float = 0.01  # of the generator's adversarial loss
+    feature_matching_weight: float = 0.04  # of the distance of the discriminator's feature maps
+    discriminator_weight: float = 0.01  # of the discriminator's own loss
+    start_step: int = 20000  # step at which the discriminator starts
 
 
 @dataclass(frozen=True)
 class PixelLossConfig:
-    """Terms between a clip and its reconstruction; the defaults are those of stage 2."""
+    """Losses between a clip and its reconstruction."""
 
-    reconstruction: str = "l2"
-    reconstruction_weight: float = 4.0
+    reconstruction: str = "l2"  # "l2" (mean squared error) or "l1" (mean absolute error)
+    reconstruction_weight: float = 4.0  # factor of that loss
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
 

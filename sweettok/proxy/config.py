@@ -9,15 +9,15 @@ from sweettok.config import choice, pattern, positive
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Sizes shared by all transformer layers of a model."""
+    """Sizes of all transformer layers of a model."""
 
-    dim: int = 512
-    num_heads: int = 8
-    head_dim: int = 64
-    ff_mult: float = 4.0
-    window_size: int = 8
-    # How temporal transformers lay tokens out for the position convolution: "scrambled" keeps the release's
-    # reading of the memory order, which its weights were trained with; "grid" uses the true (t, h, w) grid.
+    dim: int = 512  # width
+    num_heads: int = 8  # attention heads
+    head_dim: int = 64  # width of an attention head; a multiple of 4
+    ff_mult: float = 4.0  # width of the feed-forward layers, as a multiple of dim, before gating takes a third
+    window_size: int = 8  # height and width of attention windows, in patches
+    # Order of the tokens in the temporal layers' position convolution: "scrambled" (release, whose weights were trained
+    # with it) or "grid", the true (t, h, w) grid.
     temporal_peg: str = "scrambled"
 
     def __post_init__(self):
@@ -54,24 +54,25 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class ProxyConfig:
-    """The proxy tokenizer (OmniTokenizer VQ) and the clip geometry that every other model shares.
+    """The proxy tokenizer (OmniTokenizer VQ); the defaults are the release's.
 
-    The proxy itself accepts any clip that its patches and windows divide; `num_frames`, `height` and `width` are
-    the size it is trained at and the size of the tokenizer built on it.
+    Layer patterns have a letter for each layer: "t" full attention, "w" attention in windows. The proxy accepts any
+    clip that its patches and windows divide; `num_frames`, `height` and `width` are the size of the clips that it is
+    trained on, and of the tokenizer built on it.
     """
 
-    num_frames: int = 17
-    height: int = 256
-    width: int = 256
-    patch_size: int = 8
-    temporal_patch_size: int = 4
+    num_frames: int = 17  # 1 + a multiple of temporal_patch_size
+    height: int = 256  # pixels, a multiple of patch_size * window_size
+    width: int = 256  # pixels, a multiple of patch_size * window_size
+    patch_size: int = 8  # height and width of a patch in pixels
+    temporal_patch_size: int = 4  # frames of a patch; the first frame has patches of its own
     block: BlockConfig = field(default_factory=BlockConfig)
-    encoder_spatial: str = "ttww"
-    encoder_temporal: str = "tttt"
-    decoder_temporal: str = "tttt"
-    decoder_spatial: str = "tttt"
-    num_codes: int = 8192
-    code_dim: int = 8
+    encoder_spatial: str = "ttww"  # layers of the encoder within a time slice
+    encoder_temporal: str = "tttt"  # layers of the encoder over time
+    decoder_temporal: str = "tttt"  # layers of the decoder over time
+    decoder_spatial: str = "tttt"  # layers of the decoder within a time slice
+    num_codes: int = 8192  # size of the code table
+    code_dim: int = 8  # width of a code
 
     def __post_init__(self):
         positive(self, "proxy", "patch_size", "temporal_patch_size", "num_codes", "code_dim")

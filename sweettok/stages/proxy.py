@@ -24,8 +24,10 @@ from sweettok.train.task import StepContext
 
 @dataclass(frozen=True)
 class ProxyLossConfig(PixelLossConfig):
+    """Losses of the proxy tokenizer."""
+
     reconstruction: str = "l1"
-    commitment_weight: float = 0.25
+    commitment_weight: float = 0.25  # of the distance between features and the codes that they choose
     perceptual: PerceptualConfig = field(default_factory=lambda: PerceptualConfig(kind="lpips", weight=4.0))
     adversarial: AdversarialConfig = field(
         default_factory=lambda: AdversarialConfig(feature_matching_weight=4.0, start_step=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional, Tuple  # noqa: UP035  (OmegaConf reads these annotations)
 
 from sweettok.config import choice, pattern, positive
 from sweettok.data.preprocess import Preprocessing
@@ -15,10 +14,10 @@ from sweettok.tokenizer.layout import LOOKUPS
 class WordsConfig:
     """Sizes of the four word lists; null takes what the prior holds, a number must match it."""
 
-    adjectives: Optional[int] = None  # noqa: UP045
-    nouns: Optional[int] = None  # noqa: UP045
-    adverbs: Optional[int] = None  # noqa: UP045
-    verbs: Optional[int] = None  # noqa: UP045
+    adjectives: int | None = None  # words of the spatial branch's modifiers
+    nouns: int | None = None  # words of the spatial branch's heads
+    adverbs: int | None = None  # words of the temporal branch's modifiers
+    verbs: int | None = None  # words of the temporal branch's heads
 
 
 @dataclass(frozen=True)
@@ -27,26 +26,27 @@ class TokenizerConfig:
 
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     block: BlockConfig = field(default_factory=BlockConfig)
-    encoder_spatial: str = "ttwwtttt"
-    encoder_temporal: str = "tttt"
-    decoder_spatial: str = "tttttttt"
-    decoder_temporal: str = "tttt"
-    spatial_query_grid: Tuple[int, int] = (16, 16)  # noqa: UP006
-    num_null_kv: int = 2
-    head_hidden: int = 1024
+    encoder_spatial: str = "ttwwtttt"  # layers of the spatial encoder: "t" full attention, "w" windows; ends in "t"
+    encoder_temporal: str = "tttt"  # layers of the temporal encoder
+    decoder_spatial: str = "tttttttt"  # layers of the decoder within a time slice; ends in "t"
+    decoder_temporal: str = "tttt"  # blocks of the decoder that read the temporal latents
+    spatial_query_grid: tuple[int, int] = (16, 16)  # rows and columns of spatial queries
+    num_null_kv: int = 2  # learned key-value pairs of the decoder's cross-attention
+    head_hidden: int = 1024  # hidden width of the layer that predicts the proxy's codes
     words: WordsConfig = field(default_factory=WordsConfig)
-    # Words of a query: the nearest modifiers and the nearest head word (release), or the nearest word of its two lists
-    # together (paper).
+    # Words of a query: "modifiers_and_head", the nearest modifiers and the nearest head word (release), or "union", the
+    # nearest word of its two lists together (paper).
     lookup: str = "modifiers_and_head"
-    modifiers_per_query: int = 2
-    codebook_dim: int = 256
-    graph_hidden: int = 256
-    graph_dropout: float = 0.5
-    # Input of the spatial branch: all slices, averaged over time (release), or the first frame (paper).
+    modifiers_per_query: int = 2  # modifiers of a query with lookup "modifiers_and_head"
+    codebook_dim: int = 256  # width of a word's code
+    graph_hidden: int = 256  # hidden width of the graph convolutions over the words
+    graph_dropout: float = 0.5  # dropout between them while training
+    # Input of the spatial branch: "all_slices", averaged over time (release), or the "first_frame" (paper).
     spatial_source: str = "all_slices"
-    # Input of the temporal branch: differences of consecutive slices (release) or to the first slice (paper).
+    # Input of the temporal branch: "differences" of consecutive time slices (release), or "first_frame_residuals",
+    # differences to the first slice (paper).
     temporal_source: str = "differences"
-    # From logits to pixels: expected code vector (stage 2), the most likely code (stage 1), or no pixel decoder.
+    # From logits to pixels: "expected" code vector (stage 2), "argmax", the likeliest code (stage 1), or "none".
     pixel_path: str = "expected"
     # How clips are made from files, in training and by default afterwards; training sets it from its `data` settings.
     preprocessing: Preprocessing = field(default_factory=Preprocessing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional, Protocol, Tuple  # noqa: UP035  (OmegaConf reads these annotations)
+from typing import Any, Protocol
 
 from omegaconf import MISSING
 
@@ -12,17 +12,17 @@ from sweettok.config import choice, positive
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine that ends, and stays, at `end_lr`; counted in optimizer steps."""
+    """AdamW, with a linear warm-up and a cosine decay of the learning rate over the optimizer's steps."""
 
-    lr: float = 1e-4
-    end_lr: float = 1e-5
-    warmup_steps: int = 0
-    betas: Tuple[float, float] = (0.9, 0.99)  # noqa: UP006
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-    # Which parameters decay: "by_type" (matrices of linear and convolution layers) or "release" (its name rule).
+    lr: float = 1e-4  # learning rate after the warm-up
+    end_lr: float = 1e-5  # learning rate at the end of the run
+    warmup_steps: int = 0  # steps from a learning rate of 0 to `lr`
+    betas: tuple[float, float] = (0.9, 0.99)  # decay of the first and the second moments
+    eps: float = 1e-8  # added to the root of the second moments
+    weight_decay: float = 1e-4  # decoupled weight decay
+    # Which parameters decay: "by_type" (matrices of linear and convolution layers) or "release" (its rule by names).
     decay_rule: str = "by_type"
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # gradients of a larger global norm are scaled down to it
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -34,33 +34,35 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    output_dir: str = MISSING
-    max_steps: int = MISSING
-    global_batch_size: int = MISSING
-    # Clips a device holds at once; null takes the whole share. Less than the share means gradient accumulation.
-    micro_batch_size: Optional[int] = None  # noqa: UP045
-    seed: int = 42
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    ema_decay: float = 0.999
-    resume: bool = True
-    log_every: int = 50
-    sample_every: int = 1000
-    num_samples: int = 2
-    save_every: int = 10000
-    eval_every: int = 10000
-    eval_clips: Optional[int] = None  # noqa: UP045
-    keep_checkpoints: Optional[int] = None  # noqa: UP045
-    # Metric of validation whose best model is exported to `<output_dir>/best`, as "psnr", and which end of it is best.
-    best_metric: Optional[str] = None  # noqa: UP045
-    best_mode: str = "max"
+    """The training loop. Steps are optimizer steps; 0 turns an interval off."""
+
+    output_dir: str = MISSING  # folder of the run: log, checkpoints, samples, and the result as `final`
+    max_steps: int = MISSING  # length of the run
+    global_batch_size: int = MISSING  # clips of a step, over all devices
+    # Clips that a device processes at once; null: its whole share of a step. If smaller, gradients are accumulated.
+    micro_batch_size: int | None = None
+    seed: int = 42  # of everything that is drawn at random
+    mixed_precision: str = "no"  # "no" (float32), "bf16", or "fp16" with loss scaling (GPUs only)
+    tf32: bool = False  # compute float32 matrix products and convolutions in TF32 on GPUs that have it
+    cudnn_benchmark: bool = False  # let cuDNN measure its convolution algorithms and use the fastest, on GPUs
+    gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, more compute
+    compile: bool = False  # compile the trained modules with torch.compile
+    ema_decay: float = 0.999  # decay of the moving average of the weights, for each step
+    resume: bool = True  # go on from the latest checkpoint in `output_dir`
+    log_every: int = 50  # steps between lines of the log
+    sample_every: int = 1000  # steps between sample videos
+    num_samples: int = 2  # sample videos each time
+    save_every: int = 10000  # steps between checkpoints
+    eval_every: int = 10000  # steps between validations
+    eval_clips: int | None = None  # clips of a validation, spread over the list; null: all
+    keep_checkpoints: int | None = None  # the latest checkpoints are kept, older ones deleted; null: all are kept
+    best_metric: str | None = None  # validation metric, as "psnr"; the best model by it is exported to `best`
+    best_mode: str = "max"  # whether the largest ("max") or the smallest ("min") value of `best_metric` is best
     # A step whose losses or gradients are not finite changes nothing; more of them in a row end the run.
     max_skipped_steps: int = 20
-    # More clips than this that cannot be read end the run.
-    max_bad_clips: int = 100
-    trackers: Tuple[str, ...] = ()  # noqa: UP006
-    project: str = "sweettok"
+    max_bad_clips: int = 100  # more clips that cannot be read end the run
+    trackers: tuple[str, ...] = ()  # where the log is also sent: "wandb", "tensorboard"
+    project: str = "sweettok"  # project of the tracker
 
     def __post_init__(self):
         object.__setattr__(self, "trackers", tuple(self.trackers))
