@@ -1,21 +1,25 @@
 """Strict, typed configuration: unknown keys, wrong types and sizes that do not fit are errors that say what would."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import tiny
 import yaml
 from omegaconf import OmegaConf
 
+from sweettok.cli.main import main
 from sweettok.config import build, to_dict
 from sweettok.losses.config import AdversarialConfig, PerceptualConfig
 from sweettok.proxy.config import BlockConfig, ProxyConfig
 from sweettok.stages import STAGES, load_config
 from sweettok.stages.proxy import ProxyRun
+from sweettok.stages.reference import reference
 from sweettok.stages.stage1 import Stage1Run
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.train.config import OptimizerConfig, TrainConfig
 
+ROOT = Path(__file__).resolve().parent.parent
 STAGE1 = {
     "stage": "stage1", "proxy": "proxy.bin", "prior": "priors", "data": {"train": "list.txt"},
     "train": {"output_dir": "out", "max_steps": 10, "global_batch_size": 4},
@@ -233,6 +237,74 @@ def test_missing_values_are_named(tmp_path):
 def test_wrong_files(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         load_config(write(tmp_path, content))
+
+
+def test_a_file_inherits_from_its_base(tmp_path):
+    """By paths relative to each file, over several levels; of several bases the later one wins, lists are replaced."""
+    (tmp_path / "deep").mkdir()
+    first = {**STAGE1, "optimizer": {"lr": 1.0, "betas": [0.1, 0.2], "eps": 0.5}}
+    for name, content in {
+        "deep/first": first,
+        "second": {"base": "deep/first.yaml", "optimizer": {"lr": 2.0}},
+        "third": {"optimizer": {"betas": [0.3, 0.4]}, "train": {"max_steps": 11}},
+        "deep/run": {"base": ["../second.yaml", "../third.yaml"], "train": {"max_steps": 12}},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    run = load_config(tmp_path / "deep" / "run.yaml", ["train.seed=3"])
+    optimizer = run.optimizer
+    assert (optimizer.lr, optimizer.betas, optimizer.eps) == (2.0, (0.3, 0.4), 0.5)
+    assert (run.train.max_steps, run.train.seed, run.proxy) == (12, 3, "proxy.bin")
+
+
+def test_bases_that_are_missing_or_lead_in_a_circle(tmp_path):
+    for name, base in {"a": "b.yaml", "b": ["c.yaml"], "c": "a.yaml", "d": "nowhere.yaml"}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"base": base}), encoding="utf-8")
+    with pytest.raises(ValueError, match="leads back to the file itself: a.yaml -> b.yaml -> c.yaml -> a.yaml"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(FileNotFoundError, match="no configuration file at .*nowhere.yaml, which .*d.yaml names"):
+        load_config(tmp_path / "d.yaml")
+
+
+def test_stage_1_takes_the_sizes_of_its_proxy(tmp_path):
+    """From the folder, from a run that will write it, or the release's for a published file; never against them."""
+    tiny.proxy().save_pretrained(tmp_path / "proxy")
+    settings = {**STAGE1, "proxy": str(tmp_path / "proxy"), "tokenizer": {"encoder_spatial": "ttt"}}
+    config = tiny.proxy().config
+    grid = "tokenizer.spatial_query_grid=[2,2]", "tokenizer.block.window_size=2"
+    assert load_config(write(tmp_path, settings), grid).tokenizer.proxy == config
+    agreeing = [*grid, f"tokenizer.proxy.num_codes={config.num_codes}"]
+    assert load_config(write(tmp_path, settings), agreeing).tokenizer.proxy == config
+    with pytest.raises(
+        ValueError, match="tokenizer.proxy.num_codes is 16, but the proxy at .* has 32: leave the setting"
+    ):
+        load_config(write(tmp_path, settings), ["tokenizer.proxy.num_codes=16"])
+
+    published = tmp_path / "proxy.bin"
+    published.touch()
+    assert load_config(write(tmp_path, {**STAGE1, "proxy": str(published)})).tokenizer.proxy == ProxyConfig()
+    with pytest.raises(ValueError, match="tokenizer.proxy.num_frames is 9, but"):
+        load_config(write(tmp_path, {**STAGE1, "proxy": str(published)}), ["tokenizer.proxy.num_frames=9"])
+
+    earlier = [load_config("configs/tiny/proxy.yaml")]
+    assert load_config("configs/tiny/stage1.yaml", earlier=earlier).tokenizer.proxy == earlier[0].proxy
+
+
+def test_shipped_files_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "configs/stage1/k600.yaml", "train.seed=7"]) == 0
+    shown = capsys.readouterr().out
+    path = write(tmp_path, shown)
+    assert load_config(path) == load_config("configs/stage1/k600.yaml", ["train.seed=7"])
+    assert yaml.safe_load(shown)["optimizer"]["eps"] == OptimizerConfig.eps, "a default"
+    assert main(["config"]) == 2 and "give a configuration file" in capsys.readouterr().err
+
+
+def test_every_setting_is_described():
+    """docs/settings.md is up to date; if not: sweettok config --reference > docs/settings.md"""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == reference()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) > 120 and not [row for row in rows if row.endswith("|  |")]
 
 
 def test_missing_file(tmp_path):

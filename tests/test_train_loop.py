@@ -88,7 +88,6 @@ def test_processes_exchange_gradients_on_the_last_micro_batch_only(tmp_path, mon
         (10, None, 4, "8 or 12"),
         (2, None, 4, "4 or 8"),
         (16, 3, 2, "1, 2, 4, 8"),
-        (16, 16, 2, "1, 2, 4, 8"),
     ],
 )
 def test_batches_that_do_not_divide(tmp_path, total, micro, world, told):

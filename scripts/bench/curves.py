@@ -27,6 +27,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sweettok.commands import report_errors
+from sweettok.config import read_settings
 from sweettok.stages import load_config
 from sweettok.store import write_aside
 
@@ -142,7 +143,7 @@ def collect(seeds: Sequence[int], work: Path) -> dict:
 
 def settings_hash(stage: str) -> str:
     """Of what the stage's file says, comments apart: 12 digits of its SHA-256."""
-    settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{stage}.yaml"))
+    settings = OmegaConf.to_container(read_settings(CONFIGS / f"{stage}.yaml"))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -69,7 +69,8 @@ def random_tokenizer() -> SweetTok:
         return WordGraph(*names, torch.randn(modifiers + heads, 32), edges)
 
     torch.manual_seed(0)
-    config = load_config(ROOT / "configs" / "tiny" / "stage1.yaml").tokenizer
+    proxy = load_config("configs/tiny/proxy.yaml")
+    config = load_config("configs/tiny/stage1.yaml", earlier=[proxy]).tokenizer
     return SweetTok(config, Prior(graph(33, 32), graph(28, 21))).eval()
 
 

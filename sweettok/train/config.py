@@ -39,7 +39,8 @@ class TrainConfig:
     output_dir: str = MISSING  # folder of the run: log, checkpoints, samples, and the result as `final`
     max_steps: int = MISSING  # length of the run
     global_batch_size: int = MISSING  # clips of a step, over all devices
-    # Clips that a device processes at once; null: its whole share of a step. If smaller, gradients are accumulated.
+    # The most clips that a device processes at once; null: its whole share of a step. If that is more, gradients are
+    # accumulated over several micro-batches.
     micro_batch_size: int | None = None
     seed: int = 42  # of everything that is drawn at random
     mixed_precision: str = "no"  # "no" (float32), "bf16", or "fp16" with loss scaling (GPUs only)

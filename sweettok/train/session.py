@@ -35,7 +35,7 @@ class BatchShare:
                 f"use a multiple of {world_size} ({low} or {low + world_size})"
             )
         share = total // world_size
-        micro = share if micro is None else micro
+        micro = share if micro is None else min(micro, share)
         if share % micro:
             fitting = ", ".join(str(size) for size in range(1, share + 1) if share % size == 0)
             raise ValueError(
