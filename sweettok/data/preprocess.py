@@ -24,20 +24,12 @@ POSITIONS = ("first", "center", "last")  # those without chance, for one clip of
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a clip is made of a video file; the options of `read_clip`.
+    """How a clip is made of a video file; the options of `read_clip`."""
 
-    Args:
-        resize: "stretch" to the size (release), "crop" the middle of the frame, or "pad" it with black bars.
-        position: which part of the video, "first", "center" or "last".
-        stride: every stride-th frame is taken, whatever the frame rate.
-        short: what follows the last frame of a video that is too short: "repeat" of the last frame, "black" frames
-            (release), or "error".
-    """
-
-    resize: str = "stretch"
-    position: str = "center"
-    stride: int = 1
-    short: str = "repeat"
+    resize: str = "stretch"  # how frames get the size: "stretch" (release), "crop" the middle, or "pad" with black bars
+    position: str = "center"  # which part of the video: "first", "center" or "last"
+    stride: int = 1  # every stride-th frame is taken, whatever the frame rate
+    short: str = "repeat"  # after the end of a short video: "repeat" of the last frame, "black" (release), or "error"
 
     def __post_init__(self) -> None:
         choice("resize", self.resize, RESIZES)
