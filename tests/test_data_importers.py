@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweettok.data.__main__ import main
+from sweettok.cli import main
 from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import load_clips, read_names
 
@@ -113,6 +113,12 @@ def test_a_clip_in_several_class_folders_is_taken_from_its_own(tmp_path):
         ("label,youtube_id\na,b\n", ValueError, "the header must name label, youtube_id, time_start"),
         (HEADER + "a,b,start,10,train\n", ValueError, "line 2: expected"),
         (HEADER + "a,b,0\n", ValueError, "line 2: expected"),
+        (
+            HEADER + "a,b,0,10,../../evil\n",
+            ValueError,
+            "line 2: split names a file: .* got '../../evil'",
+        ),
+        (HEADER + "a,b,0,10,classes\n", ValueError, "line 2: split names a file"),
         (HEADER, ValueError, "no clips"),
         (HEADER + "a,b,0,10,train\n", FileNotFoundError, "none of the 1 clips"),
     ],
@@ -125,15 +131,28 @@ def test_k600_errors(tmp_path, text, error, message):
         import_k600(source, tmp_path / "k600", tmp_path / "lists")
 
 
+def test_outputs_do_not_replace_inputs(tmp_path, splits):
+    (splits / "trainlist02.txt").rename(splits / "trainlist01.txt")
+    (splits / "testlist02.txt").rename(splits / "testlist01.txt")
+    root = make_files(tmp_path / "UCF-101", TRAIN + TEST)
+    (tmp_path / "val.txt").symlink_to(splits / "testlist01.txt")
+    with pytest.raises(ValueError, match="val.txt is an input and would be overwritten"):
+        import_ucf101(root, splits, 1, tmp_path)
+    source = tmp_path / "train.txt"
+    source.write_text(HEADER + "zumba,a,0,10,train\n")
+    with pytest.raises(ValueError, match="train.txt is an input and would be overwritten"):
+        import_k600(source, root, tmp_path)
+
+
 def test_commands(tmp_path, splits, capsys):
     root = make_files(tmp_path / "UCF-101", TRAIN + TEST)
     out = tmp_path / "lists"
-    assert main(["import-ucf101", str(root), str(splits), str(out), "--fold", "2"]) == 0
+    assert main(["data", "import-ucf101", str(root), str(splits), str(out), "--fold", "2"]) == 0
     assert "train.txt: 3 clips" in capsys.readouterr().out
-    assert main(["import-ucf101", str(root), str(splits), str(out), "--fold", "3"]) == 2
+    assert main(["data", "import-ucf101", str(root), str(splits), str(out), "--fold", "3"]) == 2
     assert "no split file at" in capsys.readouterr().err
     source = tmp_path / "k600.csv"
     source.write_text(HEADER + "zumba,a,0,10,train\nzumba,b,0,10,train\n")
     make_files(tmp_path / "k600", ["a_000000_000010.mp4"])
-    assert main(["import-k600", str(source), str(tmp_path / "k600"), str(tmp_path / "k600-lists")]) == 0
+    assert main(["data", "import-k600", str(source), str(tmp_path / "k600"), str(tmp_path / "k600-lists")]) == 0
     assert "train.txt: 1 clips" in (told := capsys.readouterr().out) and "1 clips not found" in told

@@ -160,3 +160,27 @@ def test_written_lists_come_back(root):
     assert load_clips(root / "new.txt").labels == (0, 4)
     (root / "classes.txt").write_text("Hammering\n\nHammerThrow \n")
     assert read_names(root / "classes.txt") == ("Hammering", "HammerThrow")
+
+
+def test_a_link_to_a_folder_that_it_is_in_ends(root):
+    """Followed, it would give the same clips until the path is too long."""
+    (root / "Hammering" / "again").symlink_to(root, target_is_directory=True)
+    (root / "more" / "deep").mkdir(parents=True)
+    (root / "more" / "deep" / "self").symlink_to(root / "more", target_is_directory=True)
+    (root / "more" / "d.avi").touch()
+    (root / "other").symlink_to(root / "Hammering", target_is_directory=True)  # no loop: two names of one folder
+    keys = load_clips(root).keys
+    assert keys == ("HammerThrow/b", "Hammering/a", "Hammering/c", "more/d", "other/a", "other/c")
+
+
+def test_images_beside_videos_are_left_out(root):
+    for name in ("poster.jpg", "Hammering/a.png"):
+        (root / name).touch()
+    with pytest.warns(UserWarning, match="its 2 images are left out; .*:\n  Hammering/a.png\n  poster"):
+        clips = load_clips(root)
+    assert clips.keys == ("HammerThrow/b", "Hammering/a", "Hammering/c")
+    (root / "list.txt").write_text("Hammering/a.png\nHammering/c.avi\n")
+    assert len(load_clips(root / "list.txt")) == 2
+    (root / "images").mkdir()
+    (root / "images" / "one.png").touch()
+    assert load_clips(root / "images").keys == ("one",)

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
+from sweettok.cli import main
 from sweettok.data import scan as scanning
-from sweettok.data.__main__ import main
 from sweettok.data.lists import load_clips, read_entries
 from sweettok.data.scan import scan
 from sweettok.data.writer import write_png, write_video
@@ -114,12 +114,14 @@ def test_images(tmp_path):
 def test_command(folder, capsys):
     val = str(folder / "val.txt")
     train = str(folder / "train.txt")
-    assert main(["scan", train, "--against", val, "--frames", "5", "--workers", "0"]) == 0
+    assert main(["data", "scan", train, "--against", val, "--frames", "5", "--workers", "0"]) == 0
     assert "6 clips, no problems" in capsys.readouterr().out
     kinds = plant(folder)
     clean, report = folder / "clean.txt", folder / "report.json"
     options = ["--against", val, "--frames", "5", "--write-clean", str(clean), "--report", str(report)]
-    assert main(["scan", train, *options]) == 1
+    assert main(["data", "scan", train, *options[:4]]) == 1
+    assert capsys.readouterr().err.endswith("error: 6 clips have problems\n")
+    assert main(["data", "scan", train, *options]) == 0  # the clean list is written
     out = capsys.readouterr().out
     assert "12 clips, 1 missing, 1 unreadable, 1 short, 1 repeated, 1 shared, 1 group" in out
     rows = json.loads(report.read_text())["problems"]
@@ -127,21 +129,58 @@ def test_command(folder, capsys):
     before = (folder / "train.txt").read_text().splitlines()[:6]
     assert clean.read_text().splitlines() == before
     assert load_clips(clean).labels == (0, 1, 0, 1, 0, 1)
-    assert main(["scan", str(clean), "--against", val, "--frames", "5", "--workers", "0"]) == 0
+    assert main(["data", "scan", str(clean), "--against", val, "--frames", "5", "--workers", "0"]) == 0
 
 
 def test_command_refuses_wrong_input(folder, tmp_path_factory, capsys):
     elsewhere = str(tmp_path_factory.mktemp("elsewhere") / "clean.txt")
-    assert main(["scan", str(folder / "train.txt"), "--write-clean", elsewhere]) == 2
-    assert main(["scan", str(folder / "none.txt")]) == 2
+    assert main(["data", "scan", str(folder / "train.txt"), "--write-clean", elsewhere]) == 2
+    assert main(["data", "scan", str(folder / "none.txt")]) == 2
     assert "no list file or folder of clips" in capsys.readouterr().err
     for option, told in (
-        ("--timeout=0", "--timeout must be a number of seconds above 0, got 0"),
-        ("--timeout=nan", "got nan"),
-        ("--timeout=1e12", "got 1e+12"),
-        ("--frames=0", "--frames must be at least 1, got 0"),
-        ("--workers=-1", "--workers must be at least 0, got -1"),
+        ("--timeout=0", "argument --timeout: expected a number above 0 and at most 1e+06, got '0'"),
+        ("--timeout=nan", "got 'nan'"),
+        ("--timeout=1e12", "got '1e12'"),
+        ("--frames=0", "argument --frames: expected a whole number of at least 1, got '0'"),
+        ("--workers=-1", "argument --workers: expected a whole number of at least 0"),
     ):
-        assert main(["scan", str(folder / "train.txt"), option]) == 2
+        assert main(["data", "scan", str(folder / "train.txt"), option]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and told in error and error.count("\n") == 1
+    for option in ("--report", "--write-clean"):
+        before = (folder / "train.txt").read_bytes()
+        path = str(folder / ("train.txt" if option == "--write-clean" else "a/v_A_g01_c01.mkv"))
+        assert main(["data", "scan", str(folder / "train.txt"), option, path]) == 2
+        assert (folder / "train.txt").read_bytes() == before and (folder / "a/v_A_g01_c01.mkv").stat().st_size > 300
+        assert capsys.readouterr().out == ""  # refused before the files are read
+
+
+def test_equal_names_are_not_equal_clips(folder, tmp_path_factory, capsys):
+    """Training and validation clips may have the same relative names below their roots."""
+    other = tmp_path_factory.mktemp("other")
+    write_video(other / "a" / "clip.mkv", moving(30), 10, lossless=True)
+    write_video(folder / "a" / "clip.mkv", moving(31), 10, lossless=True)
+    train, val = folder / "names.txt", other / "names.txt"
+    for path in (train, val):
+        path.write_text("a/clip.mkv\t1\n")
+    options = ["--against", str(val), "--frames", "5", "--workers", "0"]
+    assert main(["data", "scan", str(train), *options, "--write-clean", str(folder / "clean.txt")]) == 0
+    assert (folder / "clean.txt").read_text() == train.read_text()
+    val.write_text(f"{folder / 'a' / 'clip.mkv'}\n")
+    assert main(["data", "scan", str(train), *options]) == 1
+    assert "1 clips, 1 shared" in capsys.readouterr().out
+
+
+def test_labels_out_of_range(folder, capsys):
+    lines = [f"a/v_A_g01_c01.mkv\t{10**20}", "b/v_B_g02_c01.mkv\t0", "a/v_A_g03_c01.mkv\t1"]
+    (folder / "labels.txt").write_text("\n".join(lines))
+    scanned = ["data", "scan", str(folder / "labels.txt"), "--frames", "5", "--workers", "0"]
+    assert main(scanned) == 1
+    assert "3 clips, 2 label\n" in (out := capsys.readouterr().out) and f"({10**20}, expected 1..1000000)" in out
+    assert main([*scanned, "--write-clean", str(folder / "clean.txt")]) == 0
+    assert (folder / "clean.txt").read_text() == "a/v_A_g03_c01.mkv\t1\n"
+    with pytest.raises(ValueError, match="labels must be 1..1000000"):
+        load_clips(folder / "labels.txt")
+    (folder / "labels.txt").write_text("\n".join(lines[:2]))
+    assert main([*scanned, "--write-clean", str(folder / "none.txt")]) == 2
+    assert "every clip has a problem" in capsys.readouterr().err and not (folder / "none.txt").exists()

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
+from sweettok.cli import main
 from sweettok.data import synthetic
-from sweettok.data.__main__ import main
 from sweettok.data.lists import load_clips, read_names
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.synthetic import CLASSES, MOTIONS, synthetic_clip, write_synthetic
@@ -166,7 +166,24 @@ def test_a_second_call_draws_only_what_is_missing(tmp_path, monkeypatch):
 def test_command(tmp_path, capsys):
     out = str(tmp_path / "set")
     arguments = ["synthetic", out, "--num-train", "3", "--num-val", "1", "--frames", "3", "--size", "16"]
-    assert main(arguments) == 0
+    assert main(["data", *arguments]) == 0
     assert capsys.readouterr().out.strip() == out
-    assert main([*arguments, "--seed", "1"]) == 2
+    assert main(["data", *arguments, "--seed", "1"]) == 2
     assert "seed 0 instead of 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", "0"), "--size: expected a whole number of at least 8, got '0'"),
+        (("--frames", "0"), "--frames: expected a whole number of at least 1, got '0'"),
+        (("--num-train", "-1"), "--num-train: expected a whole number of at least 0, got '-1'"),
+        (("--num-train", "0", "--num-val", "0"), "clips must be at least 1, got 0"),
+        (("--fps", "0"), "--fps: expected a number above 0, got '0'"),
+    ],
+)
+def test_nothing_is_not_drawn(tmp_path, capsys, options, message):
+    assert main(["data", "synthetic", str(tmp_path / "set"), *options]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.rglob("*.mp4"))
+    with pytest.raises(ValueError, match="height must be at least 8, got 0"):
+        write_synthetic(tmp_path / "set", size=0)

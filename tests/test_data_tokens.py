@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from sweettok.data.__main__ import main
+from sweettok.cli import main
 from sweettok.data.dataset import GlobalBatchSampler, make_loader
 from sweettok.data.lists import ClipList
 from sweettok.data.tokens import ShardWriter, StoredLayout, TokenDataset, TokenManifest, clips_hash, shard_name, verify
@@ -447,7 +447,7 @@ def test_reading_a_row_does_not_load_its_shard(tmp_path):
 def test_the_command_shows_what_a_folder_holds(tmp_path, capsys):
     about = manifest(given_frames=5, settings={"precision": "bf16"})
     write(tmp_path, about, rank=1, world_size=2)
-    assert main(["tokens", str(tmp_path)]) == 1
+    assert main(["data", "tokens", str(tmp_path)]) == 1
     told = capsys.readouterr().out
     for part in (
         "tokenized with tokenizer abababababab", "14 rows: 7 clips x 1, each also mirrored; 3 classes", "15 ids a row",
@@ -456,7 +456,22 @@ def test_the_command_shows_what_a_folder_holds(tmp_path, capsys):
     ):  # fmt: skip
         assert part in told
     write(tmp_path, about)
-    assert main(["tokens", str(tmp_path)]) == 0
+    assert main(["data", "tokens", str(tmp_path)]) == 0
     assert "4 of 4 shards are written" in capsys.readouterr().out
-    assert main(["tokens", str(tmp_path / "nowhere")]) == 2
+    assert main(["data", "tokens", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_commands_find_damaged_shards(tmp_path, capsys):
+    write(tmp_path, manifest())
+    assert main(["data", "verify", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: 4 shards, 0 missing, 0 damaged\n"
+    shortened(tmp_path / shard_name(1))
+    flipped(tmp_path / shard_name(2))
+    (tmp_path / shard_name(3)).unlink()
+    assert main(["data", "tokens", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "2 of 4 shards are written" in out and err.startswith(f"error: {tmp_path / shard_name(1)} is damaged")
+    assert main(["data", "verify", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "4 shards, 1 missing, 2 damaged" in out and err.count("error: ") == err.count("\n") == 2

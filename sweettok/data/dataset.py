@@ -282,7 +282,8 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 def _quiet_children() -> None:
     """Keep torch from raising that a worker died wherever the program happens to be: loaders find out by themselves."""
-    if threading.current_thread() is threading.main_thread():  # which alone may handle signals
+    main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    if main and hasattr(signal, "SIGCHLD"):  # Windows has none
         handler = signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", "").startswith("torch."):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,11 +1,13 @@
 """Official split and annotation files of UCF-101 and Kinetics-600, turned into our list files."""
 
 import csv
+import re
 from collections import defaultdict
 from pathlib import Path
 
 from sweettok.data.lists import VIDEO_SUFFIXES, find_files, read_names, some, write_list
 from sweettok.data.writer import write_lines
+from sweettok.store import check_output
 
 
 def import_ucf101(root: str | Path, split_dir: str | Path, fold: int, out: str | Path) -> tuple[Path, Path]:
@@ -16,7 +18,7 @@ def import_ucf101(root: str | Path, split_dir: str | Path, fold: int, out: str |
         split_dir: holds `classInd.txt`, `trainlist0<fold>.txt` and `testlist0<fold>.txt` as published.
         fold: 1, 2 or 3.
 
-    Returns the two lists. Their paths start from `root`, which `load_clips` must be told; labels are the official ones.
+    Returns the two lists. Their paths start from `root`, the `root` of `load_clips`; labels are the official ones.
     Raises FileNotFoundError for missing files and clips, ValueError for malformed lines.
     """
     root, split_dir, out = Path(root), Path(split_dir), Path(out)
@@ -35,6 +37,8 @@ def import_ucf101(root: str | Path, split_dir: str | Path, fold: int, out: str |
         written.append((out / f"{target}.txt", entries))
     if missing:
         raise FileNotFoundError(f"{len(missing)} clips of fold {fold} are missing{some(missing)}")
+    for path in (out / "train.txt", out / "val.txt", out / "classes.txt"):
+        check_output(path, inputs=split_dir.glob("*.txt"))
     for path, entries in written:
         write_list(path, entries)
     write_lines(out / "classes.txt", sorted(labels, key=labels.get))
@@ -85,6 +89,9 @@ def import_k600(annotations: str | Path, root: str | Path, out: str | Path) -> d
     root, out = Path(root), Path(out)
     rows = _k600_rows(Path(annotations))
     found = sorted({label for _, label, _ in rows})
+    for name in sorted({split for _, _, split in rows}):
+        check_output(out / f"{name}.txt", inputs=[annotations])
+    check_output(out / "classes.txt", inputs=[annotations])
     names = list(read_names(out / "classes.txt")) if (out / "classes.txt").is_file() else found
     unknown = sorted(set(found) - set(names))
     if unknown:
@@ -120,6 +127,9 @@ def _k600_rows(source: Path) -> list[tuple[str, str, str]]:
             start, end = row["time_start"], row["time_end"]
             if not all(row[name] for name in needed) or not (start.isdecimal() and end.isdecimal()):
                 raise ValueError(f"{source}, line {reader.line_num}: expected {', '.join(needed)}, got {row}")
+            if not re.fullmatch(r"[\w-]+", row["split"]) or row["split"] == "classes":
+                place = f"{source}, line {reader.line_num}"
+                raise ValueError(f"{place}: split names a file: expected a word such as train, got {row['split']!r}")
             rows.append((f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}", row["label"], row["split"]))
     if not rows:
         raise ValueError(f"{source}: no clips in it")

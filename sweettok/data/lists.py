@@ -12,8 +12,8 @@ two pairs are swapped there (indices 34/35 and 46/47) against the labels of its 
 import csv
 import hashlib
 import io
-import math
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from sweettok.data.writer import write_lines
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_CLASSES = 1_000_000  # labels above it are taken for mistakes
 SHOWN = 10  # offenders named in an error
 
 
@@ -72,6 +73,7 @@ def load_clips(
     Args:
         source: a text file with `path TAB label` lines (the release's lists) or with paths alone; a `.csv` file whose
             header has `path` and perhaps `label`; a folder of class folders, or a folder of clips without classes.
+            Images in a folder that has videos are left out, with a warning.
         root: the folder that paths in a file start from; by default the one that holds the file.
         classes: class names, in order; or a file of them, one a line; or just their number. It bounds the labels.
 
@@ -115,10 +117,17 @@ def read_entries(
 
 
 def find_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files with these suffixes anywhere below a folder, through symbolic links, sorted; not hidden ones."""
+    """Files with these suffixes anywhere below a folder, sorted; not hidden ones.
+
+    Symbolic links are followed, except one to a folder that it is itself in.
+    """
     found = []
+    inside = {str(folder): {os.path.realpath(folder)}}  # each folder -> the real paths of it and of those it is in
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        above = inside.pop(parent)
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders if not name.startswith(".")}
+        folders[:] = [name for name in real if real[name] not in above]
+        inside.update((os.path.join(parent, name), above | {real[name]}) for name in folders)
         found += [Path(parent, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
     return sorted(found)
 
@@ -177,6 +186,11 @@ def _key(name: Path) -> str:
 
 def _read_folder(source: Path, names: Sequence[str] | None) -> tuple[list[Entry], tuple[str, ...] | None]:
     files = [path.relative_to(source) for path in find_files(source, VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
+    images = [str(file) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if 0 < len(images) < len(files):
+        text = f"{source} has videos, so its {len(images)} images are left out; to use them too, list them in a file"
+        warnings.warn(f"{text}{some(images)}", stacklevel=4)
+        files = [file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES]
     if not any(len(file.parts) > 1 for file in files):
         return [Entry(source / file, _key(file), None, str(source / file)) for file in files], None
     loose = [str(file) for file in files if len(file.parts) == 1]
@@ -200,10 +214,9 @@ def _class_names(classes: int | Sequence[str] | str | Path | None) -> tuple[str,
 
 
 def _check_labels(entries: Sequence[Entry], count: int | None) -> None:
-    end = count if count is not None else math.inf
-    bad = [entry for entry in entries if entry.label is not None and not 0 <= entry.label < end]
+    bad = [entry for entry in entries if entry.label is not None and not 0 <= entry.label < (count or MAX_CLASSES)]
     if bad:
-        allowed = f"1..{count}" if count is not None else "1 or more"
+        allowed = f"1..{count or MAX_CLASSES}"
         raise ValueError(f"labels must be {allowed}{some(f'{e.where}: {e.label + 1}' for e in bad)}")
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sweettok.data.backends import ClipError
 from sweettok.data.config import DataConfig
-from sweettok.data.lists import Entry
+from sweettok.data.lists import MAX_CLASSES, Entry
 from sweettok.data.reader import count_frames, is_image, read_image, read_within
 from sweettok.store import sha256
 
@@ -24,6 +24,7 @@ KINDS = {
     "short": "has fewer frames than a clip",
     "repeated": "is in the list already",
     "shared": "is in the other list too",
+    "label": "has a label out of range",
     "group": "was cut from the same recording as a clip of the other list",
 }
 AT_ONCE = 1024  # files that the same processes read
@@ -65,7 +66,7 @@ def scan(
 
     Args:
         entries, against: from `lists.read_entries`. `against` is another list, as of validation clips, that should
-            share nothing with the first: no file content, no key, no group of UCF-101. Its files are not decoded.
+            share nothing with the first: no file, no content, no group of UCF-101. Its files are not decoded.
         frames, stride: the clips to be cut; a video shorter than their span is reported.
         workers: processes that read files; 0 reads in this one, which a file may then end.
         timeout: seconds that reading a file may take.
@@ -73,7 +74,7 @@ def scan(
     facts = dict(_map(partial(inspect, timeout=timeout), entries, workers, progress, "decoding"))
     compared = dict(_map(partial(inspect, timeout=timeout, decode=False), against, workers, progress, "comparing"))
     others = {compared[e.path].digest: e for e in against if compared[e.path].digest}
-    other_keys = {e.key: e for e in against}
+    other_paths = {e.path.resolve(): e for e in against}
     groups = {_group(e): e for e in against if _group(e)}
     span = (frames - 1) * stride + 1
     seen: dict[str, Entry] = {}
@@ -85,13 +86,15 @@ def scan(
         elif fact.num_frames < span:
             problems.append(Problem("short", entry, f"{fact.num_frames} of {span}"))
         names = [name for name in (fact.digest, f"key {entry.key}") if name is not None]
-        twin = next((seen[name] for name in names if name in seen), None)
-        if twin is not None:
-            problems.append(Problem("repeated", entry, f"{twin.where}: {twin.path}"))
+        same = next((seen[name] for name in names if name in seen), None)
+        if same is not None:
+            problems.append(Problem("repeated", entry, f"{same.where}: {same.path}"))
         seen.update((name, entry) for name in names if name not in seen)
-        twin = others.get(fact.digest) or other_keys.get(entry.key)
-        if twin is not None:
-            problems.append(Problem("shared", entry, f"{twin.where}: {twin.path}"))
+        if entry.label is not None and not 0 <= entry.label < MAX_CLASSES:
+            problems.append(Problem("label", entry, f"{entry.label + 1}, expected 1..{MAX_CLASSES}"))
+        same = others.get(fact.digest) or other_paths.get(entry.path.resolve())
+        if same is not None:
+            problems.append(Problem("shared", entry, f"{same.where}: {same.path}"))
         elif _group(entry) in groups:
             problems.append(Problem("group", entry, f"{groups[_group(entry)].path}"))
     unknown = [(e, compared[e.path]) for e in against if compared[e.path].kind not in (None, "missing")]

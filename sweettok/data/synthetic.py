@@ -323,6 +323,11 @@ def write_synthetic(
     """
     out = Path(out)
     height, width = (size, size) if isinstance(size, int) else size
+    least = {"num_train": 0, "num_val": 0, "clips": 1, "frames": 1, "height": 8, "width": 8, "seed": 0}
+    values = (num_train, num_val, num_train + num_val, frames, height, width, seed)
+    for (name, low), value in zip(least.items(), values, strict=True):
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}")
     manifest = {
         "format": FORMAT,
         "num_train": num_train,

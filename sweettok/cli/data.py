@@ -1,0 +1,152 @@
+"""`sweettok data`: check lists of clips, import official splits, write synthetic clips, check token shards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from sweettok.cli.main import Command
+from sweettok.cli.options import add_seed, add_workers, integer, real
+from sweettok.data.config import DataConfig
+from sweettok.data.importers import import_k600, import_ucf101
+from sweettok.data.lists import read_entries, write_list
+from sweettok.data.scan import KINDS, scan
+from sweettok.data.synthetic import write_synthetic
+from sweettok.data.tokens import TokenManifest, verify
+from sweettok.data.writer import write_lines
+from sweettok.store import check_output, check_output_folder
+
+
+def _scan_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("list", type=Path, help="list file, CSV file or folder of clips")
+    add("--root", type=Path, help="folder that the paths in the list start from (default: the list's)")
+    add("--against", type=Path, help="another list that must share no clip with it, such as the validation list")
+    add("--against-root", type=Path, help="folder that the other list's paths start from")
+    add("--frames", type=integer(), default=17, help="frames of the clips to be cut (default: 17)")
+    add("--stride", type=integer(), default=1, help="distance between these frames in the video (default: 1)")
+    add_workers(parser, min(8, os.cpu_count() or 1))
+    seconds = DataConfig.read_timeout
+    add("--timeout", type=real(0, 1e6, positive=True), default=seconds, metavar="SECONDS",
+        help=f"how long reading a file may take (default: {seconds:g}, as data.read_timeout)")  # fmt: skip
+    add("--report", type=Path, help="write the problems to this JSON file")
+    add("--write-clean", type=Path, metavar="LIST", help="write the clips without problems to this list file")
+
+
+def _scan(args: argparse.Namespace) -> int:
+    base = args.root or (args.list if args.list.is_dir() else args.list.parent)
+    if args.write_clean and args.root is None and args.write_clean.parent.resolve() != base.resolve():
+        raise ValueError(f"--write-clean must be in {base}, where its paths start from, or --root must be given")
+    entries, _ = read_entries(args.list, args.root)
+    against = read_entries(args.against, args.against_root)[0] if args.against else []
+    inputs = {args.list, args.against, *(entry.path for entry in (*entries, *against))} - {None}
+    for path, suffixes in ((args.report, (".json",)), (args.write_clean, (".txt",))):
+        if path is not None:
+            check_output(path, suffixes, [source for source in inputs if not source.is_dir()])
+    problems = scan(entries, against, args.frames, args.stride, args.workers, True, args.timeout)
+    for problem in problems:
+        print(problem)
+    counts = Counter(problem.kind for problem in problems)
+    found = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]) or "no problems"
+    print(f"{args.list}: {len(entries)} clips, {found}")
+    if args.report:
+        settings = {name: getattr(args, name) for name in ("list", "against", "frames", "stride", "timeout")}
+        rows = [{"kind": p.kind, "path": p.entry.path, "where": p.entry.where, "detail": p.detail} for p in problems]
+        report = {"kind": "scan", **settings, "clips": len(entries), "problems": rows}
+        write_lines(args.report, [json.dumps(report, indent=2, default=str)])
+    if args.write_clean is None:
+        return _report([f"{len({p.entry.where for p in problems})} clips have problems"] if problems else [])
+    bad = {problem.entry.where for problem in problems}
+    clean = [entry for entry in entries if entry.where not in bad]
+    if not clean:
+        raise ValueError(f"{args.list}: every clip has a problem, so {args.write_clean} is not written")
+    write_list(args.write_clean, ((os.path.relpath(entry.path, base), entry.label) for entry in clean))
+    print(f"{args.write_clean}: {len(clean)} clips")
+    return 0
+
+
+def _synthetic_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path)
+    add("--num-train", type=integer(0), default=256, help="training clips (default: 256)")
+    add("--num-val", type=integer(0), default=64, help="validation clips (default: 64)")
+    add("--frames", type=integer(), default=24, help="frames per clip (default: 24)")
+    add("--size", type=integer(8), default=64, help="height and width in pixels (default: 64)")
+    add("--fps", type=real(positive=True), default=12, help="frames per second (default: 12)")
+    add_seed(parser)
+
+
+def _synthetic(args: argparse.Namespace) -> None:
+    check_output_folder(args.out)
+    names = ("num_train", "num_val", "frames", "size", "fps", "seed")
+    print(write_synthetic(args.out, **{name: getattr(args, name) for name in names}, progress=True))
+
+
+def _ucf101_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, help="folder of the clips")
+    parser.add_argument("splits", type=Path, help="folder of classInd.txt, trainlist01.txt, testlist01.txt, ...")
+    parser.add_argument("out", type=Path, help="folder of the lists to be written")
+    parser.add_argument("--fold", type=int, choices=(1, 2, 3), default=1, help="of the three official splits")
+
+
+def _import_ucf101(args: argparse.Namespace) -> None:
+    for path in import_ucf101(args.root, args.splits, args.fold, args.out):
+        print(f"{path}: {len(read_entries(path, args.root)[0])} clips, paths from {args.root}")
+
+
+def _k600_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("csv", type=Path, help="annotations: label, youtube_id, time_start, time_end, split")
+    parser.add_argument("root", type=Path, help="folder of the clips")
+    parser.add_argument("out", type=Path, help="folder of the lists to be written")
+
+
+def _import_k600(args: argparse.Namespace) -> None:
+    for split, (written, lost) in import_k600(args.csv, args.root, args.out).items():
+        print(f"{args.out / split}.txt: {written} clips, paths from {args.root}; {lost} clips not found")
+
+
+def _folder_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder of token shards")
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    manifest, damaged = TokenManifest.read(args.folder), verify(args.folder, content=False)
+    layout, missing = manifest.layout, len(manifest.missing(args.folder))
+    segments = ", ".join(f"{s.length} of {s.vocab_size} ({s.name})" for s in layout.segments)
+    mirrored = ", each also mirrored" if manifest.flips else ""
+    clips = f"{manifest.num_clips} clips x {manifest.clips_per_video}{mirrored}"
+    given = f", and those of the first {manifest.given_frames} frames" if manifest.given_frames else ""
+    print(f"{args.folder}: {manifest.kind} with tokenizer {manifest.tokenizer_hash[:12]}")
+    print(f"{manifest.num_rows} rows: {clips}; {manifest.num_classes} classes")
+    print(f"{layout.length} ids a row, {layout.bits:.0f} bits{given}: {segments}")
+    print(f"{manifest.num_frames} frames, stride {manifest.stride}, {manifest.resize}, short {manifest.short}")
+    print(f"settings: {json.dumps(manifest.settings)}")
+    print(f"{manifest.num_shards - missing - len(damaged)} of {manifest.num_shards} shards are written")
+    return _report(damaged) or (1 if missing else 0)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    manifest, damaged = TokenManifest.read(args.folder), verify(args.folder)
+    missing = manifest.missing(args.folder)
+    print(f"{args.folder}: {manifest.num_shards} shards, {len(missing)} missing, {len(damaged)} damaged")
+    return _report(damaged) or (1 if missing else 0)
+
+
+def _report(problems: list[str]) -> int:
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+COMMANDS = {
+    "scan": Command("check the clips of a list", _scan_arguments, _scan),
+    "synthetic": Command("write a small dataset of drawn clips with captions", _synthetic_arguments, _synthetic),
+    "import-ucf101": Command("write lists from the official UCF-101 split files", _ucf101_arguments, _import_ucf101),
+    "import-k600": Command("write lists from a Kinetics-600 annotation CSV", _k600_arguments, _import_k600),
+    "tokens": Command("show what a folder of token shards holds", _folder_argument, _tokens),
+    "verify": Command("read a folder of token shards and compare their digests", _folder_argument, _verify),
+}
