@@ -17,7 +17,7 @@ from sweettok.stages import STAGES as TASKS
 from sweettok.stages import build_task as build_task
 from sweettok.stages import load_config
 from sweettok.train import loop
-from sweettok.train.loop import make_accelerator
+from sweettok.train.session import make_accelerator, start
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = tuple(TASKS)
@@ -99,7 +99,7 @@ def make_task(kind, run):
 
 
 def begin(task, run):
-    session = loop._start(task, run, make_accelerator(run.train))
+    session = start(task, run, make_accelerator(run.train))
     return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
 
 

@@ -15,7 +15,7 @@ from toy_task import ToyTask, toy_run
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.stages import load_config
 from sweettok.train import checkpoint
-from sweettok.train.checkpoint import RunState, checkpoints, clean, find_resume, latest, load, save, written_aside
+from sweettok.train.checkpoint import RunState, checkpoints, find_resume, latest, load, repair, save, write_folder_aside
 from sweettok.train.ema import EMA
 from sweettok.train.loop import fit
 
@@ -90,7 +90,7 @@ def test_folder_describes_itself_and_holds_no_code(tmp_path):
     torch.load(folder / "optimizers.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("writer", ["write_config", "_write_tensors", "_optimizers"])
+@pytest.mark.parametrize("writer", ["write_config", "_write_tensors", "_write_pickled"])
 def test_interrupted_save_leaves_the_previous_one(tmp_path, monkeypatch, writer):
     save(state_of(toy_run(tmp_path), step=1), tmp_path)
 
@@ -103,7 +103,7 @@ def test_interrupted_save_leaves_the_previous_one(tmp_path, monkeypatch, writer)
             save(state_of(toy_run(tmp_path), step=2), tmp_path)
     assert latest(tmp_path) == tmp_path / "checkpoint-1"
     load(state_of(toy_run(tmp_path)), tmp_path / "checkpoint-1")
-    clean(tmp_path)
+    repair(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     save(state_of(toy_run(tmp_path), step=2), tmp_path)
     assert latest(tmp_path) == tmp_path / "checkpoint-2"
@@ -114,13 +114,13 @@ def full_disk(*args):
 
 
 @pytest.mark.parametrize("writer", ["write_config", "_write_json", "_write_tensors", "_write_pickled", "os.fsync"])
-def test_a_full_disk_is_told_and_leaves_the_previous_one(tmp_path, monkeypatch, writer):
+def test_a_full_disk_is_reported_and_leaves_the_previous_one(tmp_path, monkeypatch, writer):
     run = toy_run(tmp_path, keep_checkpoints=1)
     save(state_of(run, step=1), tmp_path)
     files = {path: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(f"sweettok.train.checkpoint.{writer}", full_disk)
-        told = "cannot write .*checkpoint-2: .*No space left.*checkpoint-1 is whole, and the run goes on from.*GiB"
+        told = "cannot write .*checkpoint-2: .*No space left.*checkpoint-1 is complete; start again to resume.*GiB"
         with pytest.raises(OSError, match=told):
             save(state_of(run, step=2), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
@@ -141,7 +141,7 @@ def test_a_run_on_a_disk_with_a_limit(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "checkpoint-1 is whole" in done.stderr, done.stderr
+    assert done.returncode == 1 and "checkpoint-1 is complete" in done.stderr, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     load(state_of(toy_run(tmp_path)), tmp_path / "checkpoint-1")
 
@@ -150,7 +150,7 @@ def test_a_disk_that_is_full_elsewhere(tmp_path, monkeypatch, fresh_accelerator)
     """Errors of the system, as when a sample is written, tell from where the run goes on too."""
     run = toy_run(tmp_path, sample_every=5)
     monkeypatch.setattr("sweettok.train.evaluate.write_video", full_disk)
-    with pytest.raises(OSError, match="No space left.*checkpoint-3 is whole, and the run goes on from there$"):
+    with pytest.raises(OSError, match="No space left.*checkpoint-3 is complete; start again to resume from it$"):
         fit(ToyTask(run), run)
 
 
@@ -160,23 +160,45 @@ def test_files_are_on_the_disk_before_they_count(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: events.append(by_handle(handle)) or fsync(handle))
     monkeypatch.setattr(os, "replace", lambda old, new: events.append(("renamed", Path(new).name)) or replace(old, new))
     folder = save(state_of(toy_run(tmp_path), step=1), tmp_path)
-    renamed = events.index(("renamed", "checkpoint-1"))
-    assert {path.name for path in folder.iterdir()} | {".checkpoint-1.partial"} <= set(
-        event for event in events[:renamed] if isinstance(event, str)
-    )
-    assert events[renamed + 1 :] == [tmp_path.name]
+    *flushed, aside, renamed, parent = events
+    assert set(flushed) == {path.name for path in folder.iterdir()}
+    assert aside.startswith(".checkpoint-1.") and (renamed, parent) == (("renamed", "checkpoint-1"), tmp_path.name)
 
 
-def test_what_kills_leave_behind_is_cleaned_up(tmp_path):
-    (tmp_path / ".checkpoint-3.partial").mkdir()
-    (tmp_path / ".checkpoint-1.old.partial").mkdir()
+def test_what_kills_leave_behind_is_removed(tmp_path):
+    (tmp_path / ".checkpoint-3.0a1b.partial").mkdir()
     (tmp_path / "samples").mkdir()
     for name in (".log.12.partial.jsonl", "samples/.00000003_0.12.partial.mp4"):
         (tmp_path / name).touch()
     for name in ("log.jsonl", "samples/00000003_0.mp4"):
         (tmp_path / name).touch()
-    clean(tmp_path)
+    repair(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["00000003_0.mp4", "log.jsonl", "samples"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_kill_at_each_rename_leaves_the_old_folder_or_the_new(tmp_path, monkeypatch, rename, after):
+    folder, replace, calls = tmp_path / "best", os.replace, []
+    with write_folder_aside(folder) as aside:
+        (aside / "version").write_text("old")
+
+    def killed(source, target):
+        calls.append(target)
+        if len(calls) == rename and not after:
+            raise KeyboardInterrupt
+        replace(source, target)
+        if len(calls) == rename and after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt), write_folder_aside(folder) as aside:
+            (aside / "version").write_text("new")
+    assert len(calls) == rename
+    assert find_resume(tmp_path, resume=True) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (folder / "version").read_text() == ("new" if (rename, after) == (2, True) else "old")
 
 
 def test_latest_is_the_highest_whole_one(tmp_path):
@@ -196,15 +218,15 @@ def test_rotation_keeps_the_newest(tmp_path):
     assert checkpoints(tmp_path) == [tmp_path / "checkpoint-2", tmp_path / "checkpoint-3"]
 
 
-def test_written_aside_replaces_only_when_done(tmp_path):
+def test_write_folder_aside_replaces_only_when_done(tmp_path):
     folder = tmp_path / "final"
-    with written_aside(folder) as aside:
+    with write_folder_aside(folder) as aside:
         (aside / "old").touch()
         assert not folder.exists()
-    with pytest.raises(KeyboardInterrupt), written_aside(folder):
+    with pytest.raises(KeyboardInterrupt), write_folder_aside(folder):
         raise KeyboardInterrupt
     assert (folder / "old").exists()
-    with written_aside(folder) as aside:
+    with write_folder_aside(folder) as aside:
         (aside / "new").touch()
     assert [path.name for path in folder.iterdir()] == ["new"] and [path.name for path in tmp_path.iterdir()] == [
         "final"
@@ -221,7 +243,7 @@ def test_another_order_of_clips_is_refused(tmp_path, change, told):
         load(state_of(toy_run(tmp_path, **change)), folder)
 
 
-def test_changed_settings_take_effect_and_are_told(tmp_path):
+def test_changed_settings_take_effect_and_are_reported(tmp_path):
     old = state_of(toy_run(tmp_path), step=3)
     folder = save(old, tmp_path)
     run = toy_run(tmp_path, max_steps=30, ema_decay=0.5)
@@ -229,7 +251,7 @@ def test_changed_settings_take_effect_and_are_told(tmp_path):
     trained = new.task.trained["discriminator"]
     (group,) = trained.optimizer.param_groups
     group["weight_decay"], trained.scheduler.base_lrs = 0.25, [0.4]
-    assert load(new, folder) == ["train.ema_decay was 0.999 and is 0.5", "train.max_steps was 6 and is 30"]
+    assert load(new, folder)[0] == ["train.ema_decay was 0.999 and is 0.5", "train.max_steps was 6 and is 30"]
     (group,) = trained.optimizer.param_groups
     assert (group["weight_decay"], group["lr"], new.ema.cap) == (0.25, 0.4 * (1 - 3 / 30), 0.5)
     assert trained.scheduler.last_epoch == 3
@@ -238,7 +260,7 @@ def test_changed_settings_take_effect_and_are_told(tmp_path):
         assert torch.equal(*(state["exp_avg"] for state in moments))
     trained.scheduler.step()
     assert group["lr"] == 0.4 * (1 - 4 / 30)
-    assert load(state_of(toy_run(tmp_path)), folder) == []
+    assert load(state_of(toy_run(tmp_path)), folder)[0] == []
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):

@@ -15,7 +15,8 @@ from sweettok.stages.codes import CodePredictor
 from sweettok.stages.stage1 import Stage1Task
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.train import checkpoint
-from sweettok.train.loop import Clock, evaluate, train_step
+from sweettok.train.evaluate import evaluate
+from sweettok.train.step import Clock, train_step
 from sweettok.train.task import StepContext
 from sweettok.train.usage import FALLEN, LEAST, RECOVERED, UsageWatch, UsageWindow
 

@@ -19,7 +19,7 @@ from sweettok.stages.stage1 import Stage1Task, start_from
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.release import TOKENIZER
-from sweettok.train.loop import Clock, train_step
+from sweettok.train.step import Clock, train_step
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -11,7 +11,7 @@ from sweettok.data.tokens import StoredLayout, TokenDataset
 from sweettok.generator.model import Generator
 from sweettok.stages.generator import GeneratorTask
 from sweettok.tokenizer.model import SweetTok
-from sweettok.train.loop import Clock, train_step
+from sweettok.train.step import Clock, train_step
 from sweettok.train.task import StepContext
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_task import START, ToyTask, toy_run
 
 from sweettok.train.checkpoint import checkpoints
-from sweettok.train.health import Health
-from sweettok.train.loop import Clock, fit, train_step
+from sweettok.train.loop import fit
+from sweettok.train.monitor import StepMonitor
+from sweettok.train.step import Clock, train_step
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -70,10 +71,10 @@ def test_a_skipped_step_changes_no_weight_moment_or_buffer(tmp_path, kind):
     # Averages and schedules follow the steps, so that they can be told from the step alone.
     assert session.state.ema.calls == task.trained["generator"].scheduler.last_epoch == START + 2
     assert task.trained["discriminator"].scheduler.last_epoch == 2
-    assert session.health.look(wait=True) is False and session.state.skipped == session.state.skipped_in_a_row == 1
+    assert session.monitor.check(wait=True) is False and session.state.skipped == session.state.skipped_in_a_row == 1
 
     train_step(session, batches, Clock())
-    session.health.look(wait=True)
+    session.monitor.check(wait=True)
     assert (session.state.skipped, session.state.skipped_in_a_row) == (1, 0)
     assert not any(torch.equal(task.model.state_dict()[name], before[0][name]) for name in before[0])
 
@@ -95,7 +96,7 @@ def test_statistics_survive_a_skipped_step(runs, stage):
     train_step(session, batches, Clock())
     for poison in poisons:
         poison.remove()
-    session.health.look(wait=True)
+    session.monitor.check(wait=True)
     assert session.state.skipped == 1
     for module, old in zip(modules, before, strict=True):
         assert all(torch.equal(value, old[name]) for name, value in module.state_dict().items())
@@ -128,13 +129,13 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
 
 def test_votes_are_read_late_on_a_device(tmp_path, monkeypatch):
     """As where the host queues steps ahead: the same steps are skipped, and the run ends a step later."""
-    original = Health.__init__
+    original = StepMonitor.__init__
 
     def late(self, *args):
         original(self, *args)
         self.lag = 1
 
-    monkeypatch.setattr(Health, "__init__", late)
+    monkeypatch.setattr(StepMonitor, "__init__", late)
     settings = {"max_steps": 9, "save_every": 20, "log_every": 20, "eval_every": 0, "max_skipped_steps": 1}
     harm = Harm([3, 4, 5])
     with pytest.raises(FloatingPointError, match="step 5 is not finite"):
@@ -164,14 +165,14 @@ class Waits(TorchDispatchMode):
 
 
 def waits_of(monkeypatch, work) -> Counter:
-    """What waits while `work()` runs: operators, and values that leave a tensor, but for the votes of health.py."""
+    """What waits while `work()` runs: operators, and values that leave a tensor, but for the sums of monitor.py."""
     with monkeypatch.context() as patch, Waits() as waits:
         for name in ("tolist", "cpu", "numpy", "item", "__bool__", "__float__", "__int__"):
             original = getattr(Tensor, name)
 
             def counted(self, *args, _name=name, _original=original, **kwargs):
                 caller = sys._getframe(1).f_code.co_filename
-                votes = _name == "tolist" and caller.endswith("health.py")
+                votes = _name == "tolist" and caller.endswith("monitor.py")
                 waits.found[_name] += not votes and "data" not in caller and "collate" not in caller
                 return _original(self, *args, **kwargs)
 
@@ -187,7 +188,7 @@ def test_quiet_steps_do_not_wait(tmp_path, monkeypatch):
     def steps():
         for _ in range(4):
             train_step(session, batches, Clock())
-            session.health.look(wait=False)
+            session.monitor.check(wait=False)
 
     assert waits_of(monkeypatch, steps) == Counter()
     scalar = torch.ones(())
@@ -203,7 +204,7 @@ def test_quiet_steps_of_the_stages_do_not_wait(runs, monkeypatch, stage):
     def steps():
         for _ in range(2):
             train_step(session, iter([batch]), Clock())
-            session.health.look(wait=False)
+            session.monitor.check(wait=False)
 
     steps()  # what is looked up once
     assert waits_of(monkeypatch, steps) == Counter()

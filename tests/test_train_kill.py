@@ -157,6 +157,30 @@ def step_of(line: str) -> int | None:
         return None
 
 
+# ------------------------------------------------------------------------------------------------------------ hanging
+
+
+def hangs_for_ever(context, loss):
+    if context.step == 1:
+        time.sleep(1000)
+    return loss
+
+
+def test_a_process_that_makes_no_step_ends_and_shows_where_it_waited(tmp_path):
+    run, pid = toy_run(tmp_path / "run", step_timeout=1), os.fork()
+    if not pid:
+        try:
+            out = os.open(tmp_path / "out.txt", os.O_WRONLY | os.O_CREAT)
+            os.dup2(out, 1), os.dup2(out, 2)
+            fit(ToyTask(run, meddle=hangs_for_ever), run)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    lines = (tmp_path / "out.txt").read_text().splitlines()
+    assert any("in hangs_for_ever" in line for line in lines)
+    assert lines[-1].startswith("error: no progress for 1 seconds (train.step_timeout)")
+
+
 # -------------------------------------------------------------------------------------------------- asked to stop
 
 

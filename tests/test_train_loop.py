@@ -14,7 +14,10 @@ from toy_task import START, ToyTask, toy_run
 
 from sweettok.train import loop
 from sweettok.train.checkpoint import checkpoints
-from sweettok.train.loop import BatchShare, Clock, fit, make_accelerator, train_step
+from sweettok.train.evaluate import spread
+from sweettok.train.loop import fit
+from sweettok.train.session import BatchShare, make_accelerator, start
+from sweettok.train.step import Clock, train_step
 from sweettok.train.task import StepContext
 
 
@@ -201,7 +204,7 @@ def test_gradients_are_clipped_for_each_module(tmp_path):
 
 def begin(task, run):
     """The loop's own start, for looking at single steps."""
-    session = loop._start(task, run, make_accelerator(run.train))
+    session = start(task, run, make_accelerator(run.train))
     return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
 
 
@@ -225,7 +228,7 @@ def test_an_overflow_of_fp16_is_skipped_and_lowers_the_scale(tmp_path):
     train_step(session, batches, Clock())
     assert not any(torch.equal(old, new) for old, new in zip(weights, task.model.parameters(), strict=True))
     assert task.trained["discriminator"].scheduler.last_epoch == 1
-    assert session.health.look(wait=True) is False and session.state.skipped == 1
+    assert session.monitor.check(wait=True) is False and session.state.skipped == 1
 
 
 def test_a_missing_loss_is_noticed(tmp_path):
@@ -274,6 +277,29 @@ def test_without_validation_data_the_training_batch_is_shown(tmp_path):
     fit(task, run)
     assert len(list((tmp_path / "samples").iterdir())) == 3
     assert log_lines(tmp_path, "eval/") == []
+
+
+def test_logged_scalars_are_means_since_the_last_line(tmp_path):
+    train(tmp_path / "each")
+    train(tmp_path / "window", log_every=3)
+    each, window = log_lines(tmp_path / "each"), log_lines(tmp_path / "window")
+    assert [line["step"] for line in window] == [3, 6]
+    for line, steps in zip(window, (each[:3], each[3:]), strict=True):
+        for name in ("train/error", "train/loss/generator", "train/grad_norm/discriminator"):
+            values = [step[name] for step in steps if name in step]
+            assert line[name] == pytest.approx(sum(values) / len(values), rel=1e-6), name
+        assert line["lr/generator"] == steps[-1]["lr/generator"]
+
+
+def test_validation_clips_are_spread_over_the_list(tmp_path):
+    assert list(spread(range(10), 4)) == [0, 2, 5, 7]
+    assert spread(range(3), 4) == spread(range(3), None) == range(3)
+    run, seen = toy_run(tmp_path, max_steps=1, eval_every=1, eval_clips=3), []
+    task = ToyTask(run)
+    validate = task.validate
+    task.validate = lambda batch: seen.extend(batch["key"]) or validate(batch)
+    fit(task, run)
+    assert seen == ["0/0", "0/2", "0/4"]
 
 
 def test_log_has_speed_and_each_step_once(tmp_path):
@@ -360,7 +386,7 @@ def test_compiled_modules_learn_the_same(tmp_path, monkeypatch):
 
 
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "Accelerator", lambda **settings: SimpleNamespace(num_processes=1))
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(num_processes=1))
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="ACCELERATE_USE_CPU"):

@@ -13,7 +13,7 @@ from sweettok.cli.main import main
 from sweettok.stages import build_task, load_config
 from sweettok.stages import plan as planning
 from sweettok.stages.plan import DryRun, plan, task_modules
-from sweettok.train.loop import Clock, train_step
+from sweettok.train.step import Clock, train_step
 
 CONFIGS = sorted(
     path for path in (stages.ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("accelerate", "base")

@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from toy_task import ToyTask, Vectors, toy_run
 
 from sweettok.train import checkpoint, evaluate, loop, sharding
-from sweettok.train.loop import Clock, fit, make_accelerator, train_step
+from sweettok.train.loop import fit
+from sweettok.train.session import make_accelerator, start
+from sweettok.train.step import Clock, train_step
 from sweettok.train.task import Task, TrainedModule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +118,7 @@ class OneModule(Task):
 
 
 def begin(task, run):
-    session = loop._start(task, run, make_accelerator(run.train))
+    session = start(task, run, make_accelerator(run.train))
     return session, iter(loop.make_loader(task.train_dataset, session.state.sampler, 0))
 
 
@@ -229,6 +231,9 @@ def test_bf16_equals_one_process(two, tmp_path):
     train(toy_run(tmp_path, **BF16), dtype=torch.float32)
     for mine, other in zip(log_lines(tmp_path), log_lines(two / "bf16"), strict=True):
         assert results(mine) == pytest.approx(results(other), rel=1e-5)
+    # Validation is in full precision for both.
+    (mine,), (other,) = log_lines(tmp_path, "eval/"), log_lines(two / "bf16", "eval/")
+    assert mine["eval/error"] == pytest.approx(other["eval/error"], rel=1e-6)
     first, second = (load_file(folder / "checkpoint-4" / "model.safetensors") for folder in (tmp_path, two / "bf16"))
     torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
@@ -275,17 +280,17 @@ def hold_slices(run, folder):
             assert isinstance(value, DTensor)
             rows = (len(value) + 1) // 2
             assert value.to_local().untyped_storage().nbytes() <= rows * value[0].numel() * 8
-    shadow = sharding.gather(state.ema.shadow, keep=rank == 0)
+    shadow = sharding.gather(state.ema.shadow)
     assert [name for name, value in shadow.items() if value is not None] == (list(shadow) if rank == 0 else ["updates"])
-    before = sharding.gather(task.model.state_dict(), keep=True)
+    before = sharding.gather(task.model.state_dict(), torch.device("cpu"))
     with state.ema.applied(task.model):
-        inside = sharding.gather(task.model.state_dict(), keep=rank == 0)
+        inside = sharding.gather(task.model.state_dict())
         assert_equal(inside, shadow)
-    assert_equal(sharding.gather(task.model.state_dict(), keep=True), before)
+    assert_equal(sharding.gather(task.model.state_dict(), torch.device("cpu")), before)
 
 
 def show(run, folder):
-    """A whole copy stands in for the model on one process."""
+    """A whole copy replaces the model on one process."""
     task = OneModule(run)
     session, _ = begin(task, run)
     checkpoint.load(session.state, folder)
@@ -300,8 +305,9 @@ def show(run, folder):
         torch.testing.assert_close(task.shown[0][1], expected)
     else:
         assert task.shown == []
-    with evaluate.shown(session, torch.device("cpu")) as main:
-        assert main == session.accelerator.is_main_process == (type(task.model) is Model)
+    kinds = []
+    evaluate.on_main(session, torch.device("cpu"), lambda: kinds.append(type(task.model)))
+    assert kinds == [Model] * session.accelerator.is_main_process
 
 
 def start_differently(run):
@@ -314,13 +320,13 @@ def start_differently(run):
     old = [weakref.ref(param) for param in task.model.parameters()]
     begin(task, run)
     assert not any(param() is not None for param in old)
-    assert_equal(sharding.gather(task.model.state_dict(), keep=True), expected)
+    assert_equal(sharding.gather(task.model.state_dict(), torch.device("cpu")), expected)
     assert task.model.scale.eq(0.5).all()
 
 
-def test_a_twin_has_no_weights_and_its_buffers():
+def test_an_empty_model_has_no_weights_but_its_buffers():
     model = Model(False)
-    weightless = sharding.twin(model)
+    weightless = sharding._without_weights(model)
     assert all(param.is_meta for param in weightless.parameters())
     assert [param.requires_grad for param in weightless.parameters()] == [p.requires_grad for p in model.parameters()]
     assert torch.equal(weightless.scale, model.scale) and weightless.scale is not model.scale
@@ -345,7 +351,7 @@ def test_a_twin_has_no_weights_and_its_buffers():
 def test_what_sharded_runs_do_not_do(tmp_path, monkeypatch, environment, settings, told):
     for name, value in {**FSDP, **environment}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=f"fully sharded data parallelism does not go with .*{told}"):
+    with pytest.raises(ValueError, match=f"fully sharded data parallelism does not support .*{told}"):
         sharding.check(toy_run(tmp_path, **settings).train)
 
 
@@ -353,7 +359,7 @@ def test_what_sharded_runs_do(tmp_path, monkeypatch):
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
     sharding.check(toy_run(tmp_path, mixed_precision="bf16").train)
-    assert not sharding.asked()  # nobody to share with
+    assert not sharding.is_asked()  # nobody to share with
 
 
 def test_tasks_that_cannot_be_sharded(tmp_path):
@@ -363,7 +369,7 @@ def test_tasks_that_cannot_be_sharded(tmp_path):
     task = OneModule(run)
     task.model.layers = task.model.blocks
     del task.model.blocks
-    with pytest.raises(ValueError, match="one module stage has none: use configs/accelerate/ddp"):
+    with pytest.raises(ValueError, match="one module stage's model has none: use configs/accelerate/ddp"):
         sharding.shard(task, accelerator=None)
 
 
@@ -375,9 +381,9 @@ def test_the_launcher_s_configuration_is_used(tmp_path, config, expected):
     script = tmp_path / "told.py"
     script.write_text(
         "import torch\nfrom accelerate import Accelerator\nfrom sweettok.train import sharding\n"
-        "accelerator = Accelerator()\nfrom sweettok.config import TrainConfig\n"
-        "if sharding.asked(): sharding.check(TrainConfig(output_dir='x'))\n"
-        "if accelerator.is_main_process: print(sharding.asked(), accelerator.num_processes)\n"
+        "accelerator = Accelerator()\nfrom sweettok.train.config import TrainConfig\n"
+        "if sharding.is_asked(): sharding.check(TrainConfig(output_dir='x'))\n"
+        "if accelerator.is_main_process: print(sharding.is_asked(), accelerator.num_processes)\n"
         "accelerator.wait_for_everyone()\n"  # none leaves while others still connect
         "torch.distributed.destroy_process_group()\n"
     )

@@ -35,7 +35,7 @@ from sweettok.stages.stage2 import Stage2Task
 from sweettok.tokenizer.decoder import HEAD_SHARPNESS
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.release import TOKENIZER as NAMES
-from sweettok.train.loop import Clock, train_step
+from sweettok.train.step import Clock, train_step
 from sweettok.train.task import StepContext
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -86,9 +87,54 @@ def cannot_write(run):
     return ToyTask(run)
 
 
+class OnNode:
+    """Makes a task on a machine of its own: `folder/node-<rank>` is where relative paths lead to."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, run):
+        os.chdir(self.folder / f"node-{os.environ['RANK']}")
+        return ToyTask(run)
+
+
+def cannot_sample(run):
+    """On the main process, which alone samples."""
+    task = ToyTask(run)
+    task.sample = Mock(side_effect=ValueError("no sample today"))
+    return task
+
+
+def cannot_export(run):
+    task = ToyTask(run)
+    task.export = Mock(side_effect=full_disk)
+    return task
+
+
+def cannot_validate(run):
+    """On the second process alone."""
+    task = ToyTask(run)
+    if os.environ["RANK"] == "1":
+        task.validate = Mock(side_effect=ValueError("clip 3 is damaged"))
+    return task
+
+
+def local_checkpoints(folder):
+    """Checkpoints of the same step that differ between machines, and one that a single machine has."""
+    for kind, nodes in (("differs", (0, 1)), ("absent", (0,))):
+        for node in (0, 1):
+            (folder / kind / f"node-{node}" / "run").mkdir(parents=True)
+        for node in nodes:
+            alone(toy_run(folder / kind / f"node-{node}" / "run", max_steps=1, save_every=1, seed=node))
+            path = folder / kind / f"node-{node}" / "run" / "checkpoint-1" / "state.json"
+            path.write_text(path.read_text().replace(f'"seed": {node}', '"seed": 42'))
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
+    local_checkpoints(folder)
+    node_local = toy_run(Path("run"), max_steps=2, save_every=1)
     spawn_fit(
         (toy_run(folder / "equal", **EQUAL), ToyTask),
         (toy_run(folder / "skips", **SKIPPING), harmed),
@@ -98,6 +144,11 @@ def two(tmp_path_factory):
         (toy_run(folder / "stops", **STOPPING), Meets(1, 4, 5, 8)),
         (toy_run(folder / "signalled", max_steps=5), second_is_signalled),
         (toy_run(folder / "full"), cannot_write),
+        (toy_run(folder / "samples", sample_every=2), cannot_sample),
+        (toy_run(folder / "export", max_steps=1), cannot_export),
+        (toy_run(folder / "validation"), cannot_validate),
+        (node_local, OnNode(folder / "differs")),
+        (node_local, OnNode(folder / "absent")),
         (toy_run(folder / "lost", num_workers=1), loses_a_worker),  # the last: one process leaves the other
     )
     return folder
@@ -169,14 +220,35 @@ def test_processes_end_together(two):
 def test_processes_do_not_wait_for_one_that_is_gone(two):
     """Of which one tells why, as for a data worker that died, and the other that it is alone."""
     left, why = errors(two / "lost")
-    assert re.search("a process that reads clips died.*checkpoint-3 is whole, and the run goes on from there$", why)
-    assert re.fullmatch(r"another process of the run is gone, and said why \(.*\)", left)
+    assert re.search("a process that reads clips died.*checkpoint-3 is complete; start again to resume from it$", why)
+    assert re.fullmatch(r"another process of the run ended \(.*\); its message has the reason", left)
 
 
 def test_processes_learn_of_a_full_disk_together(two):
     told = errors(two / "full")
-    assert len(told) == 2 and told[0] == told[1] and "No space left" in told[0] and "no earlier checkpoint" in told[0]
+    assert len(told) == 2 and told[0] == told[1] and "No space left" in told[0] and "no checkpoint yet" in told[0]
     assert not list((two / "full").glob("*checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [("samples", "no sample today"), ("export", "No space left"), ("validation", "clip 3 is damaged")],
+)
+def test_a_failure_on_one_process_ends_all(two, run, message):
+    reported = errors(two / run)
+    assert len(reported) == 2 and reported[0] == reported[1] and message in reported[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("differs", "read different checkpoints"), ("absent", "no run/checkpoint")]
+)
+def test_processes_resume_from_one_checkpoint_or_not_at_all(two, kind, message):
+    """Output folders that machines do not share would train different weights."""
+    reported = [error for node in (0, 1) for error in errors(two / kind / f"node-{node}" / "run")]
+    assert len(reported) == 2 and all(
+        message in error and "all machines of the run share" in error for error in reported
+    )
+    assert [path.name for path in checkpoints(two / kind / "node-0" / "run")] == ["checkpoint-1"]
 
 
 def listed(folder):

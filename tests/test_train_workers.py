@@ -65,7 +65,7 @@ def test_a_run_ends_and_goes_on(unbroken, tmp_path, harm):
     with pytest.raises(LoaderError) as error:
         train(tmp_path, train_dataset=Harmed(11, 1, 2, HARMS[harm]))
     told = DIED if harm == "killed" else HANGS
-    left = f"{tmp_path}/checkpoint-3 is whole, and the run goes on from there"
+    left = f"{tmp_path}/checkpoint-3 is complete; start again to resume from it"
     assert re.fullmatch(rf"{told}\. {left}", str(error.value))
     assert not multiprocessing.active_children()
     train(tmp_path)
@@ -73,7 +73,7 @@ def test_a_run_ends_and_goes_on(unbroken, tmp_path, harm):
 
 
 def test_validation_too(unbroken, tmp_path):
-    with pytest.raises(LoaderError, match=rf"{HANGS}\. {tmp_path}/checkpoint-3 is whole"):
+    with pytest.raises(LoaderError, match=rf"{HANGS}\. {tmp_path}/checkpoint-3 is complete"):
         train(tmp_path, validation_dataset=Harmed(7, 2, 0, HARMS["asleep"]))
     train(tmp_path)
     logs = [log_lines(folder, "eval/") for folder in (unbroken, tmp_path)]

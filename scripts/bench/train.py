@@ -32,8 +32,9 @@ from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
 from sweettok.priors import Prior, save_prior
 from sweettok.stages import STAGES, build_task, load_config
-from sweettok.train import loop
 from sweettok.train.config import RunConfig
+from sweettok.train.session import Session, make_accelerator, start
+from sweettok.train.step import Clock, train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -133,11 +134,11 @@ class Parts:
             yield item
 
 
-def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> tuple[loop.Session, Iterator]:
+def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> tuple[Session, Iterator]:
     """What the loop needs for its steps, with every part under watch."""
     set_seed(run.train.seed)
     task = build_task(run)
-    session = loop._start(task, run, accelerator)
+    session = start(task, run, accelerator)
     batches = iter(make_loader(task.train_dataset, session.state.sampler, run.data.num_workers))
     losses: Callable[..., Iterator] = task.losses
     task.losses = lambda batch, context: parts.each(losses(batch, context), "forward")
@@ -153,14 +154,14 @@ def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> t
 def bench(run: RunConfig, steps: int) -> None:
     """Train a few steps and print their mean."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = loop.make_accelerator(run.train)
-    parts, clock = Parts(accelerator.device), loop.Clock()
+    accelerator = make_accelerator(run.train)
+    parts, clock = Parts(accelerator.device), Clock()
     session, batches = watched_session(run, accelerator, parts)
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
             parts.seconds.clear()
         with parts.part("rest"):
-            loop.train_step(session, batches, clock)
+            train_step(session, batches, clock)
     total = sum(parts.seconds.values())
     times = " ".join(f"{parts.seconds[name] / steps:8.3f}" for name in PARTS)
     batch = run.train.global_batch_size

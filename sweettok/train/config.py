@@ -62,6 +62,8 @@ class TrainConfig:
     # A step whose losses or gradients are not finite changes nothing; more of them in a row end the run.
     max_skipped_steps: int = 20
     max_bad_clips: int = 100  # more clips that cannot be read end the run
+    # Seconds without a step, a validation batch or a written file after which a process ends itself; 0: never.
+    step_timeout: float = 3600
     trackers: tuple[str, ...] = ()  # where the log is also sent: "wandb", "tensorboard"
     project: str = "sweettok"  # project of the tracker
 
@@ -74,7 +76,7 @@ class TrainConfig:
         choice("train.best_mode", self.best_mode, ("max", "min"))
         if self.best_metric is not None and self.eval_every <= 0:
             raise ValueError(f"train.best_metric={self.best_metric} needs validation: set train.eval_every above 0")
-        for name in ("max_skipped_steps", "max_bad_clips"):
+        for name in ("max_skipped_steps", "max_bad_clips", "step_timeout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0; got {getattr(self, name)}")
         for tracker in self.trackers:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sweettok.train.sharding import local, scatter
+from sweettok.train.sharding import like, local
 
 
 class EMA:
@@ -85,4 +85,4 @@ class EMA:
             raise ValueError(f"this moving average is of another model: {len(wrong)} entries differ, as {wrong[0]!r}")
         self.cap, self.calls = state["cap"], state["calls"]
         for name, value in self.shadow.items():
-            value.copy_(scatter(shadow[name], value))
+            value.copy_(like(value, shadow[name]))

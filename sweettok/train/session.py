@@ -1,23 +1,33 @@
-"""One process's view of a run: its share of each batch, what it holds, and what a step told it."""
+"""One process's part in a run: its devices, its share of each batch, and the objects that the loop works on."""
 
-from collections import defaultdict
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import timedelta
+from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from sweettok.data.config import DataConfig
-from sweettok.data.dataset import patience
+from sweettok.data.dataset import GlobalBatchSampler, patience
+from sweettok.distributed import join_processes
+from sweettok.train import sharding
 from sweettok.train.checkpoint import RunState
-from sweettok.train.config import TrainConfig
-from sweettok.train.health import Buffers, Health
-from sweettok.train.task import StepContext
+from sweettok.train.config import RunConfig, TrainConfig
+from sweettok.train.ema import EMA
+from sweettok.train.interrupts import StopRequest, Watchdog
+from sweettok.train.monitor import BufferBackup, StepMonitor
+from sweettok.train.task import StepContext, Task
+
+TIMEOUT = timedelta(hours=2)  # how long processes wait for the one that samples or writes
 
 
 @dataclass(frozen=True)
 class BatchShare:
-    """One process's part of each global batch: `micro_batches` runs of `micro_batch` clips, from clip `start` on."""
+    """One process's part of each global batch: `micro_batches` times `micro_batch` clips, from clip `start` on."""
 
     global_batch: int
     micro_batch: int
@@ -25,7 +35,7 @@ class BatchShare:
     start: int
 
     @classmethod
-    def of(cls, train: TrainConfig, world_size: int, rank: int) -> "BatchShare":
+    def of(cls, train: TrainConfig, world_size: int, rank: int) -> BatchShare:
         """Derive it from the configuration. ValueError, naming what would fit, if the numbers do not divide."""
         total, micro = train.global_batch_size, train.micro_batch_size
         if total % world_size:
@@ -52,15 +62,26 @@ class BatchShare:
 
 @dataclass
 class Session:
-    """What every part of the loop needs at hand."""
+    """What every part of the loop needs.
+
+    updates_model: names of the trained modules whose updates change the model that is averaged.
+    empty_model: of a sharded run, the model without weights.
+    window: scalars of every step since the last line of the log.
+    """
 
     accelerator: Accelerator
     state: RunState
     share: BatchShare
-    health: Health
-    buffers: Buffers
-    model_updaters: set[str]  # those whose updates change the model that is averaged
-    twin: nn.Module | None  # of a sharded run: the model without weights
+    monitor: StepMonitor
+    buffers: BufferBackup
+    watchdog: Watchdog
+    updates_model: set[str]
+    empty_model: nn.Module | None
+    window: list[dict[str, list[Tensor]]] = field(default_factory=list)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.state.run.train.output_dir)
 
     @property
     def patience(self) -> float:
@@ -69,20 +90,66 @@ class Session:
         return patience(self.share.micro_batch, timeout)
 
 
-@dataclass
-class StepReport:
-    """Scalars of one step, one entry for each micro-batch that gave one, on the device; names of its clips and what
-    was wrong with those that could not be read; and its last micro-batch."""
+def make_accelerator(train: TrainConfig) -> Accelerator:
+    """Devices, processes and precision.
 
-    scalars: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    clips: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    batch: Any = None
+    Raises ValueError where the launcher's configuration or the device would silently do something else.
+    """
+    join_processes(TIMEOUT)
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = train.tf32, train.cudnn_benchmark
+    accelerator = Accelerator(mixed_precision=train.mixed_precision, kwargs_handlers=[ddp])
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.FSDP) and not kind.value.startswith("MULTI_"):
+        raise ValueError(
+            f"the launcher's configuration asks for {kind.value}; only data parallelism is supported: plain "
+            "(configs/accelerate/ddp.yaml) or fully sharded (configs/accelerate/fsdp.yaml)"
+        )
+    if sharding.is_asked():
+        sharding.check(train)
+    if train.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("train.mixed_precision=fp16 needs a GPU; use no or bf16 on a CPU")
+    return accelerator
 
-    def take(self, batch: Any) -> None:
-        """Note a micro-batch; a task whose batches have no names or problems has none."""
-        self.batch = batch
-        if isinstance(batch, dict):
-            self.clips += batch.get("key", [])
-            self.problems += [problem for problem in batch.get("problem", []) if problem]
+
+def start(
+    task: Task,
+    run: RunConfig,
+    accelerator: Accelerator,
+    request: StopRequest | None = None,
+    watchdog: Watchdog | None = None,
+) -> Session:
+    """Move and wrap the trained modules, and make what the run needs beside them."""
+    for trained in task.trained.values():
+        if not trained.optimizer.defaults.get("fused"):
+            raise ValueError(f"the optimizer of {trained.name} must be fused=True, so that the device can skip a step")
+    world_size, rank = accelerator.num_processes, accelerator.process_index
+    share = BatchShare.of(run.train, world_size, rank)
+    empty_model = sharding.shard(task, accelerator) if sharding.is_asked() else None
+    task.to(accelerator.device)
+    for trained in task.trained.values() if empty_model is None else ():
+        if run.train.compile:
+            trained.module.compile()
+        trained.module = accelerator.prepare(trained.module)
+    sampler = GlobalBatchSampler(
+        num_items=len(task.train_dataset),
+        global_batch=share.global_batch,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=share.micro_batch,
+        seed=run.train.seed,
+    )
+    ema = EMA(task.model, run.train.ema_decay)
+    state = RunState(run, task, ema, sampler, scaler=accelerator.scaler, world_size=world_size)
+    of_model = {id(param) for param in task.model.parameters()}
+    return Session(
+        accelerator,
+        state,
+        share,
+        StepMonitor(state, accelerator.device, request or StopRequest()),
+        BufferBackup([task.model, *(trained.bare for trained in task.trained.values())]),
+        watchdog or Watchdog(0),
+        {name for name, trained in task.trained.items() if any(id(param) in of_model for param in trained.parameters)},
+        empty_model,
+    )

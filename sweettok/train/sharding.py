@@ -1,17 +1,16 @@
-"""Fully sharded data parallelism: every process keeps a slice of each weight, of its average and of its moments.
+"""Fully sharded data parallelism (FSDP2): every process keeps a slice of each weight, its average and its moments.
 
-The launcher asks for it (configs/accelerate/fsdp.yaml), for tasks of one trained module. What is gathered at a
-time is an element of an nn.ModuleList named `blocks`; the rest forms one more unit. Nothing but the forwards of
-the trained module and of the model gathers weights: elsewhere they are DTensors, slices with the whole shape.
+The launcher asks for it (configs/accelerate/fsdp.yaml). Units that are gathered at a time are the elements of every
+nn.ModuleList named `blocks`, and the rest. A whole model exists on the CPU before it is sliced, and on the device while
+it is validated or sampled from.
 
-A process builds the whole model on the CPU before it is sliced. Whole weights come together on the main process alone:
-in its CPU memory for checkpoints and the export, on its device for samples, which many small forwards draw.
+accelerate's own preparation is not used: it does nothing for processes on CPUs, and its mixed precision rounds norms
+and biases to bf16 too. Its configuration is, and `fully_shard` is PyTorch's.
 """
 
 import copy
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -20,27 +19,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils.data import Dataset
+from torch.utils._pytree import tree_map_only
 
-from sweettok.data.dataset import make_eval_loader
+from sweettok.distributed import distributed, rank
 from sweettok.train.config import TrainConfig
 from sweettok.train.task import Task
 
-# Layers whose weights autocast rounds.
-_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers whose weights autocast rounds
 
 
-def asked() -> bool:
+def is_asked() -> bool:
     """Whether the launcher's configuration asks for sharding, and there are processes to share with."""
-    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return wanted and torch.distributed.is_initialized()
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and distributed()
 
 
 def check(train: TrainConfig) -> None:
-    """ValueError for what sharded runs do not do."""
+    """Raise ValueError for what sharded runs do not support."""
     plugin = FullyShardedDataParallelPlugin()
     wrong = {
         "fsdp_version 1: set it to 2": plugin.fsdp_version != 2,
@@ -51,166 +48,108 @@ def check(train: TrainConfig) -> None:
         "train.mixed_precision=fp16: use bf16 or no": train.mixed_precision == "fp16",
         "train.compile=true: set it to false": train.compile,
     }
-    found = [told for told, is_so in wrong.items() if is_so]
-    if found:
-        raise ValueError(f"fully sharded data parallelism does not go with {'; nor with '.join(found)}")
+    if found := [text for text, is_so in wrong.items() if is_so]:
+        raise ValueError(f"fully sharded data parallelism does not support {'; nor '.join(found)}")
 
 
-def sharded(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
 def shard(task: Task, accelerator: Accelerator) -> nn.Module:
-    """Move the trained module to the device in slices, and its optimizer with it; returns a `twin` of the model.
+    """Move the one trained module to the device in slices, and its optimizer with it.
 
-    The device holds one whole unit at a time. ValueError for a task that cannot be sharded.
+    Returns a copy of the task's model without weights. Raises ValueError for a task that cannot be sharded.
     """
+    need, advice = "fully sharded data parallelism needs", "use configs/accelerate/ddp.yaml"
     if len(task.trained) != 1:
-        names = " and ".join(task.trained)
-        raise ValueError(
-            f"fully sharded data parallelism trains one module, the {task.name} stage has {names}: "
-            "use configs/accelerate/ddp.yaml"
-        )
+        raise ValueError(f"{need} one trained module, the {task.name} stage has {' and '.join(task.trained)}: {advice}")
     (trained,) = task.trained.values()
-    blocks = _blocks(trained.module)
-    if not blocks:
-        raise ValueError(
-            f"fully sharded data parallelism shares out the elements of an nn.ModuleList named `blocks`, and the model "
-            f"of the {task.name} stage has none: use configs/accelerate/ddp.yaml"
-        )
-    weightless = twin(task.model)
+    lists = [part for name, part in trained.module.named_modules() if name.rpartition(".")[2] == "blocks"]
+    if not lists:
+        raise ValueError(f"{need} an nn.ModuleList named `blocks`, the {task.name} stage's model has none: {advice}")
+    empty_model = _without_weights(task.model)
     names = {id(param): name for name, param in trained.module.named_parameters()}
     groups = trained.optimizer.param_groups
-    held = [[names[id(param)] for param in group["params"]] for group in groups]
-    for group in groups:
-        group["params"] = []  # or the whole weights would stay in memory
-    _slice(blocks, accelerator)
-    _settle(trained.module, accelerator.device)
-    for module in (task.model, trained.module):
-        if not sharded(module):
-            fully_shard(module, mesh=_mesh(accelerator))
-    sliced = dict(trained.module.named_parameters())
-    for group, own in zip(groups, held, strict=True):
-        group["params"] = [sliced[name] for name in own]
-    # "Evaluation" leaves out accelerate's own wrapper, and only lets the forward run in the configured precision.
-    trained.module = accelerator.prepare_model(trained.module, device_placement=False, evaluation_mode=True)
-    return weightless
-
-
-def _mesh(accelerator: Accelerator) -> DeviceMesh:
-    return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-
-
-def _slice(blocks: list[nn.Module], accelerator: Accelerator) -> None:
-    """Make a unit of each block; in bf16, one of its matrices, which are gathered in bf16, and one of the rest.
-
-    Autocast rounds the matrices anyway; rounding them first halves what is sent, and keeps no rounded copies.
-    """
-    how = {"mesh": _mesh(accelerator), "reshard_after_forward": FullyShardedDataParallelPlugin().reshard_after_forward}
+    names_of_groups = [[names[id(param)] for param in group.pop("params")] for group in groups]
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    options = {"mesh": mesh, "reshard_after_forward": FullyShardedDataParallelPlugin().reshard_after_forward}
+    # Gathering matrices in bf16, to which autocast rounds them anyway, halves what is sent and keeps no rounded copies.
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks:
-        _settle(block, accelerator.device)
-        matrices = [layer for layer in block.modules() if isinstance(layer, _MATRICES) and not sharded(layer)]
+    for block in chain.from_iterable(reversed(lists)):  # inner ones first
+        _distribute(block, accelerator.device)
+        matrices = [layer for layer in block.modules() if isinstance(layer, _MATRICES) and not is_sharded(layer)]
         if accelerator.mixed_precision == "bf16" and matrices:
-            fully_shard(matrices, mp_policy=low, **how)
-        if not sharded(block):
-            fully_shard(block, **how)
-
-
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    """Elements of the lists named `blocks`, inner ones first."""
-    lists = [
-        part
-        for name, part in module.named_modules()
-        if isinstance(part, nn.ModuleList) and name.rpartition(".")[2] == "blocks"
-    ]
-    return [block for part in reversed(lists) for block in part]
+            fully_shard(matrices, mp_policy=low, **options)
+        if not is_sharded(block):
+            fully_shard(block, **options)
+    _distribute(trained.module, accelerator.device)
+    for module in (task.model, trained.module):
+        if not is_sharded(module):
+            fully_shard(module, mesh=mesh)
+    sliced = dict(trained.module.named_parameters())
+    for group, own in zip(groups, names_of_groups, strict=True):
+        group["params"] = [sliced[name] for name in own]
+    # evaluation_mode: without accelerate's own wrapper, only the forward in the configured precision.
+    trained.module = accelerator.prepare_model(trained.module, device_placement=False, evaluation_mode=True)
+    return empty_model
 
 
 @torch.no_grad()
-def _settle(module: nn.Module, device: torch.device) -> None:
-    """Move what is not in slices yet to the device, with the values of the main process."""
+def _distribute(module: nn.Module, device: torch.device) -> None:
+    """Move what is not sliced yet to the device, with the values of the main process."""
     for tensor in chain(module.parameters(), module.buffers()):
         if not isinstance(tensor, DTensor):
             tensor.data = tensor.data.to(device).contiguous()
             torch.distributed.broadcast(tensor.data, 0)
 
 
-# ------------------------------------------------------------------------------------------- slices and whole tensors
-
-
 def local(tensor: Tensor) -> Tensor:
-    """The slice at hand of a sharded tensor, in its memory; another tensor itself."""
+    """This process's slice of a sharded tensor, in its memory; another tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, where it lives. Every process must call it."""
+    """All of a tensor, where it is. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(values: Any, keep: bool) -> Any:
-    """Dicts and lists with each sharded tensor in them whole, on the CPU, or None on processes that do not `keep` it.
+def gather(values: Any, device: torch.device | None = None) -> Any:
+    """Nested dicts and lists with every sharded tensor whole. Every process must call it.
 
-    Every process must call it; a device holds one whole tensor at a time.
+    Without a `device`, whole tensors are kept on the main process alone, on its CPU; elsewhere they are None.
     """
-    if isinstance(values, Mapping):
-        return {key: gather(value, keep) for key, value in values.items()}
-    if isinstance(values, list):
-        return [gather(value, keep) for value in values]
-    if not isinstance(values, DTensor):
-        return values
-    full = whole(values.detach())
-    return full.cpu() if keep else None
+
+    def kept(tensor: DTensor) -> Tensor | None:
+        full = whole(tensor.detach())
+        return full.to(device) if device is not None else full.cpu() if rank() == 0 else None
+
+    return tree_map_only(DTensor, kept, values)
 
 
-def scatter(full: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, as `like` is kept: this process's slice of it, or itself."""
-    if not isinstance(like, DTensor):
-        return full
-    sliced = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return sliced.clone()  # in memory of its own, so that the rest can go
+def like(target: Any, value: Any) -> Any:
+    """`value` as `target` is kept: this process's slice of it if `target` is a sharded tensor of the same shape."""
+    if not isinstance(target, DTensor) or not isinstance(value, Tensor) or value.shape != target.shape:
+        return value
+    sliced = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+    return sliced.clone()  # in its own memory, so that the rest is freed
 
 
-def scatter_moments(state: Mapping[int, dict[str, Any]], parameters: Sequence[nn.Parameter]) -> dict[int, dict]:
-    """`scatter` for an optimizer's state, by the parameters' numbers: what has a parameter's shape is kept as it is."""
-    likes = dict(enumerate(parameters))
-
-    def kept(number: int, value: Any) -> Any:
-        like = likes.get(number)
-        same = isinstance(value, Tensor) and like is not None and value.shape == like.shape
-        return scatter(value, like) if same else value
-
-    return {number: {key: kept(number, value) for key, value in entry.items()} for number, entry in state.items()}
-
-
-# --------------------------------------------------------------------------------------------------- looking at it
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters have shapes, but no values and no memory."""
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A copy whose parameters have no values and take no memory."""
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
 @contextmanager
-def stand_in(task: Task, weightless: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> Iterator[None]:
-    """Inside, the task's model is a whole one with `weights`, in eval mode and without mixed precision."""
-    plain = copy.deepcopy(weightless)
-    kept = plain.state_dict()
-    plain.load_state_dict({name: value.to(device, kept[name].dtype) for name, value in weights.items()}, assign=True)
-    own, task.model = task.model, plain.to(device).eval()
+def whole_model(task: Task, empty_model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block, the task's model is a whole one with `weights`, in eval mode and in full precision."""
+    model, sharded_model = copy.deepcopy(empty_model), task.model
+    dtypes = {name: value.dtype for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.to(dtypes[name]) for name, value in weights.items()}, assign=True)
+    device = next(iter(weights.values())).device
+    task.model = model.to(device).eval()
     try:
         yield
     finally:
-        task.model = own
-
-
-def in_step(batches: Iterable[Any], dataset: Dataset, batch_size: int, world_size: int) -> Iterator[tuple[Any, bool]]:
-    """Batches of a `make_eval_loader` and True; then a clip and False, until all processes have had as many."""
-    rounds = math.ceil(math.ceil(len(dataset) / world_size) / batch_size)
-    for batch in batches:
-        rounds -= 1
-        yield batch, True
-    for _ in range(rounds):
-        yield next(iter(make_eval_loader(dataset, 1, workers=0))), False
+        task.model = sharded_model

@@ -1,0 +1,123 @@
+"""What ends a run from outside: signals, lost processes, full disks, data workers that die, and steps that hang."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from sweettok.data.dataset import LoaderError
+from sweettok.train.checkpoint import describe_latest
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    made: bool = False
+
+    def make(self, *_) -> None:
+        self.made = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Inside the block, SIGTERM and SIGINT only note a request to stop; SIGQUIT (Ctrl-\\) still ends the process.
+
+    Outside a program's main thread, which alone may handle signals, no request is ever made.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.make) for number in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals_in_workers(loader: DataLoader) -> DataLoader:
+    """The loader, whose workers ignore signals sent to all processes of a run, so that its last step has data."""
+    loader.worker_init_fn = _ignore_signals
+    return loader
+
+
+def _ignore_signals(worker: int) -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def explained_failures(output_dir: Path) -> Iterator[None]:
+    """Inside the block, errors of disks and data workers say from which checkpoint the run can be resumed.
+
+    Raises ConnectionError where another process of the run is lost; that process reports the reason.
+    """
+    try:
+        yield
+    except LoaderError as error:
+        raise LoaderError(f"{error}. {describe_latest(output_dir)}") from error
+    except OSError as error:
+        if error.errno is None:
+            raise  # one of ours, which is complete
+        raise OSError(f"{error}. {describe_latest(output_dir)}") from error
+    except RuntimeError as error:
+        # Backends raise their own error class, except gloo, which is recognised by the text.
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        raise ConnectionError(f"another process of the run ended ({reason}); its message has the reason") from error
+
+
+class Watchdog:
+    """Ends the process with exit status 1 if `progress()` is not called for `seconds`, after printing all stacks.
+
+    A process that waits for one that hangs would otherwise hold its devices until the backend gives up, if it does.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._lock = threading.Condition()
+        self._calls, self._closed = 0, False
+        if seconds > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def progress(self) -> None:
+        """Note that the run makes progress."""
+        with self._lock:
+            self._calls += 1
+            self._lock.notify()
+
+    def close(self) -> None:
+        """Stop watching."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+
+    def _watch(self) -> None:
+        with self._lock:
+            while not self._closed:
+                if not self._lock.wait(self.seconds):
+                    self._end()
+
+    def _end(self) -> None:
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        print(
+            f"error: no progress for {self.seconds:g} seconds (train.step_timeout): the stacks above show what process "
+            f"{os.environ.get('RANK', 0)} waited for. Raise the limit if a step or a validation batch takes longer",
+            file=sys.__stderr__, flush=True,
+        )  # fmt: skip
+        os._exit(1)
