@@ -240,9 +240,13 @@ def test_bf16_equals_one_process(two, tmp_path):
 
 def train_in_bf16(run):
     task, seen = OneModule(run, checkpointing=True, dtype=torch.float32), {}
+
+    def note(layer, name):
+        if layer.training:
+            seen.setdefault(name, set()).add(layer.weight.dtype)
+
     for name in ("blocks.0.norm", "blocks.0.up", "leave"):
-        layer = task.model.get_submodule(name)
-        layer.register_forward_hook(lambda layer, *_, name=name: seen.setdefault(name, set()).add(layer.weight.dtype))
+        task.model.get_submodule(name).register_forward_hook(lambda layer, *_, name=name: note(layer, name))
     fit(task, run)
     assert seen == {"blocks.0.norm": {torch.float32}, "blocks.0.up": {torch.bfloat16}, "leave": {torch.float32}}
     assert all(param.dtype == torch.float32 for param in task.model.parameters())
