@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from sweettok.layers import attention
 from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
 from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.layers.positions import PositionConv, grid_rotary_angles
@@ -165,6 +166,32 @@ def test_place_transformer():
         expected = naive.place_transformer(W, "", x[b].double().numpy(), [c[b].double().numpy() for c in contexts])
         for layer, wanted in zip(ours, expected, strict=True):
             close(layer[b], wanted)
+
+
+@pytest.mark.parametrize("module", ["full", "causal", "windows"])
+def test_more_rows_than_a_launch_takes(monkeypatch, module):
+    """On CUDA, more than 65,535 rows times heads are an invalid launch; here the limit is 6, of 2 heads."""
+    module, inputs = {
+        "full": (Attention(**BLOCK.heads, cross=True, num_null_kv=1), (numbers("c", 7, 5, 24),)),
+        "causal": (Attention(**BLOCK.heads, causal=True), ()),
+        "windows": (WindowAttention(**BLOCK.heads, window_size=2), ((2, 4),)),
+    }[module]
+    tiny.fill(module)
+    x = numbers("x", 7, 8, 24).requires_grad_()
+    expected = module(x, *inputs)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    calls, attend = [], attention.F.scaled_dot_product_attention
+
+    def counted(q, k, v, **options):
+        calls.append(q.shape)
+        return attend(q, k, v, **options)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(attention, "MAX_ROWS", 6)
+    parts = module(x, *inputs)
+    assert len(calls) > 2 and all(rows * heads <= 6 for rows, heads, *_ in calls)
+    torch.testing.assert_close(parts, expected)
+    torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), x)[0], gradient)
 
 
 def test_gradient_checkpointing_recomputes_and_keeps_the_gradients():

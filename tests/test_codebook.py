@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from sweettok.layers.graph import symmetric_product
 from sweettok.layers.lookup import nearest
 from sweettok.priors.graph import WordGraph, normalised_adjacency
 from sweettok.tokenizer.codebook import LanguageCodebook
@@ -62,6 +63,27 @@ def test_an_edge_listed_once_more_weighs_more():
     graph = GRAPHS["spatial"]
     more = WordGraph(graph.modifiers, graph.heads, graph.vectors, torch.cat((graph.edges, graph.edges[:, 4:5]), 1))
     assert not torch.allclose(codebook(graph)(), codebook(more)())
+
+
+def test_the_product_s_gradient_is_that_of_torch_sparse_mm_and_sorts_nothing():
+    graph = GRAPHS["spatial"]
+    adjacency = normalised_adjacency(graph.edges, len(graph.words))
+    assert torch.equal(adjacency.to_dense(), adjacency.to_dense().T)
+    inputs = [numbers("x", 24, 9).requires_grad_() for _ in range(2)]
+    entries = adjacency.indices(), adjacency.values()
+    results = torch.sparse.mm(adjacency, inputs[0]), symmetric_product(*entries, inputs[1])
+    assert torch.equal(*results)
+    for result in results:
+        result.backward(numbers("g", 24, 9))
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+
+    for product, transposed in (
+        (lambda: torch.sparse.mm(adjacency, inputs[0]), True),
+        (lambda: symmetric_product(*entries, inputs[1]), False),
+    ):  # a transposed matrix is unsorted: on CUDA it is sorted before it is multiplied, at every step
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            product().sum().backward()
+        assert ("aten::transpose" in {event.key for event in profile.key_averages()}) == transposed
 
 
 def test_the_prior_travels_with_the_codebook():
@@ -229,6 +251,29 @@ def rounded_weights(module):
     module.bfloat16().float()  # moves the values to other memory, perhaps back to where they were
 
 
+def load_while_training(module):
+    """Another graph, too: of other edges."""
+    module.train()
+    other = tiny.fill(copy.deepcopy(module), seed=1)
+    other.edges[0] = other.edges[0].flip(0)
+    module.load_state_dict(other.state_dict())
+    assert torch.equal(module.places, normalised_adjacency(other.edges, len(other.vectors)).indices())
+    module.eval()
+
+
+def averaged_weights(module):
+    """As validation does: weights are written in evaluation mode, and the flag is set without a call."""
+    module.eval()
+    for child in module.modules():
+        child.training = False
+    moving_average(module)
+
+
+def written_through_data(module):
+    module.conv2.bias.data.add_(1)
+    module.refresh()
+
+
 CHANGES = {
     "optimizer step": optimizer_step,
     "load_state_dict": lambda module: module.load_state_dict(tiny.fill(copy.deepcopy(module), seed=1).state_dict()),
@@ -241,6 +286,9 @@ CHANGES = {
     "other edges": other_edges,
     "new parameter": new_parameter,
     "rounded weights": rounded_weights,
+    "loaded while training": load_while_training,
+    "averaged weights": averaged_weights,
+    "written through data": written_through_data,
 }
 
 

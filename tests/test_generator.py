@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from host_waits import HostWaits
 from test_sequence import SMALL, SMALL_UNION, some_ids, words_of
 
 from sweettok import Generator
@@ -236,6 +237,43 @@ def test_a_forward_pass_for_each_word_and_no_more(model, monkeypatch):
     assert {rows for rows, _ in read} == {4}  # both streams are one batch
     # Neither the last word nor the separator after it is read.
     assert sum(places for _, places in read) == model.sequence.block_size - 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.9}, {"cfg_scale": 2.0}], ids=str
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(settings, value):
+    """At the sixth word, the second noun, of the second sample."""
+    model = make()
+    logits, seen = model.transformer.logits, []
+
+    def broken(hidden, ids):
+        scores = logits(hidden, ids)
+        seen.append(ids)
+        if len(seen) >= 6:
+            scores[1, 2] = value
+        return scores
+
+    model.transformer.logits = broken
+    with pytest.raises(FloatingPointError, match=r"sample 11 at place 5 \(noun 1\) are not finite"):
+        model.sample([0, 1], indices=[10, 11], **settings)
+    assert len(seen) == 6, "words were drawn after the segment"
+
+
+def test_broken_weights_never_give_words():
+    model = make()
+    with torch.no_grad():
+        model.transformer.norm.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"sample 0 at place 0 \(adjective 0\)"):
+        model.sample([0, 1])
+
+
+def test_sampling_waits_once_for_each_segment(model):
+    with HostWaits(constants=False) as counter:
+        model.sample([0, 1])
+    waits = [wait for wait in counter.waits if "sampling.py" in wait]
+    assert len(waits) == len(SMALL.segments)
 
 
 def test_unconditional():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sweettok.generator.card import CARD
 from sweettok.generator.config import GeneratorConfig, SamplingConfig
-from sweettok.generator.sampling import check_finite, choose, guide, random_streams, scale_at
+from sweettok.generator.sampling import check_finite, choose, drawable, guide, random_streams, scale_at
 from sweettok.generator.sequence import SequenceLayout
 from sweettok.generator.transformer import Cache, CausalTransformer
 from sweettok.hub import Pretrained
@@ -154,7 +154,8 @@ class Generator(Pretrained):
                     scale = scale_at(how.cfg_scale, how.cfg_schedule, len(words), sequence.layout.length)
                     conditional, unconditional = logits.chunk(2)
                     logits = guide(conditional, unconditional, scale)
-                finite.append(logits.amax(-1).isfinite())
+                logits, good = drawable(logits)
+                finite.append(good)
                 words.append(segment.vocab_start + choose(logits, chances[:, len(words)], how))
                 unread = [(sequence.word_start + words[-1])[:, None].repeat(len(prompt) // batch, 1)]
                 if progress is not None:

@@ -22,11 +22,20 @@ def choose(logits: Tensor, chances: Tensor, how: SamplingConfig) -> Tensor:
     return draw(filter_logits(logits / how.temperature, how.top_k, how.top_p), chances)
 
 
+def drawable(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, V) logits -> logits of which a word can be drawn, and whether (B,) they are those given.
+
+    Rows with NaN, infinity or nothing but -infinity become zeros, so that no step fails before `check_finite`.
+    """
+    finite = logits.amax(-1).isfinite()
+    return torch.where(finite[:, None], logits, 0.0), finite
+
+
 def check_finite(finite: Tensor, segment: Segment, indices: Sequence[int]) -> None:
     """Raise FloatingPointError, naming the first, if a place of a segment had logits that no word can be drawn from.
 
     Args:
-        finite: (B, n) whether the largest logit of each sample and place was finite.
+        finite: (B, n) whether the logits of each sample and place could be drawn from: see `drawable`.
         indices: numbers of the samples.
 
     Looking at the values waits for the device: call it once per segment.
@@ -80,11 +89,9 @@ def draw(logits: Tensor, chances: Tensor) -> Tensor:
     """(B, V) logits and (B,) chances in (0, 1], float64 -> (B,) words, by inverting the distribution function.
 
     The words keep their order, so that a rounding error in the logits moves the borders between words by as little.
-    Logits with NaN give some word of the V: see `check_finite`.
     """
     reached = logits.double().softmax(-1).cumsum(-1)
-    words = torch.searchsorted(reached, chances[:, None] * reached[:, -1:]).squeeze(1)
-    return words.clamp_max(logits.shape[-1] - 1)
+    return torch.searchsorted(reached, chances[:, None] * reached[:, -1:]).squeeze(1)
 
 
 def random_streams(seed: int, indices: Iterable[int], length: int) -> Tensor:
