@@ -1,4 +1,4 @@
-"""A folder that looks as the quickstart leaves it, with untrained models."""
+"""A folder like the quickstart's output, with untrained models."""
 
 import re
 from pathlib import Path

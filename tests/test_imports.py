@@ -31,7 +31,8 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-LATE = {"decord", "open_clip", "spacy", "tensorboard", "timm", "transformers", "wandb"}
+EXTRAS = {"diffusers", "httpx2", "matplotlib", "spacy", "transformers"}
+LATE = EXTRAS | {"decord", "open_clip", "tensorboard", "timm", "wandb"}
 
 
 def part_of(path: Path) -> str:

@@ -1,5 +1,7 @@
 """What `pip install .` installs: the package, its configurations and the command."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"PIL": "pillow", "open_clip": "open_clip_torch", "yaml": "pyyaml"}  # module -> package, where they differ
 BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
 
 
@@ -34,6 +37,25 @@ def test_the_wheel_is_complete(installed):
     assert {name if name.startswith("sweettok/") else f"sweettok/{name}" for name in names} <= there
     assert "sweettok/py.typed" in there and not (installed / "tests").exists() and not (installed / "configs").exists()
     assert "sweettok = sweettok.cli:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
+
+
+def test_everything_imported_is_required():
+    """Direct dependencies, and nothing else, in requirements.txt and the extras."""
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)^\[", pyproject, re.MULTILINE | re.DOTALL)[1]
+    lines = (ROOT / "requirements.txt").read_text().splitlines() + re.findall(r'"([^"]+)"', extras)
+    listed = {re.match(r"[\w-]+", line)[0].lower() for line in lines}
+    found = set()
+    for path in (ROOT / "sweettok").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
+    found -= {*sys.stdlib_module_names, "sweettok", "typing_extensions"}  # the latter is for type checkers alone
+    assert {PACKAGES.get(name, name) for name in found} <= listed
+    required = {re.match(r"[\w-]+", line)[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    assert required <= {PACKAGES.get(name, name) for name in found}
 
 
 def test_configurations_are_found_from_any_folder(installed, tmp_path):

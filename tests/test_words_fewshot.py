@@ -1,4 +1,4 @@
-"""Few-shot tasks: episodes are drawn by rule, prompts read as they should, baselines find what words tell."""
+"""Few-shot tasks: how episodes are drawn, the text of prompts, and the baselines."""
 
 import json
 
@@ -34,7 +34,7 @@ def run(work, out, *more) -> int:
 
 
 @pytest.mark.parametrize("queries", [1, 3, 7])
-def test_episodes_hold_what_was_asked_for(queries):
+def test_episodes_have_the_sizes_asked_for(queries):
     drawn = episodes.draw(LABELLED, EpisodeConfig(n_way=3, k_shot=2, queries=queries, num=40))
     name_of = dict(LABELLED)
     for episode in drawn:
@@ -69,7 +69,7 @@ def test_sizes_are_checked(size):
         EpisodeConfig(**size)
 
 
-def test_episodes_come_back_from_their_file_and_others_are_not_put_over_them(tmp_path):
+def test_files_of_episodes_are_read_back_and_not_replaced_by_others(tmp_path):
     config = EpisodeConfig(num=4)
     drawn = episodes.draw(LABELLED, config)
     path = tmp_path / "new" / "episodes.json"
@@ -117,7 +117,7 @@ EPISODE = Episode(("rise", "fall"), (("r0", "r1"), ("f0", "f1")), (("q", 1),))
 WORDS = {key: {"noun": [key, "sky"], "verb": [], "adverb": ["slowly"]} for key in ("r0", "r1", "f0", "f1", "q")}
 
 
-def test_a_prompt_reads_so():
+def test_the_text_of_a_prompt():
     one = Episode(("rise", "fall"), (("r0",), ("f0",)), (("q", 1),))
     assert prompts.build(one, "q", WORDS.get, PromptConfig()) == (
         "Name each clip from the words that describe it. Answer with exactly one of: fall, rise.\n\n"
@@ -198,10 +198,10 @@ def test_nearest_class():
 
 def test_score_and_difference():
     asked = Episode(("rise", "fall"), (("r0",), ("f0",)), (("x", 0), ("y", 1)))
-    told = score([asked, asked], [["rise", "rise"], ["rise", None]])
-    assert told["accuracy"] == 0.5 and told["half_interval"] == 0 and told["without_class"] == 1
-    assert told["classes"]["rise"] == {"queries": 2, "accuracy": 1.0, "predicted": {"rise": 2}}
-    assert told["classes"]["fall"] == {"queries": 2, "accuracy": 0.0, "predicted": {"rise": 1, "(none)": 1}}
+    result = score([asked, asked], [["rise", "rise"], ["rise", None]])
+    assert result["accuracy"] == 0.5 and result["half_interval"] == 0 and result["without_class"] == 1
+    assert result["classes"]["rise"] == {"queries": 2, "accuracy": 1.0, "predicted": {"rise": 2}}
+    assert result["classes"]["fall"] == {"queries": 2, "accuracy": 0.0, "predicted": {"rise": 1, "(none)": 1}}
     assert score([asked], [["rise", "fall"]])["half_interval"] is None
     apart = difference(*({"episode_accuracies": values} for values in ([1.0, 0.5, 0.5, 1.0], [0.5] * 4)))
     assert apart["accuracy"] == 0.25 and apart["half_interval"] == pytest.approx(1.96 * 0.288675 / 2, abs=1e-5)
@@ -211,7 +211,7 @@ def report_of(out):
     return json.loads((out / "report.json").read_text())
 
 
-def test_baselines_find_the_classes_that_words_tell(work, tmp_path, capsys):
+def test_baselines_find_classes_with_distinct_words(work, tmp_path, capsys):
     assert run(work, tmp_path / "nouns", "--kinds", "noun", "--num", "20") == 0
     report, printed = report_of(tmp_path / "nouns"), capsys.readouterr().out
     accuracies = {name: result["accuracy"] for name, result in report["results"].items()}
@@ -225,7 +225,7 @@ def test_baselines_find_the_classes_that_words_tell(work, tmp_path, capsys):
     assert max(result["accuracy"] for result in others["results"].values()) < 0.5  # random words
 
 
-def test_of_several_views_the_first_is_looked_at(work, tmp_path):
+def test_of_several_views_the_first_is_used(work, tmp_path):
     word_shards.write_shards(tmp_path / "tokens", views=2)
     given = ["--tokens", str(tmp_path / "tokens"), "--checkpoint", str(work / "tokenizer"), "--kinds", "noun"]
     assert main(["words", "fewshot", *given, "--num", "10", "--out", str(tmp_path / "out")]) == 0

@@ -1,4 +1,4 @@
-"""Language models that name clips: a local server that speaks the protocol, a tiny local model, kept answers."""
+"""Language models that classify clips: a local server, a tiny local model, and the file of answers."""
 
 import json
 import sys
@@ -18,10 +18,10 @@ from sweettok.words.endpoint import Endpoint, EndpointError
 from sweettok.words.models import Answer, LocalModel, common_length, continuation, parse_choice
 
 NAMES = ("fall", "rise", "rise-again")
-KEY = "not-to-be-told"
+KEY = "a-secret-key"
 
 
-def told(*messages: str) -> bytes:
+def completion(*messages: str) -> bytes:
     choices = [{"index": i, "message": {"content": text}} for i, text in enumerate(messages)]
     return json.dumps({"choices": choices, "usage": {"prompt_tokens": 40, "completion_tokens": 3}}).encode()
 
@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         self.asked, self.headers_seen, self.lock, self.over = [], [], threading.Lock(), threading.Event()
-        self.reply = lambda number, path, body: told("rise")
+        self.reply = lambda number, path, body: completion("rise")
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -113,7 +113,7 @@ def test_free_answers_begin_with_a_name(text, choice):
 
 
 def test_a_schema_allows_names_only(server):
-    server.reply = lambda number, path, body: told('{"answer": "rise-again"}' if number == 0 else "fall")
+    server.reply = lambda number, path, body: completion('{"answer": "rise-again"}' if number == 0 else "fall")
     asked, _ = endpoint(server, answers="schema")
     assert asked.answer("prompt", NAMES).choice == "rise-again"
     assert asked.answer("prompt", NAMES).choice == "fall"  # of a server that takes no notice of the schema
@@ -124,7 +124,7 @@ def test_a_schema_allows_names_only(server):
 def test_failures_that_may_pass_are_tried_again(server):
     failures = [
         (500, {}, b"oops"), (429, {"Retry-After": "7"}, b"slow down"), b"<html>", None, b'{"choices": []}',
-        told("fall"),
+        completion("fall"),
     ]  # fmt: skip
     server.reply = lambda number, path, body: failures[number]
     asked, waits = endpoint(server, timeout=0.3)
@@ -132,7 +132,7 @@ def test_failures_that_may_pass_are_tried_again(server):
     assert waits == [1, 7, 4, 8, 16] and asked.attempts == 6
 
 
-def test_the_last_failure_is_told(server):
+def test_the_last_failure_is_reported(server):
     server.reply = lambda number, path, body: (503, {}, b"too many guests")
     asked, waits = endpoint(server, retries=2)
     with pytest.raises(EndpointError, match="failed in 3 attempts, the last time with status 503: too many guests"):
@@ -199,7 +199,7 @@ QUESTIONS = [(f"prompt {i}", NAMES) for i in range(6)]
 
 
 class Toy:
-    """Answers each prompt with its own last letter's name; fails at the prompts it is told to."""
+    """Answers each prompt with its own last letter's name; fails at the given prompts."""
 
     concurrency = 1
 
@@ -218,7 +218,7 @@ def ask_from(path, model, questions=QUESTIONS):
         return ask(model, questions, cache)
 
 
-def test_a_broken_run_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_run_continues(tmp_path):
     path, first, second = tmp_path / "out" / "answers.jsonl", Toy("prompt 3"), Toy()
     with pytest.raises(EndpointError, match="broken off"):
         ask_from(path, first)
@@ -269,7 +269,7 @@ def test_questions_are_asked_at_once(server, tmp_path):
 
     def reply(number, path, body):
         together.wait(timeout=20)  # breaks, and the server with it, unless four requests are under way
-        return told("rise")
+        return completion("rise")
 
     server.reply = reply
     asked, _ = endpoint(server, concurrency=4, retries=0)
@@ -296,10 +296,10 @@ def reader_of_nouns(number, path, body):
         return int(text.split("nouns: noun")[1].split(",")[0].split(";")[0].split(">")[0]) // 2
 
     named = {noun(text): text.split("Output: ")[1].strip() for text in examples}
-    return told(f" {named[noun(query)]}" if noun(query) else "I cannot tell.")
+    return completion(f" {named[noun(query)]}" if noun(query) else "I do not know.")
 
 
-def test_an_endpoint_is_told_from_the_baselines(server, work, tmp_path, capsys):
+def test_an_endpoint_is_compared_with_the_baselines(server, work, tmp_path, capsys):
     server.reply = reader_of_nouns
     folders = {"--tokens": work / "tokens", "--checkpoint": work / "tokenizer", "--out": tmp_path}
     given = ["words", "fewshot", *(str(part) for pair in folders.items() for part in pair), "--num", "6", "--backend",
@@ -368,7 +368,7 @@ class FakeModel(torch.nn.Module):
 
 @pytest.fixture(params=["fake", "transformers"])
 def folder(request, tmp_path, monkeypatch):
-    """A folder with a tiny random model: a stand-in for the library, and the library itself where it is installed."""
+    """A folder with a tiny random model: a replacement of the library, and the library itself where it is installed."""
     if request.param == "fake":
         (tmp_path / "config.json").write_text("{}")
         fake = SimpleNamespace(

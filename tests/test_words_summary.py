@@ -1,4 +1,4 @@
-"""Words are counted by kind, with the places of the queries that say them, and drawn there."""
+"""Words are counted by kind, with the cells of their queries, and drawn there."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from sweettok.words.overlay import LINE, overlay
 
 
 @pytest.fixture(scope="module", params=["modifiers_and_head", "union", "image"])
-def told(request):
+def output(request):
     """A batch of two clips, or images."""
     config = tiny.union_config() if request.param == "union" else tiny.tokenizer_config()
     model = tiny.tokenizer(config)
@@ -29,8 +29,8 @@ def told(request):
     return model.encode(clips[:, :, :1] if request.param == "image" else clips)
 
 
-def said_by_queries(output: TokenOutput, clip: int) -> dict[tuple[str, int], list[str]]:
-    """What `TokenOutput.words` tells: (branch, query) -> words."""
+def words_of_queries(output: TokenOutput, clip: int) -> dict[tuple[str, int], list[str]]:
+    """The result of `TokenOutput.words` as (branch, query) -> words."""
     return {
         (branch, number): text.replace("|", " ").split()
         for branch, texts in output.words(clip).items()
@@ -39,36 +39,36 @@ def said_by_queries(output: TokenOutput, clip: int) -> dict[tuple[str, int], lis
 
 
 @pytest.mark.parametrize("clip", [0, 1])
-def test_every_word_is_counted_at_its_place(told, clip):
+def test_every_word_is_counted_at_its_place(output, clip):
     columns = {"spatial": 2, "temporal": 4}
     expected = sorted(
         (word, divmod(number, columns[branch]))
-        for (branch, number), said in said_by_queries(told, clip).items()
-        for word in said
+        for (branch, number), words in words_of_queries(output, clip).items()
+        for word in words
     )
-    counted = told.summary(clip)
+    counted = output.summary(clip)
     found = sorted((w.word, place) for kind in counted.values() for w in kind for place in w.places)
     assert found == expected
-    # the tiny prior's words tell their kind by their first letters
+    # the words of the tiny prior begin with the name of their kind
     assert {w.word.rstrip("0123456789") for w in counted["adverb"]} <= {"adv"}
     for kind, entries in counted.items():
         assert all(w.word.startswith(kind[:3]) for w in entries)
         assert [w.count for w in entries] == sorted((w.count for w in entries), reverse=True)
         assert all(w.count == len(w.places) for w in entries)
         assert not entries or sum(w.share for w in entries) == pytest.approx(1)
-    assert told.summary(clip, top=2) == {kind: entries[:2] for kind, entries in counted.items()}
+    assert output.summary(clip, top=2) == {kind: entries[:2] for kind, entries in counted.items()}
 
 
-def test_counts_agree_with_the_summary(told):
-    counts, names = summary.word_counts(told.ids, told.layout), told.names
+def test_counts_agree_with_the_summary(output):
+    counts, names = summary.word_counts(output.ids, output.layout), output.names
     assert counts.shape == (2, len(names))
-    counted = told.summary(1)
+    counted = output.summary(1)
     assert {names[i]: int(counts[1, i]) for i in counts[1].nonzero().flatten()} == {
         w.word: w.count for kind in counted.values() for w in kind
     }
-    frequent = summary.frequent_words(counts[1], told.layout, names, 2)
+    frequent = summary.frequent_words(counts[1], output.layout, names, 2)
     assert frequent == {kind: [w.word for w in entries[:2]] for kind, entries in counted.items()}
-    kept = summary.frequent_only(counts, told.layout, 2)[1]
+    kept = summary.frequent_only(counts, output.layout, 2)[1]
     assert {names[i] for i in kept.nonzero().flatten()} == {word for listed in frequent.values() for word in listed}
     assert torch.equal(kept[kept > 0], counts[1][kept > 0])
 
@@ -158,7 +158,7 @@ def test_show_reads_as_encode_does(work, tmp_path):
         assert json.loads(out.read_text())["clips"]["wide"] == json.loads(json.dumps(counted))
 
 
-def test_show_tells_what_the_tokenizer_says(work, tmp_path, capsys):
+def test_show_prints_and_writes_the_summary(work, tmp_path, capsys):
     files = [str(work / "waves.mkv"), str(work / "still.png")]
     out = tmp_path / "words.json"
     given = [*files, "--checkpoint", str(work / "tokenizer"), "--out", str(out)]

@@ -1,4 +1,4 @@
-"""Token shards whose classes are known by their words, for the tests of sweettok.words."""
+"""Token shards whose nouns determine the class, for the tests of sweettok.words."""
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ def random_ids(layout: TokenLayout, count: int, seed: int = 0) -> torch.Tensor:
 
 
 def write_shards(folder: Path, views: int = 1) -> Path:
-    """30 clips of the tiny tokenizer; those of class c say the nouns 2c and 2c + 1, other words are random.
+    """30 clips of the tiny tokenizer; those of class c have the nouns 2c and 2c + 1, other words are random.
 
-    With more `views`, all but the first say random nouns.
+    With more `views`, all but the first have random nouns.
     """
     tokenizer = tiny.tokenizer()
     layout, count = tokenizer.layout, len(CLASSES) * EACH
@@ -29,9 +29,9 @@ def write_shards(folder: Path, views: int = 1) -> Path:
     keys = tuple(f"videos/{CLASSES[label]}_{i:02d}" for i, label in enumerate(labels))
     ids = random_ids(layout, count * views)
     nouns = layout.segment("noun")
-    coin = torch.randint(2, (count, nouns.length), generator=torch.Generator().manual_seed(1))
-    coin[:, :2] = torch.tensor([0, 1])
-    ids[::views, nouns.places] = nouns.vocab_start + 2 * torch.tensor(labels)[:, None] + coin
+    choice = torch.randint(2, (count, nouns.length), generator=torch.Generator().manual_seed(1))
+    choice[:, :2] = torch.tensor([0, 1])
+    ids[::views, nouns.places] = nouns.vocab_start + 2 * torch.tensor(labels)[:, None] + choice
     manifest = TokenManifest(
         kind="tokenized", tokenizer_hash=tokenizer.ids_hash(), layout=layout, num_clips=count,
         clips_hash=clips_hash(keys, labels), num_frames=9, clips_per_video=views, num_classes=len(CLASSES),

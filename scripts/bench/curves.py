@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from sweettok.commands import report_errors
+from sweettok.cli.main import run_reporting_errors
 from sweettok.config import read_settings
 from sweettok.stages import load_config
 from sweettok.store import write_aside
@@ -203,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(report_errors(main))
+    sys.exit(run_reporting_errors(main))

@@ -74,8 +74,6 @@ def open_clips(args: argparse.Namespace) -> dict[str, Callable[[], tuple[TokenOu
         clips = [partial(decode, tokenizer, item["ids"][None], frames, args.decode) for item in items]
     else:
         names, changes = (Path(path).stem for path in args.videos), options.preprocessing_changes(args)
-        if "resize" in changes:
-            changes["aspect"] = changes.pop("resize")
         clips = [partial(encode, tokenizer, path, changes) for path in args.videos]
     named = dict(zip(names, clips, strict=True))
     if len(named) < len(clips):
