@@ -1,4 +1,4 @@
-"""The README's code runs, and the files and commands that it names exist."""
+"""What the README shows works, and what it names is there."""
 
 import importlib
 import re
@@ -32,7 +32,7 @@ def commands() -> list[tuple[str, ...]]:
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
-    """One after the other, in a folder like the quickstart's output; the shapes are those of the comments."""
+    """One after the other, in a folder that looks as the quickstart leaves it; what comments say of shapes is so."""
     write_outputs(tmp_path)
     monkeypatch.chdir(tmp_path)
     blocks = code("python")
