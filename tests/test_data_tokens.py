@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from sweettok.cli import main
 from sweettok.data.dataset import GlobalBatchSampler, make_loader
 from sweettok.data.lists import ClipList
-from sweettok.data.tokens import ShardWriter, StoredLayout, TokenDataset, TokenManifest, clips_hash, shard_name, verify
+from sweettok.data.manifest import StoredLayout, TokenManifest, clips_hash, shard_name
+from sweettok.data.tokens import ShardWriter, TokenDataset, verify
 from sweettok.store import InUseError
 from sweettok.tokenizer.layout import TokenLayout
 

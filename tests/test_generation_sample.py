@@ -11,8 +11,9 @@ import tiny
 import torch
 
 from sweettok.cli.main import main
+from sweettok.data.manifest import TokenManifest, clips_hash
 from sweettok.data.reader import probe, read_clip, read_image
-from sweettok.data.tokens import ShardWriter, TokenDataset, TokenManifest, clips_hash
+from sweettok.data.tokens import ShardWriter, TokenDataset
 from sweettok.data.writer import write_video
 from sweettok.generator.config import GeneratorConfig
 from sweettok.generator.model import Generator

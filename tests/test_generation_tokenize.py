@@ -13,8 +13,9 @@ import torch
 from sweettok.cli.main import main
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import load_clips
+from sweettok.data.manifest import StoredLayout, shard_name
 from sweettok.data.reader import read_clip
-from sweettok.data.tokens import StoredLayout, TokenDataset, shard_name
+from sweettok.data.tokens import TokenDataset
 from sweettok.data.writer import write_video
 from sweettok.eval.protocol import PRESETS
 from sweettok.inference import tokenize

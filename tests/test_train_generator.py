@@ -7,7 +7,8 @@ import torch
 from accelerate.state import AcceleratorState
 from stages import begin, config_of, first_batch, make_task, tokenize
 
-from sweettok.data.tokens import StoredLayout, TokenDataset
+from sweettok.data.manifest import StoredLayout
+from sweettok.data.tokens import TokenDataset
 from sweettok.generator.model import Generator
 from sweettok.stages.generator import GeneratorTask
 from sweettok.tokenizer.model import SweetTok

@@ -28,8 +28,9 @@ from accelerate.utils import set_seed
 
 from sweettok import ProxyTokenizer, SweetTok
 from sweettok.data.dataset import make_loader
+from sweettok.data.manifest import TokenManifest, clips_hash
 from sweettok.data.synthetic import write_synthetic
-from sweettok.data.tokens import ShardWriter, TokenManifest, clips_hash
+from sweettok.data.tokens import ShardWriter
 from sweettok.priors import Prior, save_prior
 from sweettok.stages import STAGES, build_task, load_config
 from sweettok.train.config import RunConfig

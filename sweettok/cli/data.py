@@ -14,9 +14,10 @@ from sweettok.cli.options import add_seed, add_workers, integer, real
 from sweettok.data.config import DataConfig
 from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import read_entries, write_list
+from sweettok.data.manifest import TokenManifest
 from sweettok.data.scan import KINDS, scan
 from sweettok.data.synthetic import write_synthetic
-from sweettok.data.tokens import TokenManifest, verify
+from sweettok.data.tokens import verify
 from sweettok.data.writer import write_lines
 from sweettok.store import check_output, check_output_folder
 

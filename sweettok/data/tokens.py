@@ -11,11 +11,9 @@ not at all; every shard has a SHA-256 of its content and place in its metadata.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,139 +24,19 @@ from safetensors.numpy import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sweettok.data.lists import some
-from sweettok.segments import PlainLayout, SegmentLayout
+from sweettok.data.manifest import (
+    CLIPS,
+    ELSEWHERE,
+    MANIFEST,
+    TokenManifest,
+    clip_lines,
+    clips_hash,
+    read_clips,
+    shard_name,
+)
 from sweettok.store import InUseError, remove_asides, take_lock, write_aside
 
-FORMAT = 2
-KINDS = ("tokenized", "generated")
-MANIFEST, CLIPS = "manifest.json", "clips.txt"
 _DTYPES = {np.uint16: "U16", np.uint32: "U32"}  # -> their names in safetensors files
-_ELSEWHERE = "choose another folder, or delete this one"
-
-
-@dataclass(frozen=True)
-class StoredLayout(PlainLayout):
-    """The layout of a tokenizer's ids as plain data. `fields` are those of the tokenizer's own layout class."""
-
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, layout: SegmentLayout) -> StoredLayout:
-        return layout if isinstance(layout, cls) else cls(tuple(layout.sizes()), dataclasses.asdict(layout))
-
-
-@dataclass(frozen=True)
-class TokenManifest:
-    """How the ids of a folder were made. A command that continues writing a folder must have an equal manifest.
-
-    Args:
-        kind: "tokenized" from videos or "generated" by a generator.
-        tokenizer_hash: the tokenizer's `ids_hash()`.
-        layout: of the ids; the tokenizer's, which becomes a StoredLayout.
-        num_clips, clips_hash: of the source clips, see `clips_hash`.
-        num_frames, stride, resize, short: of the clips, as in `read_clip`.
-        clips_per_video, flips: views of each source clip, in the order of `ClipDataset`.
-        given_frames: number of frames that the "given" ids stand for, None if there are none.
-        num_classes: 0 without labels.
-        settings: plain data about what else the ids depend on.
-    """
-
-    kind: str
-    tokenizer_hash: str
-    layout: StoredLayout
-    num_clips: int
-    clips_hash: str
-    num_frames: int
-    stride: int = 1
-    resize: str = "stretch"
-    short: str = "black"
-    clips_per_video: int = 1
-    flips: bool = False
-    given_frames: int | None = None
-    num_classes: int = 0
-    class_names: tuple[str, ...] | None = None
-    rows_per_shard: int = 256
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self):
-        object.__setattr__(self, "layout", StoredLayout.of(self.layout))
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
-        for name in ("num_clips", "num_frames", "stride", "clips_per_video", "rows_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.given_frames is not None and not 0 < self.given_frames < self.num_frames:
-            allowed = f"1..{self.num_frames - 1} of {self.num_frames} frames"
-            raise ValueError(f"given_frames must be {allowed}; got {self.given_frames}")
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise ValueError(f"there are {self.num_classes} classes, but {len(self.class_names)} class names")
-
-    @property
-    def views(self) -> int:
-        """Rows per source clip."""
-        return self.clips_per_video * (2 if self.flips else 1)
-
-    @property
-    def num_rows(self) -> int:
-        return self.num_clips * self.views
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_rows // self.rows_per_shard)
-
-    def rows(self, shard: int) -> range:
-        """The rows of a shard; the last one may be shorter."""
-        first = shard * self.rows_per_shard
-        return range(first, min(first + self.rows_per_shard, self.num_rows))
-
-    @property
-    def dtype(self) -> type[np.unsignedinteger]:
-        """Type of the ids in the files: the smallest one that holds them all."""
-        return np.uint16 if self.layout.vocab_size <= 1 << 16 else np.uint32
-
-    def missing(self, folder: str | Path) -> list[int]:
-        """Numbers of the shards that are not in the folder yet."""
-        there = {path.name for path in Path(folder).iterdir()}
-        return [shard for shard in range(self.num_shards) if shard_name(shard) not in there]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The contents of manifest.json."""
-        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
-
-    @classmethod
-    def read(cls, folder: str | Path) -> TokenManifest:
-        """The manifest of a folder. FileNotFoundError if there is none, ValueError if it cannot be understood."""
-        path = Path(folder) / MANIFEST
-        if not path.is_file():
-            raise FileNotFoundError(f"no {path}: expected a folder of tokens, as sweettok tokenize writes")
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            version = about.pop("format")
-            if version != FORMAT:
-                raise ValueError(f"format {version}, this version reads {FORMAT}")
-            names, stored = about.pop("class_names"), about.pop("layout")
-            layout = StoredLayout(tuple((n, int(k), int(v)) for n, k, v in stored["segment_sizes"]), stored["fields"])
-            return cls(layout=layout, class_names=tuple(names) if names is not None else None, **about)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no manifest of tokens: {error}") from error
-
-
-def shard_name(shard: int) -> str:
-    return f"shard-{shard:05d}.safetensors"
-
-
-def clips_hash(keys: Sequence[str], labels: Sequence[int] | None = None) -> str:
-    """SHA-256 of clips.txt; equal to `ClipList.hash` for the clips of a list."""
-    return hashlib.sha256(_clip_lines(keys, labels).encode()).hexdigest()
-
-
-def _clip_lines(keys: Sequence[str], labels: Sequence[int] | None) -> str:
-    broken = [repr(key) for key in keys if "\t" in key or len(key.splitlines()) != 1]
-    if broken:
-        raise ValueError(f"keys must be one line without tabs{some(broken)}")
-    pairs = zip(keys, labels if labels is not None else ("",) * len(keys), strict=True)
-    return "".join(f"{key}\t{label}\n" for key, label in pairs)
 
 
 class ShardWriter:
@@ -195,7 +73,7 @@ class ShardWriter:
             raise ValueError(f"these {len(keys)} clips are not the {manifest.num_clips} of the manifest")
         self.folder, self.manifest, self.rank, self.world_size = Path(folder), manifest, rank, world_size
         self.close = self._lock()
-        self._claim(_clip_lines(keys, labels))
+        self._claim(clip_lines(keys, labels))
 
     def _lock(self) -> Callable[[], None]:
         """Take this rank's lock; rank 0 also looks whether the locks of other ranks are free."""
@@ -214,13 +92,13 @@ class ShardWriter:
             theirs = TokenManifest.read(self.folder).to_dict()
             changed = [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if theirs[name] != mine[name]]
             if changed:
-                raise ValueError(f"{self.folder} holds tokens with {', '.join(changed)}: {_ELSEWHERE}")
+                raise ValueError(f"{self.folder} holds tokens with {', '.join(changed)}: {ELSEWHERE}")
         elif any(self.folder.glob("shard-*.safetensors")):
-            raise ValueError(f"{self.folder} holds shards, but no {MANIFEST}: {_ELSEWHERE}")
+            raise ValueError(f"{self.folder} holds shards, but no {MANIFEST}: {ELSEWHERE}")
         if self.rank == 0:
             remove_asides(self.folder)
         _write_once(self.folder / CLIPS, lines)
-        _read_clips(self.folder, self.manifest)
+        read_clips(self.folder, self.manifest)
         _write_once(found, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
 
     def pending(self) -> list[range]:
@@ -287,7 +165,7 @@ def verify(folder: str | Path, content: bool = True) -> list[str]:
         content: read all ids and compare their SHA-256; otherwise only sizes, shapes and types are checked.
     """
     manifest, problems = TokenManifest.read(folder), []
-    _read_clips(Path(folder), manifest)
+    read_clips(Path(folder), manifest)
     missing = set(manifest.missing(folder))
     for shard in range(manifest.num_shards):
         if shard in missing:
@@ -314,36 +192,18 @@ class TokenDataset(Dataset):
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.manifest = TokenManifest.read(folder)
-        missing = self.manifest.missing(folder)
+        self.manifest = about = TokenManifest.read(folder)
+        self.layout, self.tokenizer_hash, self.given_frames = about.layout, about.tokenizer_hash, about.given_frames
+        self.num_classes, self.class_names = about.num_classes, about.class_names
+        missing = about.missing(folder)
         if missing:
-            found = f"{len(missing)} of {self.manifest.num_shards} shards are missing"
+            found = f"{len(missing)} of {about.num_shards} shards are missing"
             raise ValueError(f"{folder}: {found}: run the command that writes it again, it writes what is left")
-        self.keys, self.labels = _read_clips(self.folder, self.manifest)
+        self.keys, self.labels = read_clips(self.folder, about)
         self._shards: dict[int, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}  # each process maps its own
-
-    @property
-    def layout(self) -> StoredLayout:
-        return self.manifest.layout
-
-    @property
-    def tokenizer_hash(self) -> str:
-        return self.manifest.tokenizer_hash
-
-    @property
-    def num_classes(self) -> int:
-        return self.manifest.num_classes
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self.manifest.class_names
-
-    @property
-    def given_frames(self) -> int | None:
-        return self.manifest.given_frames
 
     def __len__(self) -> int:
         return self.manifest.num_rows
@@ -373,20 +233,6 @@ class TokenDataset(Dataset):
                 f"the ids in {self.folder} are of the tokenizer {self.tokenizer_hash[:12]}, not of {ids_hash[:12]}: "
                 "give that tokenizer (stages 1 and 2 of it have the same ids), or write the tokens with this one"
             )
-
-
-def _read_clips(folder: Path, manifest: TokenManifest) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Keys and labels of the source clips; ValueError unless the file is the manifest's."""
-    path = folder / CLIPS
-    content = path.read_bytes() if path.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != manifest.clips_hash:
-        raise ValueError(f"{path} is missing, or not the list of the clips of these tokens: {_ELSEWHERE}")
-    pairs = [line.split("\t") for line in content.decode().splitlines()]
-    labels = tuple(int(label) for _, label in pairs) if manifest.num_classes else None
-    wrong = [label for label in labels or () if not 0 <= label < manifest.num_classes]
-    if wrong:
-        raise ValueError(f"{path} has label {wrong[0]}; this manifest's classes are 0..{manifest.num_classes - 1}")
-    return tuple(key for key, _ in pairs), labels
 
 
 def _write_once(path: Path, text: str) -> None:

@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import ClipList
+from sweettok.data.manifest import MANIFEST
 from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import clip_places, probe
 from sweettok.data.resize import Fit
-from sweettok.data.tokens import MANIFEST
 from sweettok.eval.protocol import Protocol
 from sweettok.pixels import to_uint8
 

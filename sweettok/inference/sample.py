@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sweettok.data.tokens import MANIFEST, ShardWriter, TokenDataset, TokenManifest, clips_hash
+from sweettok.data.manifest import MANIFEST, TokenManifest, clips_hash
+from sweettok.data.tokens import ShardWriter, TokenDataset
 from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
 from sweettok.distributed import from_main, join_processes, main_first
 from sweettok.generator.config import SamplingConfig

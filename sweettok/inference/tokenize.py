@@ -15,8 +15,9 @@ from tqdm import tqdm
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset, make_loader, plain_errors
 from sweettok.data.lists import ClipList
+from sweettok.data.manifest import TokenManifest
 from sweettok.data.preprocess import Preprocessing
-from sweettok.data.tokens import ShardWriter, TokenManifest
+from sweettok.data.tokens import ShardWriter
 from sweettok.distributed import join_processes, main_first
 from sweettok.tokenizer.model import SweetTok
 

@@ -17,7 +17,8 @@ from sweettok.config import build
 from sweettok.data.config import DataConfig
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import load_clips
-from sweettok.data.tokens import StoredLayout, TokenDataset, TokenManifest
+from sweettok.data.manifest import StoredLayout, TokenManifest
+from sweettok.data.tokens import TokenDataset
 from sweettok.generator.config import GeneratorConfig
 from sweettok.losses.config import PerceptualConfig
 from sweettok.losses.weights import load_perceptual
