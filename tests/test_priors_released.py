@@ -199,7 +199,7 @@ def test_attributes_of_what_is_handed_out_cannot_be_set(tmp_path, target, state)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("adj_noun_edges"), "must hold a dict with the keys adj_code_book_num"),
+        (lambda d: d.pop("adj_noun_edges"), "expected a dict with the keys adj_code_book_num"),
         (lambda d: d["noun_code_book_vec"].pop("dog"), "no vector for the word 'dog'"),
         (lambda d: d["noun_code_book_vec"].update(dog=torch.zeros(2, 2)), "no 1-D vector"),
         (lambda d: d["noun_code_book_vec"].update(dog=torch.zeros(2)), r"different widths \[2, 3\]"),

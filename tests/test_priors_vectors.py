@@ -102,7 +102,7 @@ def test_command_line_takes_a_table(captions, tmp_path, capsys):
     for options, message in (
         ([source.path, "--dim", "3"], "--dim has no effect with --vectors"),
         (["llm"], "--vectors llm needs --model"),
-        (["captions", "--batch-size", "3"], "--batch-size has no effect with --vectors captions"),
+        (["captions", "--prompt", "x"], "--prompt has no effect with --vectors captions"),
         (["nowhere.txt"], "nowhere.txt is neither captions, clip, llm nor a file"),
         (["captions", "--min-count", "verbs=3"], "--min-count takes N or PART=N for adjective, noun, adverb, verb"),
     ):
@@ -154,7 +154,7 @@ def test_clip_refuses_what_it_cannot_find(tiny_clip, captions, tmp_path, capsys)
         with pytest.raises(ValueError, match=message):
             source.vectors(WORDS)
     arguments = ["priors", "build", "--captions", str(captions), "--out", str(tmp_path / "out"), "--vectors", "clip"]
-    options = ["--model", "tiny-words", "--weights", weights, "--prompt", "{}", "--device", "cpu"]
+    options = ["--model", "tiny-words", "--weights", weights, "--prompt", "{}"]
     assert main([*arguments, *options]) == 0
     assert "vectors: open_clip tiny-words tiny.pt, prompt '{}'" in capsys.readouterr().out
     assert load_prior(tmp_path / "out").temporal.dim == 6

@@ -24,44 +24,40 @@ from sweettok.priors.vectors import CausalLMVectors, ClipVectors, TableVectors, 
 from sweettok.store import check_output, check_output_folder, lock, write_aside
 
 # Options of `build` that only some sources of vectors take, and which.
-VECTOR_OPTIONS = {
-    "dim": ("captions",), "model": ("clip", "llm"), "weights": ("clip",), "prompt": ("clip", "llm"),
-    "batch_size": ("clip",), "device": ("clip",),
-}  # fmt: skip
+VECTOR_OPTIONS = {"dim": ("captions",), "model": ("clip", "llm"), "weights": ("clip",), "prompt": ("clip", "llm")}
+CAPTIONS_HELP = (
+    '.txt (a caption per line), .csv, .tsv or .jsonl, each also with .gz; JSON lines with "words": '
+    "[[word, part of speech], ...] are not tagged again"
+)
+VECTORS_HELP = (
+    "from the captions (default), CLIP's text encoder, a language model's input embedding, or a text file with a word "
+    "and its numbers per line"
+)
 
 
 def add_build(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--captions", nargs="+", required=True, metavar="FILE",
-        help='.txt (a caption per line), .csv, .tsv or .jsonl, each also with .gz; JSON lines with "words": '
-        "[[word, part of speech], ...] are not tagged again")  # fmt: skip
+    add("--captions", nargs="+", required=True, metavar="FILE", help=CAPTIONS_HELP)
     add("--out", required=True, metavar="DIR")
     add("--column", default="text", help="column or key of the captions (default: text)")
     add("--work", metavar="DIR", help="keep the tagged captions there for other builds (default: OUT/work, removed)")
     add("--processes", type=integer(1), default=1, metavar="N", help="processes that tag captions (default: 1)")
     add("--tagger", default="en_core_web_sm", metavar="PIPELINE", help="of spaCy (default: en_core_web_sm)")
     add("--lemmatize", action="store_true", help="dictionary forms instead of the words as written")
-
-    words = parser.add_argument_group("words", "A number, or PART=NUMBER for adjective, noun, adverb, verb.")
-    words.add_argument("--min-count", nargs="+", default=["1"], metavar="N", help="occurrences a word needs (1)")
-    words.add_argument("--most", nargs="+", default=[], metavar="N", help="longest word lists (default: no limit)")
-
-    edges = parser.add_argument_group("edges", "By default one for each caption that two words share.")
-    edges.add_argument("--neighbors", type=integer(1), metavar="N", help="single edges to each word's N closest words")
-    edges.add_argument("--min-shared", type=integer(1), default=1, metavar="N", help="captions that an edge needs (1)")
-    edges.add_argument("--max-weight", type=integer(1), metavar="N", help="most edges between two words")
-
-    vectors = parser.add_argument_group("word vectors")
-    vectors.add_argument("--vectors", default="captions", metavar="captions|clip|llm|FILE",
-        help="from the captions (default), CLIP's text encoder, a language model's input embedding, or a text file "
-        "with a word and its numbers per line")  # fmt: skip
-    vectors.add_argument("--dim", type=integer(1), metavar="N", help="captions: width of the vectors (32)")
-    vectors.add_argument("--model", help="clip: model of open_clip (ViT-L-14); llm: name at Hugging Face, or a folder")
-    vectors.add_argument("--weights", help="clip: weights of this model as open_clip names them, or a file")
-    vectors.add_argument("--prompt", help='clip, llm: text with {} for the word ("{}" and " {}")')
-    vectors.add_argument("--batch-size", type=integer(1), metavar="N", help="clip: words at once (256)")
-    vectors.add_argument("--device", help="clip: device to run on (default: an accelerator if there is one)")
-    vectors.add_argument("--drop-unknown", action="store_true", help="FILE: leave out words that it does not have")
+    add = parser.add_argument_group("words", "A number, or PART=NUMBER for adjective, noun, adverb, verb.").add_argument
+    add("--min-count", nargs="+", default=["1"], metavar="N", help="occurrences a word needs (1)")
+    add("--most", nargs="+", default=[], metavar="N", help="longest word lists (default: no limit)")
+    add = parser.add_argument_group("edges", "By default one for each caption that two words share.").add_argument
+    add("--neighbors", type=integer(1), metavar="N", help="single edges to each word's N closest words")
+    add("--min-shared", type=integer(1), default=1, metavar="N", help="captions that an edge needs (1)")
+    add("--max-weight", type=integer(1), metavar="N", help="most edges between two words")
+    add = parser.add_argument_group("word vectors").add_argument
+    add("--vectors", default="captions", metavar="captions|clip|llm|FILE", help=VECTORS_HELP)
+    add("--dim", type=integer(1), metavar="N", help="captions: width of the vectors (32)")
+    add("--model", help="clip: model of open_clip (ViT-L-14); llm: name at Hugging Face, or a folder")
+    add("--weights", help="clip: weights of this model as open_clip names them, or a file")
+    add("--prompt", help='clip, llm: text with {} for the word ("{}" and " {}")')
+    add("--drop-unknown", action="store_true", help="FILE: leave out words that it does not have")
 
 
 def run_build(args: argparse.Namespace) -> None:
@@ -121,7 +117,7 @@ def vector_source(args: argparse.Namespace) -> int | VectorSource:
         return options.get("dim", 32)
     if kind == "clip":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return ClipVectors(**{"device": str(accelerator or "cpu"), **options})
+        return ClipVectors(device=str(accelerator or "cpu"), **options)
     if kind == "llm":
         if args.model is None:
             raise ValueError("--vectors llm needs --model, the folder or name of a causal language model")
@@ -155,10 +151,8 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("out", metavar="OUT")
     parser.add_argument("--to", choices=("native", "released"), default="native", help="(default: native)")
-    parser.add_argument(
-        "--raise-counts", action="store_true",
-        help="released: write spatial counts of ten or less as eleven, so that readers keep the words",
-    )  # fmt: skip
+    text = "released: write spatial counts of ten or less as eleven, so that readers keep the words"
+    parser.add_argument("--raise-counts", action="store_true", help=text)
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -173,9 +167,9 @@ def run_convert(args: argparse.Namespace) -> None:
     print(describe(prior))
 
 
+SHOW_HELP = "print sizes, frequent words and their nearest words, and the overlap with another prior"
 COMMANDS = {
     "build": Command("build a prior from captions", add_build, run_build),
-    "show": Command("print sizes, frequent words and their nearest words, and the overlap with another prior", add_show,
-                    run_show),
+    "show": Command(SHOW_HELP, add_show, run_show),
     "convert": Command("convert published pickles to safe files, or back", add_convert, run_convert),
-}  # fmt: skip
+}

@@ -70,21 +70,45 @@ class Pretrained(nn.Module):
         report: str | Path | Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
         license: str | None = None,
+        name: str = "path/to/this/folder",
     ) -> None:
-        """Write config.json, model.safetensors and the model card README.md into `folder`.
+        """Write config.json, model.safetensors and the model card README.md into `folder`, each file as a whole.
 
-        Each file is replaced as a whole. A README.md that was edited by hand is kept.
+        A card that was edited by hand is kept.
 
         Args:
             report: an evaluation report of these weights for the card: a JSON file of `sweettok eval`, or its content.
-            training: facts of the training run for the card and config.json, as plain JSON data. By default the facts
+            training: facts of the training run, as plain JSON data, for the card and config.json. By default those
                 that were loaded with the weights, if the weights are unchanged.
             license: license of the weights for the card, as the Hub names it.
+            name: what the card's example loads the model by.
 
-        Raises:
-            ValueError: the report is of other weights, or the card that should show it was edited by hand.
+        Raises ValueError if the report is of other weights, or if the card that should show it was edited by hand.
         """
-        self._save(Path(folder), "path/to/this/folder", report, training, license)
+        keeps_card = _keeps_card(Path(folder, CARD), report)
+        weights = save({key: tensor.detach().cpu().contiguous() for key, tensor in self.state_dict().items()})
+        digest = hashlib.sha256(weights).hexdigest()
+        if training is None and self._loaded is not None and self._loaded[0] == digest:
+            training = self._loaded[1]
+        saved = {
+            "model": type(self).__name__,
+            "format": FORMAT,
+            "sweettok": sweettok.__version__,
+            "weights_sha256": digest,
+            "training": training,
+            "config": configs.to_dict(self.config),
+            "assets": self.assets(),
+        }
+        try:
+            text = json.dumps(saved, indent=1, ensure_ascii=False)
+        except TypeError as error:
+            raise ValueError(f"training must be plain text, numbers and lists: {error}") from error
+        page = card.write_card(self, name, digest, training, report, license)
+        # If this is interrupted, the hash in the old config.json does not match the new weights.
+        files = {WEIGHTS: weights, CONFIG: text.encode(), **({} if keeps_card else {CARD: page.encode()})}
+        for file, content in files.items():
+            with write_aside(Path(folder, file)) as aside:
+                aside.write_bytes(content)
 
     def push_to_hub(
         self,
@@ -101,22 +125,20 @@ class Pretrained(nn.Module):
         """Upload the files of `save_pretrained` to the Hub in one commit, and return the URL of the commit.
 
         Args:
-            repo_id: "user/name"; the repository is created if it does not exist.
+            repo_id: "user/name"; the repository is created if needed.
             private: visibility of a new repository; None is the default of the account.
             token: access token; None is that of `hf auth login` or HF_TOKEN.
-            revision: branch to commit to, created if it does not exist; None is the main branch.
+            revision: branch to commit to, created if needed; None is the main branch.
             report, training, license: as in `save_pretrained`.
 
-        Raises:
-            ValueError: the report or the name of the repository is wrong.
-            OSError: the Hub cannot be reached or refuses the request.
+        Raises ValueError for a wrong report or name, OSError if the Hub cannot be reached or refuses the request.
         """
         if not REPO_ID.fullmatch(repo_id):
             raise ValueError(f"expected a repository named user/name, got {repo_id!r}")
         api = HfApi(token=token, library_name="sweettok", library_version=sweettok.__version__)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            self._save(folder, repo_id, report, training, license)
+            self.save_pretrained(folder, report=report, training=training, license=license, name=repo_id)
             with _readable_errors(repo_id, CARD, revision):
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 if revision is not None:
@@ -173,40 +195,6 @@ class Pretrained(nn.Module):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{source}: {CONFIG} and {WEIGHTS} do not fit together: {error}") from error
         return model.eval()
-
-    def _save(
-        self,
-        folder: Path,
-        name: str,
-        report: str | Path | Mapping[str, Any] | None,
-        training: Mapping[str, Any] | None,
-        license: str | None,
-    ) -> None:
-        """`save_pretrained` with the name that the card loads the model by."""
-        keeps_card = _keeps_card(folder / CARD, report)
-        weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()})
-        digest = hashlib.sha256(weights).hexdigest()
-        if training is None and self._loaded is not None and self._loaded[0] == digest:
-            training = self._loaded[1]
-        saved = {
-            "model": type(self).__name__,
-            "format": FORMAT,
-            "sweettok": sweettok.__version__,
-            "weights_sha256": digest,
-            "training": training,
-            "config": configs.to_dict(self.config),
-            "assets": self.assets(),
-        }
-        try:
-            text = json.dumps(saved, indent=1, ensure_ascii=False)
-        except TypeError as error:
-            raise ValueError(f"training must be plain text, numbers and lists: {error}") from error
-        page = card.write_card(self, name, digest, training, report, license)
-        # If this is interrupted, the hash in the old config.json does not match the new weights.
-        files = {WEIGHTS: weights, CONFIG: text.encode(), **({} if keeps_card else {CARD: page.encode()})}
-        for file, content in files.items():
-            with write_aside(folder / file) as aside:
-                aside.write_bytes(content)
 
 
 def model_folder(source: str | Path, *models: str, revision: str | None = None, **where: Any) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def pack(captions: Iterable[Sequence[Sequence[str]]]) -> Chunk:
 
 
 def load_chunk(path: Path) -> Chunk:
+    """Read a chunk; ValueError for another file."""
     try:
         with safe_open(path, framework="np") as file:
             words = tuple((word, part) for word, part in json.loads(file.metadata()["words"]))
@@ -136,39 +138,32 @@ def _check_plan(work: Path, paths: Sequence[str | Path], tagger: Tagger | None, 
 def _pack_pieces(
     pieces: Iterator[tuple[int, Piece]], work: Path, tagger: Tagger | None, processes: int
 ) -> Iterator[Piece]:
-    """Pack what is missing; yields every piece when it is done. A few more than `processes` are held at a time."""
+    """Pack what is missing; yields every piece when it is done."""
+    jobs = ((piece, _chunk_path(work, index), tagger) for index, piece in pieces)
     if processes == 1:
-        for index, piece in pieces:
-            _pack_piece(piece, _chunk_path(work, index), tagger)
-            yield piece
+        for job in jobs:
+            yield _pack_piece(*job)
         return
     # Spawned, because threads of numerical libraries do not survive a fork.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    running: dict[Future, Piece] = {}
+    running: deque[Future[Piece]] = deque()  # a few at a time, because pieces are in memory
     try:
-        for index, piece in pieces:
-            running[pool.submit(_pack_piece, piece, _chunk_path(work, index), tagger)] = piece
+        for job in jobs:
+            running.append(pool.submit(_pack_piece, *job))
             if len(running) > processes + 2:
-                yield from _finished(running)
-        while running:
-            yield from _finished(running)
+                yield running.popleft().result()
+        yield from (future.result() for future in running)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(running: dict[Future, Piece]) -> Iterator[Piece]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        future.result()
-        yield running.pop(future)
-
-
-def _pack_piece(piece: Piece, path: Path, tagger: Tagger | None) -> None:
+def _pack_piece(piece: Piece, path: Path, tagger: Tagger | None) -> Piece:
     if path.is_file():
-        return
+        return piece
     chunk = _pack_tagged(piece) if piece.kind == "tagged" else pack(tagger.tag(piece_texts(piece)))
     with write_aside(path) as aside:
-        content = {"ids": chunk.ids, "lengths": chunk.lengths}
-        aside.write_bytes(save(content, {"words": json.dumps(chunk.words)}))
+        aside.write_bytes(save({"ids": chunk.ids, "lengths": chunk.lengths}, {"words": json.dumps(chunk.words)}))
+    return piece
 
 
 def _pack_tagged(piece: Piece) -> Chunk:

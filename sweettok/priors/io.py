@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -27,8 +26,9 @@ def check_prior_output(folder: str | Path, inputs: Iterable[str | Path] = (), re
     folder = Path(folder)
     check_output_folder(folder, inputs)
     names = [names[0] for names in RELEASED_NAMES.values()] if released else NATIVE_NAMES.values()
+    mark = b"\x80" if released else FORMAT.encode()  # in the first bytes of our files
     for name in names:
-        check_output(folder / name, owned=_is_pickle if released else _is_graph)
+        check_output(folder / name, owned=lambda path: mark in path.read_bytes()[:200])
 
 
 def save_prior(prior: Prior, folder: str | Path) -> None:
@@ -72,15 +72,6 @@ def load_prior(folder: str | Path) -> Prior:
 
 
 def _load_graph(path: Path) -> WordGraph:
-    words, tensors = _read(path)
-    try:
-        return WordGraph(tuple(words["modifiers"]), tuple(words["heads"]), **tensors, origin=words.get("origin", ""))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata and tensors of a word graph; ValueError for another file."""
     try:
         with safe_open(path, framework="pt") as file:
             words = json.loads((file.metadata() or {}).get("words", "{}"))
@@ -89,17 +80,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{path} is not a readable word graph: {error}") from error
     if not isinstance(words, dict) or words.get("format") != FORMAT or not {"vectors", "edges"} <= tensors.keys():
         raise ValueError(f"{path} is a safetensors file, but not a {FORMAT!r}")
-    return words, tensors
-
-
-def _is_graph(path: Path) -> bool:
     try:
-        _read(path)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
+        return WordGraph(tuple(words["modifiers"]), tuple(words["heads"]), **tensors, origin=words.get("origin", ""))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error

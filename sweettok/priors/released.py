@@ -28,13 +28,15 @@ RELEASED_NAMES = {
     "temporal": ("mlc_codebook_verb_adv.pkl", "big_nlp_word_knowledge_clip_video_qwen.pkl"),
 }
 _SPATIAL_THRESHOLD = 10  # spatial words counted more often are kept
-# modifier counts, head counts, modifier vectors, head vectors, edges
-_SPATIAL_KEYS = ("adj_code_book_num", "noun_code_book_num", "adj_code_book_vec", "noun_code_book_vec", "adj_noun_edges")
-_TEMPORAL_KEYS = ("adverb_code_book_num", "verb_code_book_num", "adverb_vec", "verb_vec", "verb_adverb_edges")
+# Keys of each file: modifier counts, head counts, modifier vectors, head vectors, edges.
+_KEYS = {
+    "spatial": ("adj_code_book_num", "noun_code_book_num", "adj_code_book_vec", "noun_code_book_vec", "adj_noun_edges"),
+    "temporal": ("adverb_code_book_num", "verb_code_book_num", "adverb_vec", "verb_vec", "verb_adverb_edges"),
+}
 
 
 def find_released(folder: Path) -> dict[str, Path | None]:
-    """The released files that lie in `folder`: {"spatial": path or None, "temporal": path or None}."""
+    """The published files in `folder`: {"spatial": path or None, "temporal": path or None}."""
     return {
         side: next((folder / name for name in names if (folder / name).is_file()), None)
         for side, names in RELEASED_NAMES.items()
@@ -50,17 +52,21 @@ def load_released(folder: str | Path, spatial_threshold: int = _SPATIAL_THRESHOL
 
     Raises FileNotFoundError for a missing file, ValueError for one with other content.
     """
-    folder = Path(folder)
-    paths = find_released(folder)
-    for side, path in paths.items():
+    graphs = {}
+    for side, path in find_released(Path(folder)).items():
         if path is None:
             raise FileNotFoundError(f"no released {side} prior in {folder}: expected {RELEASED_NAMES[side][0]}")
-    file = _ReleasedFile(paths["spatial"], _SPATIAL_KEYS)
-    adjectives = [word for word, count in file.modifiers.items() if count > spatial_threshold]
-    nouns = [w for w, count in file.heads.items() if count > spatial_threshold and w not in file.modifiers]
-    spatial = file.graph(adjectives, nouns)
-    file = _ReleasedFile(paths["temporal"], _TEMPORAL_KEYS)
-    return Prior(spatial, file.graph(list(file.modifiers), list(file.heads)))
+        content = read_pickle(path)
+        try:
+            counts, tables = _check_content(content, _KEYS[side])
+            modifiers, heads = counts
+            if side == "spatial":
+                heads = {w: n for w, n in heads.items() if n > spatial_threshold and w not in modifiers}
+                modifiers = {word: count for word, count in modifiers.items() if count > spatial_threshold}
+            graphs[side] = _graph(modifiers, heads, *tables)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return Prior(**graphs)
 
 
 def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) -> int:
@@ -85,94 +91,63 @@ def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) 
             f"{rare} adjectives and nouns have no count above {_SPATIAL_THRESHOLD}, so that readers of released files "
             "would drop them: --raise-counts writes higher counts"
         )
-    for side, keys, graph in (("spatial", _SPATIAL_KEYS, space), ("temporal", _TEMPORAL_KEYS, time)):
-        content = _released_content(graph, keys, _SPATIAL_THRESHOLD + 1 if side == "spatial" else 1)
+    for side, least in (("spatial", _SPATIAL_THRESHOLD + 1), ("temporal", 1)):
+        graph = getattr(prior, side)
+        words, lists = graph.words, (slice(graph.num_modifiers), slice(graph.num_modifiers, None))
+        counts = [least] * len(words) if graph.counts is None else graph.counts.clamp(min=least).tolist()
+        vectors = [row.clone() for row in graph.vectors]  # a view would be written with the whole table behind it
+        tables = [dict(zip(words[part], x[part], strict=True)) for x in (counts, vectors) for part in lists]
+        edges = [(words[a], words[b]) for a, b in graph.edges.T.tolist()]
         with write_aside(Path(folder) / RELEASED_NAMES[side][0]) as aside, open(aside, "wb") as file:
-            pickle.dump(content, file, 4)
-    adverbs = torch.tensor([word in set(time.heads) for word in time.words])
-    adverbs[time.num_modifiers :] = False
-    return int(adverbs[time.edges].any(0).sum())
+            pickle.dump(dict(zip(_KEYS[side], [*tables, edges], strict=True)), file, 4)
+    both = torch.tensor([word in set(time.heads) for word in time.modifiers] + [False] * time.num_heads)
+    return int(both[time.edges].any(0).sum())
 
 
-def _released_content(graph: WordGraph, keys: tuple[str, ...], least: int) -> dict[str, Any]:
-    counts = torch.zeros(len(graph.words), dtype=torch.int64) if graph.counts is None else graph.counts
-    numbers = [max(count, least) for count in counts.tolist()]
-    vectors = [row.clone() for row in graph.vectors]  # a view would be written with the whole table behind it
-    words, split = graph.words, graph.num_modifiers
-    tables = [
-        dict(zip(words[part], values[part], strict=True))
-        for values in (numbers, vectors)
-        for part in (slice(split), slice(split, None))
-    ]
-    return dict(zip(keys, [*tables, [(words[a], words[b]) for a, b in graph.edges.T.tolist()]], strict=True))
-
-
-class _ReleasedFile:
-    """One released file, checked: counts, vectors and edges by word."""
-
-    def __init__(self, path: Path, keys: tuple[str, ...]) -> None:
-        self.path = path
-        content = read_pickle(path)
-        if not isinstance(content, dict) or not set(keys) <= content.keys():
-            raise ValueError(f"{path} must hold a dict with the keys {', '.join(keys)}")
-        num_modifiers, num_heads, vec_modifiers, vec_heads, edges = keys
-        self.modifiers = self._counts(content, num_modifiers)
-        self.heads = self._counts(content, num_heads)
-        self._vectors = [self._mapping(content, key) for key in (vec_modifiers, vec_heads)]
-        self._edges = self._pairs(content, edges)
-
-    def graph(self, modifiers: list[str], heads: list[str]) -> WordGraph:
-        """The graph of these words: their vectors, and the edges between them."""
-        lists = zip(self._vectors, (modifiers, heads), strict=True)
-        vectors = [self._vector(table, word) for table, words in lists for word in words]
-        if len({len(vector) for vector in vectors}) > 1:
-            raise ValueError(f"{self.path}: word vectors have different widths {sorted({len(v) for v in vectors})}")
-        position = {word: i for i, word in enumerate(modifiers + heads)}  # of a repeated word, the later place
-        edges = [(position[a], position[b]) for a, b in self._edges if a in position and b in position]
-        counts = [self.modifiers[word] for word in modifiers] + [self.heads[word] for word in heads]
-        try:
-            return WordGraph(
-                tuple(modifiers),
-                tuple(heads),
-                torch.stack(vectors) if vectors else torch.empty(0, 0),
-                torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
-                torch.tensor(counts, dtype=torch.int64),
-            )
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
-
-    def _mapping(self, content: Mapping, key: str) -> dict[str, Any]:
-        table = content[key]
+def _check_content(content: Any, keys: tuple[str, ...]) -> tuple[list[dict[str, int]], list]:
+    """The values of `keys`: counts of modifiers and heads by word; and their vectors by word with the word pairs."""
+    if not isinstance(content, dict) or not set(keys) <= content.keys():
+        raise ValueError(f"expected a dict with the keys {', '.join(keys)}")
+    *tables, edges = values = [content[key] for key in keys]
+    for key, table in zip(keys, tables, strict=False):
         if not isinstance(table, dict) or not all(isinstance(word, str) for word in table):
-            raise ValueError(f"{self.path}: {key} must map words to values")
-        return table
-
-    def _counts(self, content: Mapping, key: str) -> dict[str, int]:
-        table = self._mapping(content, key)
+            raise ValueError(f"{key} must map words to values")
+    for key, table in zip(keys[:2], tables, strict=False):
         if not all(isinstance(count, (int, float)) and math.isfinite(count) for count in table.values()):
-            raise ValueError(f"{self.path}: {key} must map words to numbers")
-        return {word: int(count) for word, count in table.items()}
+            raise ValueError(f"{key} must map words to numbers")
+    for pair in edges if isinstance(edges, (list, tuple, set)) else [edges]:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(w, str) for w in pair):
+            raise ValueError(f"{keys[-1]} must hold pairs of words, got {str(pair)[:80]}")
+    return [{word: int(count) for word, count in table.items()} for table in tables[:2]], values[2:]
 
-    def _pairs(self, content: Mapping, key: str) -> list[tuple[str, str]]:
-        pairs = content[key]
-        if not isinstance(pairs, (list, tuple, set)):
-            raise ValueError(f"{self.path}: {key} must be a list of word pairs, got {type(pairs).__name__}")
-        for pair in pairs:
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(w, str) for w in pair):
-                raise ValueError(f"{self.path}: {key} must hold pairs of words, got {str(pair)[:80]}")
-        return list(pairs)
 
-    def _vector(self, table: Mapping[str, Any], word: str) -> Tensor:
-        value = table.get(word)
-        if isinstance(value, _Array):
-            try:
-                value = value.tensor()
-            except (AttributeError, TypeError, ValueError) as error:
-                raise ValueError(f"{self.path}: broken array for the word {word!r}: {error}") from error
-        if not isinstance(value, Tensor) or value.squeeze().ndim > 1:
-            what = "no vector" if value is None else f"no 1-D vector but {str(value)[:80]}"
-            raise ValueError(f"{self.path} has {what} for the word {word!r}")
-        return value.reshape(-1).float()
+def _graph(modifiers: dict, heads: dict, modifier_vectors: dict, head_vectors: dict, edges: list) -> WordGraph:
+    """The graph of the words with these counts."""
+    vectors = [_vector(modifier_vectors, word) for word in modifiers] + [_vector(head_vectors, word) for word in heads]
+    if len({len(vector) for vector in vectors}) > 1:
+        raise ValueError(f"word vectors have different widths {sorted({len(vector) for vector in vectors})}")
+    index = {word: i for i, word in enumerate([*modifiers, *heads])}  # of a repeated word, the later one
+    pairs = [(index[a], index[b]) for a, b in edges if a in index and b in index]
+    return WordGraph(
+        tuple(modifiers),
+        tuple(heads),
+        torch.stack(vectors) if vectors else torch.empty(0, 0),
+        torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
+        torch.tensor([*modifiers.values(), *heads.values()], dtype=torch.int64),
+    )
+
+
+def _vector(table: Mapping[str, Any], word: str) -> Tensor:
+    value = table.get(word)
+    if isinstance(value, _Array):
+        try:
+            value = value.tensor()
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"broken array for the word {word!r}: {error}") from error
+    if not isinstance(value, Tensor) or value.squeeze().ndim > 1:
+        found = "no vector" if value is None else f"no 1-D vector but {str(value)[:80]}"
+        raise ValueError(f"{found} for the word {word!r}")
+    return value.reshape(-1).float()
 
 
 def read_pickle(path: str | Path) -> Any:
@@ -184,8 +159,7 @@ def read_pickle(path: str | Path) -> Any:
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         try:
             return _Unpickler(file).load()
-        # A hostile or broken pickle may raise anything.
-        except Exception as error:
+        except Exception as error:  # a hostile or broken pickle may raise anything
             raise ValueError(f"{path} is not a readable prior: {error or type(error).__name__}") from error
 
 
@@ -227,15 +201,15 @@ class _Array:
     """A pickled numpy array, kept as bytes until `tensor` is called."""
 
     def __init__(self, data: bytes = b"", dtype: _DType | None = None, shape: Iterable[int] = (), order: str = "C"):
-        self.data, self.dtype, self.shape, self.order = data, dtype, shape, order
+        self.parts = data, dtype, shape, order
 
     def __setstate__(self, state: tuple) -> None:
-        _, self.shape, self.dtype, fortran, self.data = state
-        self.order = "F" if fortran else "C"
+        _, shape, dtype, fortran, data = state
+        self.parts = data, dtype, shape, "F" if fortran else "C"
 
     def tensor(self) -> Tensor:
-        array = np.frombuffer(self.data, self.dtype.dtype).reshape(self.shape, order=self.order)
-        return torch.from_numpy(array.astype(np.float32))
+        data, dtype, shape, order = self.parts
+        return torch.from_numpy(np.frombuffer(data, dtype.dtype).reshape(shape, order=order).astype(np.float32))
 
 
 def _storage(data: bytes) -> torch.TypedStorage:
