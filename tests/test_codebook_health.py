@@ -18,7 +18,7 @@ from sweettok.train import checkpoint
 from sweettok.train.evaluate import evaluate
 from sweettok.train.step import Clock, train_step
 from sweettok.train.task import StepContext
-from sweettok.train.usage import FALLEN, LEAST, RECOVERED, UsageWatch, UsageWindow
+from sweettok.train.usage import FALLEN, LEAST, RECOVERED, START, UsageWatch, UsageWindow
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -129,11 +129,25 @@ def test_a_collapse_is_told_at_each_halving(caplog):
     for perplexity in (41, 39, 39 * FALLEN + 0.1, 80 * RECOVERED - 0.1, 39):
         watch.see(window("noun", perplexity))
     (told,) = warnings(caplog)
-    assert told.startswith("the noun list collapses: perplexity 39.0 in the last window, 80.0 in its best; 50.0% of")
+    assert told.startswith("the noun list collapses: perplexity 39.0 in the last window, at best 80.0 since the run's")
+    assert "; 50.0% of its words were chosen" in told
+    assert all(remedy in told for remedy in ("optimizer.lr", "run_train_spatial.sh", "tokenizer.graph_dropout"))
     watch.see(window("noun", 19))
     watch.see(window("noun", 80 * RECOVERED + 0.1))
     watch.see(window("noun", 30))
     assert [text.partition(" in the")[0].rpartition(" ")[2] for text in warnings(caplog)] == ["39.0", "19.0", "30.0"]
+
+
+def test_random_weights_are_no_measure(caplog):
+    """What fresh weights choose, evenly, in the first windows."""
+    watch = UsageWatch(TokenLayout(), clips=6400)
+    watch.see(window("noun", 900), progress=START)
+    watch.see(window("noun", 80), progress=2 * START)
+    assert watch.best == {"noun": 80} and not warnings(caplog)
+    watch.see(window("noun", 39))
+    assert len(warnings(caplog)) == 1
+    watch.see(window("verb", 900, usage=LEAST / 2), progress=START / 2)
+    assert len(warnings(caplog)) == 2, "the list's size is a measure from the first window on"
 
 
 def test_an_unused_list_is_told_once(caplog):
@@ -159,6 +173,7 @@ def test_a_collapsed_model_warns_and_a_resumed_run_remembers(runs, tmp_path, cap
     run = config_of(runs, "stage1", f"train.output_dir={tmp_path}")
     task = make_task(Stage1Task, run)
     session, _ = begin(task, run)
+    task.progress = 0.5
     task.derive(window("adverb", 20.0, 1.0))
     assert not warnings(caplog)
     checkpoint.save(session.state, tmp_path)

@@ -211,6 +211,26 @@ def test_warm_start_fits_fresh_weights_to_the_clips(runs):
     assert all(after >= before for before, after in zip(cold, warm, strict=True)) and sum(warm) > sum(cold)
 
 
+def test_warm_start_draws_from_the_whole_list(runs, monkeypatch):
+    """Lists are often sorted by class."""
+    task = make_task(Stage1Task, config_of(runs, "stage1", "warm_start=false"))
+
+    class Hundred:
+        asked = []
+
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, index):
+            self.asked.append(index)
+            return {"video": torch.zeros(3, 5, 32, 32, dtype=torch.uint8)}
+
+    task.train_dataset = Hundred()
+    monkeypatch.setattr(task.model, "warm_start", lambda video: None)
+    task.warm_start()
+    assert Hundred.asked == [number * 100 // 16 for number in range(16)] and max(Hundred.asked) > 90
+
+
 def test_warm_start_and_init_exclude_each_other(runs, capsys):
     folder = runs / "stage1" / "final"
     assert command(["train", str(runs / "stage1.yaml"), f"init={folder}", f"train.output_dir={runs / 'unused'}"]) == 2

@@ -1,7 +1,6 @@
-"""The terms of the training losses, as functions: no weight, no state and no network is hidden in them.
+"""Terms of the training losses, as functions without weights and state.
 
-Every term is computed in float32 whatever the autocast. A task multiplies the terms by its configured weights and adds
-them up. Letters: B clips, C rgb, T frames, H W pixels; t h w latent grid; K proxy codes.
+Every term is computed in float32, under autocast too. A task multiplies the terms by its weights and adds them up. Letters: B clips, C rgb, T frames, H W pixels; t h w latent grid; K proxy codes.
 """
 
 from collections.abc import Sequence
@@ -37,13 +36,16 @@ def proxy_cross_entropy(logits: Tensor, codes: Tensor, label_smoothing: float = 
         )
     if codes.dtype != torch.int64:
         raise ValueError(f"codes must be int64, got {codes.dtype}")
-    return F.cross_entropy(logits.float(), codes, label_smoothing=label_smoothing)
+    rows = logits.float().movedim(1, -1).flatten(0, -2)  # over a strided view it costs six times as much
+    return F.cross_entropy(rows, codes.flatten(), label_smoothing=label_smoothing)
 
 
 def quantizer_loss(
     z: Tensor, quantized: Tensor, encoder_weight: float = 1.0, codebook_weight: float = 0.25
 ) -> QuantizerLoss:
-    """Pull each latent and its code towards each other; call once for each half of the channels and add.
+    """Distance between latents and their codes, with one side held fixed at a time.
+
+    Call it for each half of the channels and add.
 
     z, quantized: equal shapes; `quantized` is the code itself, before the straight-through estimator. The release
     puts the 0.25 on the codebook's side, not on the encoder's.
@@ -90,7 +92,7 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 
 
 def generator_adversarial_loss(fake_logits: Tensor) -> Tensor:
-    """What the generator minimises: the mean logit of its reconstructions, negated."""
+    """The generator's adversarial loss: the negated mean logit of its reconstructions."""
     return -fake_logits.float().mean()
 
 
@@ -109,11 +111,11 @@ def feature_matching_loss(fake_features: Sequence[Tensor], real_features: Sequen
 
 
 class WordLosses(NamedTuple):
-    """Of every word, (B, R) float32. `smoothed` is what is trained, `plain` the cross-entropy that perplexity needs."""
+    """For each word, (B, R) float32: `smoothed` is minimised, `plain` is the cross-entropy that gives perplexities."""
 
     smoothed: Tensor
     plain: Tensor
-    correct: Tensor  # 1 where the likeliest id is the target
+    correct: Tensor  # 1 where the most likely id is the target
 
 
 def word_losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> WordLosses:

@@ -87,7 +87,7 @@ class CodeTask(TokenizerTask):
         self.model.pixel_decoder.requires_grad_(False)
         set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         self.watch = UsageWatch(self.model.layout, run.train.log_every * run.train.global_batch_size)
-        self.counted_steps = 0
+        self.counted_steps, self.progress = 0, 0.0
 
     @classmethod
     def complete(cls, settings: DictConfig, earlier: Sequence[RunConfig] = ()) -> DictConfig:
@@ -134,7 +134,7 @@ class CodeTask(TokenizerTask):
             target = rearrange(self.teacher.codebook(codes), "b t h w c -> b (h w) (t c)")
             terms["auxiliary"] = (weights.auxiliary_weight, reconstruction_loss(vectors[0], target))
         total, report = weighted_sum(terms)
-        report["code_accuracy"] = (logits.detach().argmax(1) == codes).float().mean()
+        report["code_accuracy"] = (logits.detach().movedim(1, -1).argmax(-1) == codes).float().mean()
         yield "generator", total, report
 
     @torch.no_grad()
@@ -148,8 +148,8 @@ class CodeTask(TokenizerTask):
         return {"code_loss": entropy, "code_accuracy": accuracy, "psnr": psnr}
 
     def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
+        every, self.progress = self.run.train.log_every, (context.step + 1) / self.run.train.max_steps
         self.counted_steps += 1
-        every = self.run.train.log_every
         if not every or (context.step + 1) % every:
             return {}
         report = self.trained["generator"].bare.usage.read()
@@ -157,7 +157,7 @@ class CodeTask(TokenizerTask):
         return report if whole else {}
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        self.watch.see(means)
+        self.watch.see(means, self.progress)
         return {}
 
     def extra_state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Health of the word lists while they are trained: how many of their words are chosen in a window of steps."""
+"""Usage of the word lists in training: how many of their words are chosen in a window of steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from sweettok.segments import Segment, SegmentLayout
 
 logger = logging.getLogger(__name__)
 
-LEAST = 0.05  # usage of a list below which a line warns
-FALLEN = 0.5  # of a list's best perplexity, and of the one last warned of: below that a line warns
-RECOVERED = 0.75  # of a list's best perplexity: from there on a new fall is told from its beginning
+LEAST = 0.05  # share of a list's words: fewer that are chosen in a window cause a warning
+FALLEN = 0.5  # share of a list's best perplexity, and of that of the last warning: less causes a warning
+RECOVERED = 0.75  # share of a list's best perplexity: from there on a new fall is warned of again
+START = 0.02  # share of a run's steps; the choices of random weights, before it, are no measure for later ones
+WARNING = (
+    "the %s list collapses: perplexity %.1f in the last window, at best %.1f since the run's start; %.1f%% of its words "
+    "were chosen. What helps: a lower optimizer.lr, spatial pretraining (run_train_spatial.sh) as init, "
+    "or tokenizer.graph_dropout"
+)
 
 
 class UsageWindow(nn.Module):
@@ -39,10 +45,11 @@ class UsageWindow(nn.Module):
 
     @torch.no_grad()
     def read(self) -> dict[str, Tensor]:
-        """Of each word list, over all processes and since the last reading, as scalars; then starts afresh.
+        """Scalars of each word list since the last reading, over all processes; counting then starts anew.
 
-        usage/<list>: share of its words that were chosen. perplexity/<list>: the number of words, were all chosen
-        equally, that would say as much. dead/<list>: words that were never chosen.
+        Returns:
+            usage/<list>: share of its words that were chosen. perplexity/<list>: exponential of the entropy of the
+            choices. dead/<list>: number of its words that were never chosen.
         """
         add_up(self.counts)
         report = {}
@@ -59,31 +66,33 @@ class UsageWindow(nn.Module):
 class UsageWatch:
     """Warns when a word list collapses, and again whenever its perplexity has halved since.
 
-    That is when its perplexity falls below FALLEN of its best: a list may be left with two words that count, and many
-    that are chosen now and then. Or when its usage falls below LEAST of the list, or of the ids of a window where those
-    are fewer than its words.
+    A list collapses when its perplexity falls below FALLEN of the best of all windows after the run's start: it may be
+    left with two words that are chosen often and many that are chosen now and then. Or when fewer than LEAST of its
+    words are chosen, or than LEAST of the ids in a window where those are fewer than the words.
     """
 
     def __init__(self, layout: SegmentLayout, clips: int):
         """clips: in a window."""
         self.least = {s.name: LEAST * min(1, clips * s.length / s.vocab_size) for s in layout.segments}
         self.best: dict[str, float] = {}  # perplexities
-        self.told: dict[str, float] = {}  # those last warned of, until they have recovered
+        self.warned: dict[str, float] = {}  # perplexities at the last warning, until the list has recovered
 
-    def see(self, means: Mapping[str, float]) -> None:
-        """Look at what was logged; the scalars of `UsageWindow.read` may be among it."""
+    def see(self, means: Mapping[str, float], progress: float = 1.0) -> None:
+        """Check what was logged, which may include the scalars of `UsageWindow.read`.
+
+        Args:
+            progress: share of the run's steps that are done.
+        """
         for name, least in self.least.items():
             if f"usage/{name}" not in means:
                 continue
             usage, perplexity = means[f"usage/{name}"], means[f"perplexity/{name}"]
-            best = self.best[name] = max(perplexity, self.best.get(name, 0.0))
-            unused = usage < least
-            if perplexity < FALLEN * self.told.get(name, best) or (unused and name not in self.told):
-                self.told[name] = perplexity
+            if progress > START:
+                self.best[name] = max(perplexity, self.best.get(name, 0.0))
+            best, unused = self.best.get(name, 0.0), usage < least
+            if perplexity < FALLEN * self.warned.get(name, best) or (unused and name not in self.warned):
+                self.warned[name] = perplexity
                 if rank() == 0:
-                    logger.warning(
-                        "the %s list collapses: perplexity %.1f in the last window, %.1f in its best; %.1f%% of its "
-                        "words were chosen", name, perplexity, best, 100 * usage,
-                    )  # fmt: skip
+                    logger.warning(WARNING, name, perplexity, best, 100 * usage)
             elif perplexity >= RECOVERED * best and not unused:
-                self.told.pop(name, None)
+                self.warned.pop(name, None)
