@@ -1,6 +1,7 @@
 """Terms of the training losses, as functions without weights and state.
 
-Every term is computed in float32, under autocast too. A task multiplies the terms by its weights and adds them up. Letters: B clips, C rgb, T frames, H W pixels; t h w latent grid; K proxy codes.
+Every term is computed in float32, under autocast too. A task multiplies the terms by its weights and adds them up.
+Letters: B clips, C rgb, T frames, H W pixels; t h w latent grid; K proxy codes.
 """
 
 from collections.abc import Sequence

@@ -18,8 +18,8 @@ FALLEN = 0.5  # share of a list's best perplexity, and of that of the last warni
 RECOVERED = 0.75  # share of a list's best perplexity: from there on a new fall is warned of again
 START = 0.02  # share of a run's steps; the choices of random weights, before it, are no measure for later ones
 WARNING = (
-    "the %s list collapses: perplexity %.1f in the last window, at best %.1f since the run's start; %.1f%% of its words "
-    "were chosen. What helps: a lower optimizer.lr, spatial pretraining (run_train_spatial.sh) as init, "
+    "the %s list collapses: perplexity %.1f in the last window, at best %.1f since the run's start; %.1f%% of its "
+    "words were chosen. What helps: a lower optimizer.lr, spatial pretraining (run_train_spatial.sh) as init, "
     "or tokenizer.graph_dropout"
 )
 
