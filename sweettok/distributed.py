@@ -39,7 +39,7 @@ def join_processes(timeout: timedelta = TIMEOUT) -> PartialState:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    # PartialState does not look at ACCELERATE_USE_CPU by itself.
+    # PartialState does not read ACCELERATE_USE_CPU by itself.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timeout)
     launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     if state.num_processes < launched:

@@ -251,8 +251,6 @@ class DryRun:
         }
         if self.sharded:
             memory["gathered"] = self._gathered()
-        elif self.devices > 1:
-            memory["buckets"] = weights  # in which gradients are exchanged
         return flops, memory
 
     def step(self, share: BatchShare) -> tuple[int, int]:

@@ -275,7 +275,7 @@ def load(state: RunState, folder: Path) -> tuple[list[str], int]:
             _restore_optimizer(trained, **optimizers["modules"][name])
     except (RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} does not fit this run: {error}") from error
-    state.ema.load_state_dict({"cap": state.ema.cap, "calls": saved["ema_calls"], "shadow": files["ema"]})
+    state.ema.restore(saved["ema_calls"], files["ema"])
     task.load_extra_state(optimizers["extra"])
     state.sampler.load_state_dict(saved["sampler"])
     if state.scaler is not None and saved["scaler"] is not None:

@@ -49,7 +49,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, more compute
     compile: bool = False  # compile the trained modules with torch.compile
     ema_decay: float = 0.999  # decay of the moving average of the weights, for each step
-    resume: bool = True  # go on from the latest checkpoint in `output_dir`
+    resume: bool = True  # from the latest checkpoint in `output_dir`
     log_every: int = 50  # steps between lines of the log
     sample_every: int = 1000  # steps between sample videos
     num_samples: int = 2  # sample videos each time

@@ -1,4 +1,4 @@
-"""Validation, samples and exports of the averaged weights while a run goes on. Every process calls these functions."""
+"""Validation, samples and exports of the averaged weights during a run. Every process calls these functions."""
 
 from __future__ import annotations
 

@@ -1,11 +1,16 @@
-"""What a run reports: a JSONL file always, a console line, and trackers on request."""
+"""What a run reports: a JSONL file always, lines on the console, and trackers if asked for."""
+
+from __future__ import annotations
 
 import json
 import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -13,15 +18,17 @@ from tqdm import tqdm
 from sweettok.store import write_aside
 
 Writer = Callable[[int, Mapping[str, float]], None]
+_SHOWN = ("train/loss/", "eval/", "lr/", "clips_per_second")  # on the console
 
 
 class Log:
     """Writes scalars of a run to `<output_dir>/log.jsonl`, to the console and to trackers.
 
-    step: the steps that are done; lines of later steps, from before an interruption, are dropped.
-    trackers: any of "wandb" and "tensorboard", with `tracker_id` the run's identity from its checkpoint, if it has one;
-        a run that was broken off before its first has it from `<output_dir>/tracker_id`.
-    active: false on all processes but one, where every method does nothing.
+    Args:
+        active: false on all processes but one, where every method does nothing.
+        step: the steps that are done; lines of later steps, from before an interruption, are removed.
+        trackers: any of "wandb" and "tensorboard".
+        tracker_id: the run's identity from its checkpoint; without one, that in `<output_dir>/tracker_id` or a new one.
     """
 
     def __init__(
@@ -36,18 +43,17 @@ class Log:
         config: Mapping[str, Any] | None = None,
         tracker_id: str | None = None,
     ):
-        self.path = output_dir / "log.jsonl"
-        self.active = active
+        self.path, self.active = output_dir / "log.jsonl", active
         self.tracker_id = tracker_id or _kept_id(output_dir)
-        self._closers: list[Callable[[], None]] = []
-        self._trackers: list[Writer] = []
-        self._bar = tqdm(total=max_steps, initial=step, unit="step", disable=None if active else True)
-        self._closers.append(self._bar.close)
+        self._closing, self._trackers = ExitStack(), []
+        self._bar = self._closing.enter_context(
+            tqdm(total=max_steps, initial=step, unit="step", disable=None if active else True)
+        )
         if active:
             with write_aside(output_dir / "tracker_id") as aside:
                 aside.write_text(self.tracker_id + "\n")
             makers = {"wandb": self._wandb, "tensorboard": self._tensorboard}
-            self._trackers = [makers[name](output_dir, step, project, config or {}) for name in trackers]
+            self._trackers: list[Writer] = [makers[name](output_dir, step, project, config or {}) for name in trackers]
             drop_after(self.path, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -64,7 +70,7 @@ class Log:
         self.note(f"step {step}/{self._bar.total}: {'  '.join(shown)}")
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether a value of that step whose name begins so was written, in this run or before an interruption."""
+        """Whether the file has a value of that step whose name begins so."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         entries = (json.loads(line) for line in reversed(lines))
         return any(entry["step"] == step and any(key.startswith(prefix) for key in entry) for entry in entries)
@@ -80,41 +86,30 @@ class Log:
 
     def close(self) -> None:
         """Finish the bar and the trackers."""
-        for close in self._closers:
-            close()
+        self._closing.close()
 
     def _wandb(self, output_dir: Path, step: int, project: str, config: Mapping[str, Any]) -> Writer:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError("train.trackers names wandb, not installed here: pip install wandb") from error
-        name = output_dir.resolve().name
-        run = wandb.init(
-            project=project, name=name, id=self.tracker_id, resume="allow", dir=str(output_dir), config=dict(config)
-        )
-        self._closers.append(run.finish)
+        name, settings = output_dir.resolve().name, {"project": project, "dir": str(output_dir), "config": dict(config)}
+        run = _tracker("wandb", "wandb").init(name=name, id=self.tracker_id, resume="allow", **settings)
+        self._closing.callback(run.finish)
         return lambda step, values: run.log(dict(values), step=step)
 
     def _tensorboard(self, output_dir: Path, step: int, project: str, config: Mapping[str, Any]) -> Writer:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError("train.trackers names tensorboard, not installed here: pip install tensorboard") from error
-        writer = SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
-        self._closers.append(writer.close)
-
-        def write(step: int, values: Mapping[str, float]) -> None:
-            for key, value in values.items():
-                writer.add_scalar(key, value, step)
-
-        return write
+        module = _tracker("tensorboard", "torch.utils.tensorboard")
+        writer = module.SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
+        self._closing.callback(writer.close)
+        return lambda step, values: [writer.add_scalar(key, value, step) for key, value in values.items()]
 
 
-_SHOWN = ("train/loss/", "eval/", "lr/", "clips_per_second")
+def _tracker(name: str, module: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ValueError(f"train.trackers names {name}, which is not installed: pip install {name}") from error
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the lines of steps beyond `step`, and a last line cut short by a kill, from a JSONL file; none is fine."""
+    """Remove the lines of steps beyond `step`, and a last line cut short by a kill, from a JSONL file, if it exists."""
     if not path.exists():
         return
     kept = []

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,7 @@ class StepReport:
             self.problems += [problem for problem in batch.get("problem", []) if problem]
 
 
-@dataclass
-class _Sums:
+class _Sums(NamedTuple):
     """The sums of one step on their way to the host, and what they are about."""
 
     step: int
@@ -64,12 +63,6 @@ class _Sums:
     arrived: torch.Event | None
     scalars: dict[str, list[Tensor]]
     clips: list[str]
-
-    def read(self) -> tuple[int, int, int]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        failed, requests, problems = self.values.tolist()
-        return int(failed), int(requests), int(problems)
 
 
 class StepMonitor:
@@ -123,7 +116,9 @@ class StepMonitor:
         return self._stopping
 
     def _count(self, sums: _Sums) -> None:
-        failed, requests, problems = sums.read()
+        if sums.arrived is not None:
+            sums.arrived.synchronize()
+        failed, requests, problems = map(int, sums.values.tolist())
         state = self.state
         state.skipped += failed > 0
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if failed else 0

@@ -39,7 +39,7 @@ def is_asked() -> bool:
 def check(train: TrainConfig) -> None:
     """Raise ValueError for what sharded runs do not support."""
     plugin = FullyShardedDataParallelPlugin()
-    wrong = {
+    for text, is_so in {
         "fsdp_version 1: set it to 2": plugin.fsdp_version != 2,
         "fsdp_offload_params: set it to false": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "fsdp_activation_checkpointing: use train.gradient_checkpointing": plugin.activation_checkpointing,
@@ -47,9 +47,9 @@ def check(train: TrainConfig) -> None:
         "fsdp_ignored_modules: remove it": plugin.ignored_modules is not None,
         "train.mixed_precision=fp16: use bf16 or no": train.mixed_precision == "fp16",
         "train.compile=true: set it to false": train.compile,
-    }
-    if found := [text for text, is_so in wrong.items() if is_so]:
-        raise ValueError(f"fully sharded data parallelism does not support {'; nor '.join(found)}")
+    }.items():
+        if is_so:
+            raise ValueError(f"fully sharded data parallelism does not support {text}")
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""What a training stage tells the loop: the modules it trains, its losses, and what to look at."""
+"""A training stage for the loop: the modules it trains, their losses, validation and samples."""
 
 import hashlib
 import random
@@ -91,8 +91,8 @@ class Task(ABC):
     """A training stage.
 
     The constructor builds everything on the CPU, each module in the mode, train or eval, that it trains in. The loop
-    moves and wraps it, and restores the modes after looking. A task can be sharded if it has one trained module, whose
-    losses are computed through the forward of its `module`, and validation through that of `model`.
+    moves and wraps it, and restores the modes after validation. A task can be sharded if it has one trained module,
+    whose losses are computed through the forward of its `module`.
 
     name: the stage.
     run_class: the stage's run configuration, a frozen dataclass with `stage`, `data` and `train` (see `RunConfig`).
@@ -109,7 +109,7 @@ class Task(ABC):
     validation_dataset: Dataset | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move every module that is an attribute of this task, and the trained ones; what is sharded is there."""
+        """Move every module that is an attribute, and the trained ones, except those that are sharded already."""
         modules = [value for value in vars(self).values() if isinstance(value, nn.Module)]
         for module in [*modules, *(trained.module for trained in self.trained.values())]:
             if not isinstance(module, FSDPModule):
@@ -149,16 +149,15 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, batch: Any) -> dict[str, Tensor]:
-        """Metrics of each clip, (B,) each. In eval mode, without gradients; must not communicate between processes, and
-        must run forwards of `model` as often for any batch."""
+        """Metrics of each clip, (B,) each, from `model` alone. Called in eval mode, in float32, without gradients; must
+        not communicate between processes."""
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """More to log that follows from means over clips, as a perplexity does from a cross-entropy."""
         return {}
 
     def sample(self, batch: Any) -> Tensor | None:
-        """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate`, on one process, where
-        `model` is whole, but no module of `trained` need be."""
+        """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate` is, on one process."""
         return None
 
     def extra_state(self) -> dict[str, Any]:
