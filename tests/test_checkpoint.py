@@ -113,7 +113,7 @@ def full_disk(*args):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("writer", ["write_config", "_write_json", "_write_tensors", "_write_pickled", "os.fsync"])
+@pytest.mark.parametrize("writer", ["write_config", "_describe", "_write_tensors", "_write_pickled", "os.fsync"])
 def test_a_full_disk_is_reported_and_leaves_the_previous_one(tmp_path, monkeypatch, writer):
     run = toy_run(tmp_path, keep_checkpoints=1)
     save(state_of(run, step=1), tmp_path)

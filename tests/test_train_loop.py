@@ -385,6 +385,17 @@ def test_compiled_modules_learn_the_same(tmp_path, monkeypatch):
     assert_same_weights(tmp_path / "plain" / "checkpoint-3", tmp_path / "compiled" / "checkpoint-3", 1e-12)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_tf32_and_cudnn_s_benchmark_follow_the_settings(tmp_path, fast):
+    cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    flags = cudnn.flags()  # restores what it finds
+    with flags:
+        make_accelerator(toy_run(tmp_path, tf32=fast, cudnn_benchmark=fast).train)
+        assert (cudnn.allow_tf32, cudnn.benchmark) == (fast, fast)
+        assert torch.get_float32_matmul_precision() == ("high" if fast else "highest")
+    torch.set_float32_matmul_precision(before)
+
+
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.PartialState", lambda **_: SimpleNamespace(num_processes=1))
     monkeypatch.setenv("LOCAL_RANK", "0")

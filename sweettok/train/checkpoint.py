@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import zlib
@@ -43,7 +42,6 @@ from sweettok.train.sharding import gather, is_sharded, like
 from sweettok.train.task import Task, TrainedModule
 
 FORMAT_VERSION = 2
-_NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL, _OLD = ".partial", ".old.partial"
 
 
@@ -68,13 +66,14 @@ class RunState:
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoint folders of a run, oldest first."""
-    found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted((path for path in found if (path / "state.json").is_file()), key=_step)
+    folders = [path.parent for path in output_dir.glob("checkpoint-*/state.json")]
+    steps = {folder: folder.name.partition("-")[2] for folder in folders}
+    return sorted((folder for folder in folders if steps[folder].isdecimal()), key=lambda folder: int(steps[folder]))
 
 
 def latest(output_dir: Path) -> Path | None:
     """The checkpoint folder with the highest step, if there is one."""
-    return max(checkpoints(output_dir), key=_step, default=None)
+    return next(reversed(checkpoints(output_dir)), None)
 
 
 def describe_latest(output_dir: Path) -> str:
@@ -139,10 +138,6 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _step(folder: Path) -> int:
-    return int(_NAME.fullmatch(folder.name)[1])
-
-
 # --------------------------------------------------------------------------------------------------------------- saving
 
 
@@ -159,7 +154,7 @@ def save(state: RunState, output_dir: Path) -> Path:
         try:
             with write_folder_aside(folder) as aside:
                 write_config(state.run, aside / "config.yaml")
-                _write_json(_describe(state), aside / "state.json")
+                (aside / "state.json").write_text(json.dumps(_describe(state), indent=2) + "\n")
                 for name, tensors in weights.items():
                     _write_tensors(tensors, aside / f"{name}.safetensors")
                 _write_pickled(optimizers, aside / "optimizers.pt")
@@ -213,10 +208,6 @@ def _own_tensors(trained: TrainedModule, task: Task) -> dict[str, Tensor]:
     of_model = {id(value) for value in task.model.state_dict(keep_vars=True).values()}
     tensors = trained.bare.state_dict(keep_vars=True)
     return {name: value for name, value in tensors.items() if id(value) not in of_model}
-
-
-def _write_json(values: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -18,7 +18,7 @@ from sweettok.data.dataset import make_eval_loader, plain_errors
 from sweettok.data.writer import write_video
 from sweettok.distributed import from_main, gather_objects, together
 from sweettok.train import sharding
-from sweettok.train.checkpoint import RunState, write_folder_aside
+from sweettok.train.checkpoint import write_folder_aside
 from sweettok.train.interrupts import ignore_signals_in_workers
 from sweettok.train.session import Session
 
@@ -118,26 +118,17 @@ def write_samples(session: Session, batch: Any, folder: Path) -> None:
 
 def export(session: Session, folder: Path, record: Mapping[str, Any] | None = None) -> None:
     """Write the averaged model in the public format, whole or not at all, with `record` as metric.json beside it."""
+    state, train = session.state, session.state.run.train
+    facts = {"stage": state.task.name, "steps": state.step, "clips in a step": train.global_batch_size}
+    facts |= {"seed": train.seed, "precision": train.mixed_precision}
 
     def write() -> None:
         with write_folder_aside(folder) as aside:
-            session.state.task.export(aside, training_facts(session.state))
+            state.task.export(aside, facts)
             if record is not None:
                 (aside / "metric.json").write_text(json.dumps(record) + "\n")
 
     on_main(session, torch.device("cpu"), write)
-
-
-def training_facts(state: RunState) -> dict[str, Any]:
-    """What the card of an exported model reports about the run."""
-    train = state.run.train
-    return {
-        "stage": state.task.name,
-        "steps": state.step,
-        "clips in a step": train.global_batch_size,
-        "seed": train.seed,
-        "precision": train.mixed_precision,
-    }
 
 
 # ------------------------------------------------------------------------------------------------------- the best model

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import torch
 from torch.utils.data import DataLoader
 
 from sweettok.data.dataset import LoaderError
+from sweettok.distributed import rank
 from sweettok.train.checkpoint import describe_latest
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -83,41 +85,34 @@ def explained_failures(output_dir: Path) -> Iterator[None]:
 
 
 class Watchdog:
-    """Ends the process with exit status 1 if `progress()` is not called for `seconds`, after printing all stacks.
+    """Prints all stacks and ends the process with exit status 1 if `progress()` is not called for `seconds`.
 
     A process that waits for one that hangs would otherwise hold its devices until the backend gives up, if it does.
     """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self._lock = threading.Condition()
-        self._calls, self._closed = 0, False
+        self._signs: SimpleQueue[bool] = SimpleQueue()
         if seconds > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def progress(self) -> None:
         """Note that the run makes progress."""
-        with self._lock:
-            self._calls += 1
-            self._lock.notify()
+        self._signs.put(True)
 
     def close(self) -> None:
         """Stop watching."""
-        with self._lock:
-            self._closed = True
-            self._lock.notify()
+        self._signs.put(False)
 
     def _watch(self) -> None:
-        with self._lock:
-            while not self._closed:
-                if not self._lock.wait(self.seconds):
-                    self._end()
-
-    def _end(self) -> None:
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-        print(
-            f"error: no progress for {self.seconds:g} seconds (train.step_timeout): the stacks above show what process "
-            f"{os.environ.get('RANK', 0)} waited for. Raise the limit if a step or a validation batch takes longer",
-            file=sys.__stderr__, flush=True,
-        )  # fmt: skip
-        os._exit(1)
+        try:
+            while self._signs.get(timeout=self.seconds):
+                pass
+        except Empty:
+            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            message = (
+                f"error: no progress for {self.seconds:g} seconds (train.step_timeout): the stacks above show what "
+                f"process {rank()} waited for. Raise the limit if a step or a validation batch takes longer"
+            )
+            print(message, file=sys.__stderr__, flush=True)
+            os._exit(1)

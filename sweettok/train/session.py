@@ -132,14 +132,8 @@ def start(
         if run.train.compile:
             trained.module.compile()
         trained.module = accelerator.prepare(trained.module)
-    sampler = GlobalBatchSampler(
-        num_items=len(task.train_dataset),
-        global_batch=share.global_batch,
-        rank=rank,
-        world_size=world_size,
-        micro_batch=share.micro_batch,
-        seed=run.train.seed,
-    )
+    place = {"rank": rank, "world_size": world_size, "micro_batch": share.micro_batch}
+    sampler = GlobalBatchSampler(len(task.train_dataset), share.global_batch, seed=run.train.seed, **place)
     ema = EMA(task.model, run.train.ema_decay)
     state = RunState(run, task, ema, sampler, scaler=accelerator.scaler, world_size=world_size)
     of_model = {id(param) for param in task.model.parameters()}

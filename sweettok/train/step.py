@@ -35,14 +35,10 @@ class Clock:
 
     def report(self, global_batch: int) -> dict[str, float]:
         """Throughput over all processes and seconds a step, of which this process waited for data; starts afresh."""
-        step_seconds = (time.perf_counter() - self.start) / self.steps
-        data_seconds = self.data_seconds / self.steps
-        self.start, self.steps, self.data_seconds = time.perf_counter(), 0, 0.0
-        return {
-            "clips_per_second": global_batch / step_seconds,
-            "step_seconds": step_seconds,
-            "data_seconds": data_seconds,
-        }
+        now = time.perf_counter()
+        seconds, data_seconds = (now - self.start) / self.steps, self.data_seconds / self.steps
+        self.start, self.steps, self.data_seconds = now, 0, 0.0
+        return {"clips_per_second": global_batch / seconds, "step_seconds": seconds, "data_seconds": data_seconds}
 
 
 def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepReport:
