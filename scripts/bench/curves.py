@@ -1,7 +1,7 @@
 """Reference curves: every stage of configs/tiny trained for a few seeds, by the commands that the quickstart runs.
 
     python scripts/bench/curves.py [--seeds 0 1 2] [--work FOLDER] [--out FILE]
-    python scripts/bench/curves.py --plot         draw the picture anew from the JSON file
+    python scripts/bench/curves.py --plot         plot the JSON file again
 
 The spatial branch and stage 1 learn from the proxy of their own seed, stage 2 goes on from its stage 1, and the
 generator reads the words of its stage 2. Clips and prior are the same for all. Safe to run again: finished runs are
@@ -9,12 +9,13 @@ reused, broken-off ones continue. A seed takes about ten minutes of one core.
 
 The file has, of each stage, some terms of its log: `train` as means over stretches of steps of one length (null where
 the term is not there yet), `held_out` as measured on the validation clips after each fifth of the steps. The picture
-beside it shows one of either kind.
+shows one of either kind.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -23,6 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from omegaconf import OmegaConf
 
@@ -154,28 +156,24 @@ def write(path: Path, found: dict) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
-# ----------------------------------------------------------------------------------------------------- the picture
-
-
-def draw_curves(path: Path, found: dict) -> None:
-    """A column for each stage: above, its first term in training; below, on held-out clips. A line for each seed."""
-    from matplotlib.figure import Figure
-
-    stages, seeds = found["stages"], found["made"]["seeds"]
-    figure = Figure(figsize=(3.6 * len(stages), 6), layout="constrained")
-    panels = figure.subplots(2, len(stages), squeeze=False)
+def plot_curves(path: Path, found: dict) -> None:
+    """A column per stage: its first training term above, its first held-out term below. One line per seed."""
+    stages = found["stages"]
+    figure, axes = plt.subplots(2, len(stages), figsize=(3.6 * len(stages), 6), layout="constrained", squeeze=False)
     for column, (stage, about) in enumerate(stages.items()):
         for row, kind in enumerate(("train", "held_out")):
             term, curves = next(iter(about[kind].items()))
-            axes = panels[row, column]
-            axes.set_title(f"{stage}: {term}{' (held out)' if row else ''}".replace("_", " "), fontsize=10)
-            axes.grid(alpha=0.4)
-            for values in curves.values():  # a value stands at the end of its share of the steps
-                steps = [(number + 1) / len(values) * about["steps"] for number in range(len(values))]
-                axes.plot(steps, [float("nan") if value is None else value for value in values])
-    figure.legend(panels[0, 0].lines, [f"seed {seed}" for seed in seeds], loc="outside lower left", ncols=len(seeds))
+            panel = axes[row, column]
+            for seed, values in curves.items():
+                steps = [about["steps"] * (i + 1) / len(values) for i in range(len(values))]
+                panel.plot(steps, [math.nan if v is None else v for v in values], label=f"seed {seed}")
+            panel.set_title(f"{stage}: {term}{' (held out)' if row else ''}".replace("_", " "), fontsize=11)
+            panel.set_xlabel("step")
+            panel.grid(alpha=0.3)
+    axes[0, 0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:
-        figure.savefig(aside, format="png")
+        figure.savefig(aside, dpi=80)
 
 
 def main() -> None:
@@ -183,7 +181,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "curves", help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "bench" / "results" / "curves.json")
-    parser.add_argument("--plot", action="store_true", help="train nothing: draw what --out has")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "curves.png")
+    parser.add_argument("--plot", action="store_true", help="train nothing: plot what --out holds")
     args = parser.parse_args()
     if not args.plot:
         work = args.work.resolve()
@@ -192,7 +191,7 @@ def main() -> None:
             train_all(seed, work)
         write(args.out, collect(args.seeds, work))
     found = json.loads(args.out.read_text(encoding="utf-8"))
-    draw_curves(args.out.with_suffix(".png"), found)
+    plot_curves(args.picture, found)
     print("held-out clips, at the end:")
     for stage, about in found["stages"].items():
         if found["made"]["settings"][stage] != settings_hash(stage):
