@@ -1,8 +1,8 @@
-"""Synthetic clips: textured shapes moving over textured grounds, with captions and class labels known by construction.
+"""Synthetic clips: textured shapes moving over textured grounds, with captions and class labels.
 
-For trying everything out without a dataset. A clip's class is its motion; its caption names size, colour, pattern and
-shape of the object, its motion and manner, and the ground. Textures are smooth and colours few, so that a tiny model
-learns them in minutes; object and ground both move, so that a still picture predicts a clip badly.
+For trying everything without a dataset. A clip's class is its motion; its caption names size, colour, pattern and shape
+of the object, its motion and manner, and the ground. A tiny model learns them in minutes. Object and ground both move,
+so that a still picture predicts a clip badly.
 """
 
 import json
@@ -20,10 +20,9 @@ from tqdm import tqdm
 from sweettok.data.lists import write_list
 from sweettok.data.writer import write_lines, write_video
 
-FORMAT = 2  # raise it when a seed comes to give other clips, so that old folders are not taken for new ones
+FORMAT = 2  # to be raised when a seed gives other clips than before
 FRAMES_PER_UNIT = 20  # frames in which motion time advances by 1 at ordinary speed
 PAN = 0.12  # how far the ground moves in one frame, in frame sizes
-
 GROUND_DETAIL = 0.5  # scales the frequency of the ground textures below
 PATTERN_SHADE = 0.7  # brightness of the darker tone of a pattern
 
@@ -98,44 +97,16 @@ COLORS: dict[str, Color] = {
 MANNERS = {"slowly": 0.6, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
 
 
-# Other words for the same thing, as people use them; captions pick one of each.
-SYNONYMS = {
-    "small": ("small", "little", "tiny"),
-    "big": ("big", "large", "sizeable"),
-    "huge": ("huge", "giant", "enormous"),
-    "red": ("red", "scarlet"),
-    "orange": ("orange", "amber"),
-    "yellow": ("yellow", "golden"),
-    "green": ("green", "emerald"),
-    "blue": ("blue", "azure"),
-    "purple": ("purple", "violet"),
-    "white": ("white", "pale"),
-    "black": ("black", "dark"),
-    "striped": ("striped", "banded"),
-    "dotted": ("dotted", "speckled"),
-    "checkered": ("checkered", "chequered"),
-    "shaded": ("shaded", "graded"),
-    "circle": ("circle", "disc"),
-    "square": ("square", "block"),
-    "triangle": ("triangle", "wedge"),
-    "diamond": ("diamond", "rhombus"),
-    "cross": ("cross", "plus"),
-    "ring": ("ring", "hoop"),
-    "star": ("star", "flower"),
-    "bar": ("bar", "plank"),
-    "gravel": ("gravel", "pebbles"),
-    "grass": ("grass", "lawn"),
-    "stripes": ("stripes", "canvas"),
-    "sand": ("sand", "dunes"),
-    "tiles": ("tiles", "flagstones"),
-    "water": ("water", "waves"),
-    "snow": ("snow", "powder"),
-    "wood": ("wood", "planks"),
-    "slowly": ("slowly", "gently", "lazily"),
-    "smoothly": ("smoothly", "evenly", "steadily"),
-    "jerkily": ("jerkily", "haltingly", "fitfully"),
-    "quickly": ("quickly", "swiftly", "rapidly"),
-}
+# Other words for the same thing, as people use them, each group after the name used here; captions pick one of each.
+_GROUPS = """
+small little tiny, big large sizeable, huge giant enormous, red scarlet, orange amber, yellow golden,
+green emerald, blue azure, purple violet, white pale, black dark, striped banded, dotted speckled,
+checkered chequered, shaded graded, circle disc, square block, triangle wedge, diamond rhombus, cross plus,
+ring hoop, star flower, bar plank, gravel pebbles, grass lawn, stripes canvas, sand dunes, tiles flagstones,
+water waves, snow powder, wood planks, slowly gently lazily, smoothly evenly steadily,
+jerkily haltingly fitfully, quickly swiftly rapidly
+"""
+SYNONYMS = {group.split()[0]: tuple(group.split()) for group in _GROUPS.split(",")}
 
 
 @dataclass(frozen=True)
@@ -215,7 +186,7 @@ class Scene:
     pattern: str
     shape: str
     ground: str
-    said: tuple[str, ...]  # size, colour, pattern, shape, manner and ground in the words of the caption
+    words: tuple[str, ...]  # size, colour, pattern, shape, manner and ground in the words of the caption
     place: tuple[float, float]  # the two numbers of the motion's pose
     pan: tuple[float, float]  # of the ground, in frame sizes for each frame
     offset: tuple[float, float]  # of the ground
@@ -229,24 +200,14 @@ class Scene:
         direction = math.pi / 4 + math.pi / 2 * rng.integers(4)  # diagonal: no ground is constant along it
         size, color, pattern, shape = pick(SIZES), pick(COLORS), pick(PATTERNS), pick(SHAPES)
         manner, ground = pick(MANNERS), pick(GROUNDS)
-        return cls(
-            motion=motion,
-            verb=pick(MOTIONS[motion].verbs),
-            adverb=pick(MOTIONS[motion].adverbs),
-            manner=manner,
-            size=size,
-            color=color,
-            pattern=pattern,
-            shape=shape,
-            ground=ground,
-            said=tuple(pick(SYNONYMS[word]) for word in (size, color, pattern, shape, manner, ground)),
-            place=tuple(rng.uniform(size=2)),
-            pan=(PAN * math.cos(direction), PAN * math.sin(direction)),
-            offset=tuple(rng.uniform(0, 4, size=2)),
-        )
+        verb, adverb = pick(MOTIONS[motion].verbs), pick(MOTIONS[motion].adverbs)
+        words = tuple(pick(SYNONYMS[word]) for word in (size, color, pattern, shape, manner, ground))
+        place = tuple(rng.uniform(size=2))
+        pan, offset = (PAN * math.cos(direction), PAN * math.sin(direction)), tuple(rng.uniform(0, 4, size=2))
+        return cls(motion, verb, adverb, manner, size, color, pattern, shape, ground, words, place, pan, offset)
 
     def caption(self) -> Caption:
-        *adjectives, shape, manner, ground = self.said
+        *adjectives, shape, manner, ground = self.words
         thing = (("a", "other"), *((word, "adjective") for word in adjectives), (shape, "noun"))
         action = ((self.verb, "verb"), (manner, "adverb"), (self.adverb, "adverb"))
         return Caption((*thing, *action, ("over", "other"), (ground, "noun")))
@@ -312,14 +273,13 @@ def write_synthetic(
     seed: int = 0,
     progress: bool = False,
 ) -> Path:
-    """Write a dataset of H.264 files, and return its folder `out`.
+    """Write a dataset of H.264 files into the folder `out`, and return the folder.
 
     It has `videos/<class>/<split>_<number>.mp4`, `train.txt` and `val.txt` (labels from 1), `classes.txt`, and
     `captions.jsonl`: {"key", "text", "words": [[word, part of speech], ...]} with the content words. Keys are those of
     `lists.load_clips`. Validation clips follow the training clips in the series of the seed, so none is in both.
 
-    A folder already complete with the same parameters is left alone, an interrupted one is completed. Raises ValueError
-    when it was written with other parameters.
+    Only what is missing is written. Raises ValueError for a folder that was written with other parameters.
     """
     out = Path(out)
     height, width = (size, size) if isinstance(size, int) else size
@@ -328,16 +288,8 @@ def write_synthetic(
     for (name, low), value in zip(least.items(), values, strict=True):
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
-    manifest = {
-        "format": FORMAT,
-        "num_train": num_train,
-        "num_val": num_val,
-        "frames": frames,
-        "size": [height, width],
-        "fps": fps,
-        "seed": seed,
-    }
-    _claim(out, manifest)
+    splits = {"num_train": num_train, "num_val": num_val}
+    _claim(out, {"format": FORMAT, **splits, "frames": frames, "size": [height, width], "fps": fps, "seed": seed})
     lists: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
     captions = []
     for index in tqdm(range(num_train + num_val), desc=f"drawing {out}", disable=None if progress else True):
@@ -358,7 +310,7 @@ def write_synthetic(
 
 
 def _claim(out: Path, manifest: dict) -> None:
-    """Note what the folder is for before its first clip is written; refuse a folder that is for something else."""
+    """Write the parameters of a folder before its first clip; refuse a folder with others."""
     path = out / "manifest.json"
     if not path.exists():
         write_lines(path, [json.dumps(manifest, indent=2)])
@@ -366,5 +318,5 @@ def _claim(out: Path, manifest: dict) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in manifest if found.get(name) != manifest[name]]
     if changed:
-        told = ", ".join(f"{name} {found.get(name)} instead of {manifest[name]}" for name in changed)
-        raise ValueError(f"{out} holds synthetic clips with {told}; choose another folder or delete it")
+        differences = ", ".join(f"{name} {found.get(name)} instead of {manifest[name]}" for name in changed)
+        raise ValueError(f"{out} holds synthetic clips with {differences}; choose another folder or delete it")
