@@ -162,7 +162,7 @@ def test_every_file_has_its_outcome(tmp_path, name):
         return
     with pytest.raises(ClipError, match=outcome) as told:
         read()
-    assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value) and told.value.hopeless
+    assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value) and told.value.permanent
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 64), (49, 97)])
@@ -290,7 +290,7 @@ class Counting(ClipDataset):
     def _decode(self, path, rng, part):
         self.reads.append(path.stem)
         if path.stem == "1" or (path.stem == "4" and self.epoch % 2 == 0):
-            raise ClipError(f"{path}: damaged", hopeless=path.stem == "1")
+            raise ClipError(f"{path}: damaged", permanent=path.stem == "1")
         return torch.zeros(3, 1, 1, 1)
 
 
@@ -371,7 +371,7 @@ def test_readers_that_hang_are_left_behind(tmp_path, hang):
     before = set(threading.enumerate())
     with pytest.raises(ClipError, match="clip.mp4: not read within 0.2 seconds") as told:
         read_within(0.2, tmp_path / "clip.mp4", read)
-    assert told.value.hopeless
+    assert told.value.permanent
     (left,) = set(threading.enumerate()) - before
     assert left.daemon
     if hang == "pipe":

@@ -93,7 +93,7 @@ def test_animations_are_no_images(tmp_path, kind):
     frames[0].save(tmp_path / f"a.{kind}", save_all=True, append_images=frames[1:], lossless=True)
     with pytest.raises(ClipError, match=f"a.{kind}: an animation of 3 frames, not a still image: convert") as raised:
         read_clip(tmp_path / f"a.{kind}", 1, 16)
-    assert raised.value.hopeless
+    assert raised.value.permanent
     frames[0].save(tmp_path / f"b.{kind}", lossless=True)
     assert not read_clip(tmp_path / f"b.{kind}", 1, 16).any()
 

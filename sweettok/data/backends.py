@@ -1,9 +1,8 @@
-"""The two video decoders behind `reader.read_clip`: one interface, the same frames, the same pixels.
+"""The two video decoders behind `reader.read_clip`, with one interface.
 
-A frame is known by its place in display order. Decoders do not offer that: a container stores packets in decoding
-order, some without timestamps, and after a seek the next frames may not be decodable yet. PyAV exposes enough to check
-a seek against the packet table, so it seeks. decord does not, and returns shifted frames after a seek into files with
-B-frames (MPEG-4 AVI, open GOPs, HEVC), so it is only ever read from the start, as the release does.
+A frame is identified by its place in display order, which decoders do not offer: a container stores packets in decoding
+order, some without timestamps. With PyAV a seek can be checked against the table of packets, so it seeks. decord
+returns shifted frames after a seek into files with B-frames, so it is only read from the start, as in the release.
 """
 
 import sys
@@ -15,24 +14,22 @@ from typing import Any
 import numpy as np
 
 Scale = Callable[[int, int], tuple[int, int]]  # upright native (height, width) -> (height, width) the decoder scales to
-
-
-MAX_PIXELS = 1 << 27  # of a frame, 16K video: a damaged header that tells of more would take all memory
+MAX_PIXELS = 1 << 27  # of a frame, 16K video: with a damaged header one could take all memory
 
 
 class ClipError(ValueError):
     """A clip or image cannot be read; the message is one line, "file: reason".
 
-    `hopeless` where no other frames of the file can be read either.
+    `permanent`: no other frames of the file can be read either.
     """
 
-    def __init__(self, message: str, hopeless: bool = False):
+    def __init__(self, message: str, permanent: bool = False):
         super().__init__(message)
-        self.hopeless = hopeless
+        self.permanent = permanent
 
 
 class CannotOpen(Exception):
-    """This decoder does not know the container or the codec, another one may; the message is the reason."""
+    """This decoder cannot read the container or the codec; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,14 @@ class _Packet:
     is_keyframe: bool
 
 
-class _Astray(Exception):
-    """What comes after a seek is not what the packet table says."""
+class _WrongPacket(Exception):
+    """The packets after a seek are not those of the packet table."""
 
 
 class PyAVVideo:
-    """One open file, decoded by PyAV: the best video stream, turned upright by the file's rotation.
+    """The best video stream of a file, decoded by PyAV, turned upright.
 
-    `num_frames` counts the packets that become frames, `fps` is None where the file does not tell.
+    `num_frames` counts the packets that become frames, `fps` is None if the file has no rate.
     """
 
     name = "pyav"
@@ -60,7 +57,7 @@ class PyAVVideo:
         import av
 
         self.path = path
-        self._error = (av.FFmpegError, IndexError)  # the second for packets of a stream that the header does not name
+        self._error = (av.FFmpegError, IndexError)  # IndexError: packets of a stream that is not in the header
         self._container = None
         try:
             self._open()
@@ -84,7 +81,7 @@ class PyAVVideo:
             raise CannotOpen("PyAV finds no video stream it can decode")
         if self._stream.disposition & av.stream.Disposition.attached_pic:
             self.close()
-            raise ClipError(f"{self.path}: holds sound and a cover picture, but no video", hopeless=True)
+            raise ClipError(f"{self.path}: holds sound and a cover picture, but no video", permanent=True)
         self._stream.codec_context.thread_count = 1  # loader workers are the parallelism
         self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
 
@@ -108,7 +105,7 @@ class PyAVVideo:
     def frames(self, wanted: range, scale: Scale) -> list[np.ndarray] | None:
         """uint8 (H, W, 3) arrays of the frames at `wanted` (ascending places in display order).
 
-        None when the file ends before the last of them; `num_frames` then tells how many frames it really has.
+        None when the file ends before the last of them; `num_frames` is then corrected.
         """
         convert = _Converter(self.path, scale)
         frames = self._after_seek(wanted, convert)
@@ -140,14 +137,14 @@ class PyAVVideo:
                 seen += 1
                 if seen == len(span):
                     return frames
-        except (_Astray, *self._error):
+        except (_WrongPacket, *self._error):
             return None
         return None
 
     def _decode_from(self, key: int) -> Iterator[Any]:
         """Frames from the keyframe at timestamp `key`, or one before it, checked against the packet table.
 
-        Timestamps alone do not do: MPEG program streams number frames differently after a seek.
+        Timestamps are not enough: MPEG program streams number frames differently after a seek.
         """
         self._container.seek(key, stream=self._stream, backward=True)
         rest: Iterator[_Packet] | None = None
@@ -157,7 +154,7 @@ class PyAVVideo:
                 if rest is None and found.is_keyframe and found in self._packets:
                     rest = iter(self._packets[self._packets.index(found) :])
                 if rest is None or next(rest, None) != found:
-                    raise _Astray
+                    raise _WrongPacket
             yield from packet.decode()
 
     def _from_start(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
@@ -166,11 +163,11 @@ class PyAVVideo:
         return frames if len(frames) == len(wanted) else None
 
     def stream(self, scale: Scale) -> Iterator[np.ndarray]:
-        """uint8 (H, W, 3) arrays of all frames in display order, each decoded when it is asked for."""
+        """uint8 (H, W, 3) arrays of all frames in display order, decoded one at a time."""
         return self._decoded(range(sys.maxsize), _Converter(self.path, scale))
 
     def _decoded(self, wanted: range, convert: "_Converter") -> Iterator[np.ndarray]:
-        """The frames at `wanted`, decoded from the first one; all there are where the file ends before."""
+        """The frames at `wanted` that the file has, decoded from the first one."""
         count, damaged = 0, False
         try:
             self._open()
@@ -193,7 +190,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Converter:
-    """Turns decoded frames upright, scales them and converts them to RGB with the filters decord uses, in its order."""
+    """Turns decoded frames upright, scales them and converts them to RGB: the filters of decord, in its order."""
 
     TURNS = {0: [], 90: ["cclock"], -90: ["clock"], 180: ["clock", "clock"], -180: ["clock", "clock"]}
 
@@ -227,10 +224,10 @@ class _Converter:
 
 
 class DecordVideo:
-    """One file decoded by decord, with the interface of `PyAVVideo`; the release's decoder.
+    """One file decoded by decord, the release's decoder, with the interface of `PyAVVideo`.
 
     Every call opens its own reader with one thread: kept readers leak memory and hang in forked workers. Some damaged
-    headers make decord end the whole process (std::bad_alloc), which is one more reason to let PyAV open files first.
+    headers make decord end the whole process (std::bad_alloc), so PyAV should open files first.
     """
 
     name = "decord"
@@ -273,7 +270,7 @@ class DecordVideo:
                 frame = reader.next()
                 if place in wanted:
                     array = frame.asnumpy()
-                    height, width = array.shape[:2]  # widths such as 16 and 48 come with their padding, as channels
+                    height, width = array.shape[:2]  # some widths, such as 16, come with padding
                     yield array.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
         except self._errors as error:
             raise ClipError(f"{self.path}: damaged, decord fails at frame {place}") from error

@@ -1,4 +1,4 @@
-"""Clips for training and evaluation: which frames, in which order, on which process, by seeds and counts alone."""
+"""Clips for training and evaluation: data set, sampler and loaders. Which clips come when depends on seeds alone."""
 
 import random
 import signal
@@ -24,21 +24,22 @@ SUBSTITUTES = 10  # clips that are tried in place of one that cannot be read
 
 
 class ClipDataset(Dataset):
-    """The clips of a list, read when asked for.
+    """The clips of a list, read when they are indexed.
 
-    An item is {"video": uint8 (3, frames, H, W), "label": int, -1 without labels, "key": str}. It is addressed by
-    (epoch, index), or by index alone, which is epoch 0. A random start depends on (seed, epoch, clip) and on nothing
-    else, so that any number of workers and processes reads the same clips. With `frames=1` and `position="random"` an
-    item is one random frame of a video; lists may then also name still images. Other arguments are those of
-    `read_clip`. Raises ClipError, naming the file, for a clip that cannot be read.
+    An item is {"video": uint8 (3, frames, H, W), "label": int, -1 without labels, "key": str}. Its index is
+    (epoch, index), or index alone for epoch 0. A random start depends on (seed, epoch, clip) alone, so that any number
+    of workers and processes reads the same clips. With `frames=1` lists may also name still images.
 
-    With `clips_per_video` (position "even") and `flips` a clip of the list gives several items, its views, which
-    follow each other: part by part, each of them as it is and then, with flips, mirrored left to right.
+    Args:
+        frames, size, position, stride, resize, short, backend: as in `read_clip`.
+        clips_per_video, flips: a clip of the list gives several items, its views: `clips_per_video` parts of the video
+            (position "even"), each followed by its mirror image with `flips`.
+        timeout: seconds; a clip that takes longer counts as one that cannot be read.
+        substitute: for a clip that cannot be read take another one of the list, with its own label and key: the first
+            that can be read of SUBSTITUTES draws, which depend on (seed, epoch, clip) alone. Items then have a
+            "problem" too: "", or why the clip could not be read.
 
-    A clip counts as one that cannot be read also when that takes longer than `timeout` seconds. With `substitute`, as
-    for training, the item is then another clip of the list, with its own label and key: the first that can be read of
-    SUBSTITUTES draws, which depend on (seed, epoch, clip) alone. Such a dataset gives each item a "problem" too: "", or
-    the message of the ClipError that was met. A file of which nothing can be read is not opened again.
+    Raises ClipError, naming the file, for a clip that cannot be read.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ClipDataset(Dataset):
         self.options = {"position": position, "stride": stride, "short": short, "backend": backend}
         self.parts, self.flips, self.timeout, self.substitute = clips_per_video, flips, timeout, substitute
         self._last: tuple[tuple[int, ...], Tensor | None] = (), None
-        self._hopeless: dict[int, str] = {}  # of the list: clips that this process knows it cannot read, and why
+        self._unreadable: dict[int, str] = {}  # index -> why this process does not try it again
 
     def __len__(self) -> int:
         return len(self.clips) * self.parts * (2 if self.flips else 1)
@@ -72,11 +73,11 @@ class ClipDataset(Dataset):
         index, part = divmod(index, self.parts)
         video, index, problem = self._read_or_substitute(epoch, index, part)
         label = self.clips.labels[index] if self.clips.labels is not None else -1
-        told = {"problem": problem} if self.substitute else {}
-        return {"video": video.flip(-1) if mirrored else video, "label": label, "key": self.clips.keys[index], **told}
+        item = {"video": video.flip(-1) if mirrored else video, "label": label, "key": self.clips.keys[index]}
+        return {**item, "problem": problem} if self.substitute else item
 
     def _read_or_substitute(self, epoch: int, index: int, part: int) -> tuple[Tensor, int, str]:
-        """The clip, which one of the list it is, and why it is not the one that was asked for, or ""."""
+        """The clip, its index in the list, and why it is a substitute, or ""."""
         try:
             return self._read(epoch, index, part), index, ""
         except ClipError as error:
@@ -93,17 +94,17 @@ class ClipDataset(Dataset):
         raise ClipError(f"{problem}; nor can {SUBSTITUTES} clips drawn in its place be read, the last of them {last}")
 
     def _read(self, epoch: int, index: int, part: int) -> Tensor:
-        if self._last[0] == (epoch, index, part):  # as for the mirrored view, which follows the plain one
+        if self._last[0] == (epoch, index, part):  # the mirrored view follows the plain one
             return self._last[1]
         path = self.clips.paths[index]
-        if index in self._hopeless:
-            raise ClipError(self._hopeless[index], hopeless=True)
+        if index in self._unreadable:
+            raise ClipError(self._unreadable[index], permanent=True)
         rng = random.Random(f"{self.seed} {epoch} {index}")
         try:
             video = read_within(self.timeout, path, lambda: self._decode(path, rng, part))
         except ClipError as error:
-            if error.hopeless and self.substitute:
-                self._hopeless[index] = str(error)
+            if error.permanent and self.substitute:
+                self._unreadable[index] = str(error)
             raise
         if self.flips:
             self._last = (epoch, index, part), video
@@ -112,21 +113,20 @@ class ClipDataset(Dataset):
     def _decode(self, path: Path, rng: random.Random, part: int) -> Tensor:
         if is_image(path) and self.frames != 1:
             reason = f"a still image cannot give {self.frames} frames; images need frames=1"
-            raise ClipError(f"{path}: {reason}", hopeless=True)
+            raise ClipError(f"{path}: {reason}", permanent=True)
         options = {"resize": self.resize, "rng": rng, "part": (part, self.parts), **self.options}
         return read_clip(path, self.frames, self.size, **options)
 
 
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (epoch, index) for one process, in an order that does not depend on how many there are.
+    """Endless batches of (epoch, index) for one process, in an order that does not depend on the number of processes.
 
-    The order is the stream of epochs 0, 1, 2 ... joined end to end, each a permutation of all items keyed by
-    (seed, epoch). Global batch k is the k-th run of `global_batch` items of that stream; it may cross into the next
-    epoch (or several, when the list is shorter than a batch), so nothing is dropped or padded. Each process takes a
-    contiguous share of every global batch and yields it in micro-batches of `micro_batch`, one per backward pass.
+    The order is a stream of epochs, each a permutation of all items that depends on (seed, epoch). Global batch k is
+    the k-th run of `global_batch` items of the stream; it may cross into the next epochs, so nothing is dropped or
+    padded. Each process takes a contiguous share of every global batch, in micro-batches, one per backward pass.
 
     A loader reads ahead of training, so the position counts only what the training loop reports with `advance()`.
-    Iteration begins at that position: resuming reads no skipped clip.
+    Iteration begins at that position.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of this process in a global batch: the backward passes to one optimizer step."""
+        """Micro-batches of this process in a global batch."""
         return self.global_batch // (self.world_size * self.micro_batch)
 
     @property
@@ -165,7 +165,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         return self.global_batches * self.global_batch / self.num_items
 
     def advance(self, global_batches: int = 1) -> None:
-        """Note that training has consumed the next global batches."""
+        """Count the next global batches as trained on."""
         self.global_batches += global_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -186,8 +186,9 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def state_dict(self) -> dict[str, int | bool]:
         """The position, and what the order depends on."""
-        names = ("global_batches", "num_items", "global_batch", "seed", "shuffle")
-        return {name: getattr(self, name) for name in names}
+        return {
+            name: getattr(self, name) for name in ("global_batches", "num_items", "global_batch", "seed", "shuffle")
+        }
 
     def load_state_dict(self, state: dict[str, int | bool]) -> None:
         """Continue at a saved position. Processes and micro-batch may have changed since, the order may not."""
@@ -196,80 +197,71 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"a sampler state has the entries {sorted(own)}, got {sorted(state)}")
         changed = [name for name in own if name != "global_batches" and state[name] != own[name]]
         if changed:
-            told = ", ".join(f"{name} was {state[name]} and is {own[name]}" for name in changed)
-            raise ValueError(f"the saved position belongs to another order of clips: {told}")
+            changes = ", ".join(f"{name} was {state[name]} and is {own[name]}" for name in changed)
+            raise ValueError(f"the saved position belongs to another order of clips: {changes}")
         self.global_batches = state["global_batches"]
 
 
 def make_loader(dataset: Dataset, sampler: GlobalBatchSampler | Sequence[Sequence[int]], workers: int) -> DataLoader:
-    """The loader of one process: collated batches, without end from a GlobalBatchSampler, or those that are listed."""
+    """The loader of one process: endless batches of a GlobalBatchSampler, or the listed ones."""
     return DataLoader(dataset, batch_sampler=sampler, **_loading(workers))
 
 
 def make_eval_loader(dataset: Dataset, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """One pass over the items rank, rank + world_size, ...: together the processes see every item exactly once.
-
-    No process is padded, so they may have different numbers of batches, and the last batch may be short.
-    """
-    indices = range(rank, len(dataset), world_size)
-    return DataLoader(dataset, batch_size=batch_size, sampler=indices, **_loading(workers))
+    """One pass over the items rank, rank + world_size, ..., without padding: each item is on exactly one process."""
+    return DataLoader(dataset, batch_size, sampler=range(rank, len(dataset), world_size), **_loading(workers))
 
 
 def _loading(workers: int) -> dict[str, Any]:
     return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
 
 
-# ------------------------------------------------------------------------------------------- when workers do not do
-
-
 class LoaderError(OSError):
     """Processes that read clips died or hang; the message is one line."""
 
 
-def patience(batch: int, read_timeout: float) -> float:
-    """Seconds after which a batch of so many clips will not come: each may take `read_timeout`, and one of them that
-    for each of its substitutes, which ends the run anyway."""
+def batch_timeout(batch: int, read_timeout: float) -> float:
+    """The most seconds that a batch of clips can take: `read_timeout` for each, and for all substitutes of one."""
     return (batch + SUBSTITUTES) * read_timeout
 
 
-def plain_errors(loader: Iterable[Any], patience: float | None = None) -> Iterator[Any]:
-    """The batches of a loader; what goes wrong in its workers is told in one line.
+def plain_errors(loader: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
+    """The batches of a loader, with one-line messages for what goes wrong in its workers.
 
-    ClipError without the traceback that workers put before its message. LoaderError when a worker died, as for want of
-    memory, or a batch took more than `patience` seconds: the workers are then killed, since a process that is stuck in
-    a decoder answers to nothing else. DataLoader's own timeout does not see a worker that has offered a batch, and then
-    does not hand it over.
+    Raises ClipError without the traceback that workers put before its message; LoaderError when a worker died, or a
+    batch took more than `timeout` seconds. The workers are then killed: a process that is stuck in a decoder cannot be
+    stopped otherwise, and DataLoader's own timeout misses a worker that hangs while it hands over a batch.
     """
     batches = iter(loader)
     workers = getattr(batches, "_workers", [])
     _quiet_children()
     while True:
-        asked, alarm, lost = time.monotonic(), Timer(patience or 0, _kill, [workers]), True
+        start, alarm, failed = time.monotonic(), Timer(timeout or 0, _kill, [workers]), True
         alarm.daemon = True
-        if patience is not None and workers:
+        if timeout is not None and workers:
             alarm.start()
         try:
             batch = next(batches)
-            lost = False
+            failed = False
         except StopIteration:
-            lost = False  # the workers wait for the next round
+            failed = False  # the workers wait for the next round
             return
         except ClipError as error:
-            told = str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)
-            raise ClipError(told) from error.with_traceback(None)
+            message = str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)
+            raise ClipError(message) from error.with_traceback(None)
         except (RuntimeError, OSError, EOFError) as error:
             raised_by_worker = "in DataLoader worker process" in str(error)
             if raised_by_worker or not (workers or str(error).startswith("DataLoader ")):
                 raise
-            if patience is not None and time.monotonic() - asked >= patience:
-                told = f"a process that reads clips hangs: no batch came in {patience:g} seconds (data.read_timeout)"
+            if timeout is not None and time.monotonic() - start >= timeout:
+                message = f"a process that reads clips hangs: no batch came in {timeout:g} seconds (data.read_timeout)"
             else:
                 reason = f"{type(error).__name__} {error}".strip().splitlines()[-1]
-                told = f"a process that reads clips died; if memory ran out, use fewer data.num_workers ({reason})"
-            raise LoaderError(told) from error.with_traceback(None)
+                message = f"a process that reads clips died; if memory ran out, use fewer data.num_workers ({reason})"
+            raise LoaderError(message) from error.with_traceback(None)
         finally:
             alarm.cancel()
-            if lost:  # workers ignore SIGTERM, and a program that ends waits for those that an error keeps
+            if failed:  # workers ignore SIGTERM, and a program that ends would wait for them
                 _kill(workers)
         yield batch
 
@@ -281,7 +273,7 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 
 def _quiet_children() -> None:
-    """Keep torch from raising that a worker died wherever the program happens to be: loaders find out by themselves."""
+    """Keep torch from raising anywhere in the program that a worker died: loaders notice it by themselves."""
     main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
     if main and hasattr(signal, "SIGCHLD"):  # Windows has none
         handler = signal.getsignal(signal.SIGCHLD)

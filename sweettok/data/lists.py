@@ -25,7 +25,7 @@ from sweettok.data.writer import write_lines
 VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MAX_CLASSES = 1_000_000  # labels above it are taken for mistakes
-SHOWN = 10  # offenders named in an error
+SHOWN = 10  # items named in an error
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ClipList:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over (key, label) in order: says which clips were meant, wherever they are stored."""
+        """SHA-256 over (key, label) in order: identifies the clips, wherever they are stored."""
         labels = self.labels if self.labels is not None else ("",) * len(self)
         lines = (f"{key}\t{label}\n" for key, label in zip(self.keys, labels, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -225,7 +225,7 @@ def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
     for entry in entries:
         wanted[entry.path.parent].append(entry.path)
     missing = []
-    for folder, paths in wanted.items():  # one listing per folder: asking file by file is slow on network disks
+    for folder, paths in wanted.items():  # one listing per folder: checking file by file is slow on network disks
         present = set(os.listdir(folder)) if folder.is_dir() else set()
         missing += [str(path) for path in paths if path.name not in present]
     if missing:
@@ -236,7 +236,7 @@ def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
 
 
 def some(items: Iterable[str]) -> str:
-    """The first offenders, one a line, for the end of an error message."""
+    """The first items, one a line, for the end of an error message."""
     items = list(items)
     more = [f"... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return ":\n  " + "\n  ".join([*items[:SHOWN], *more])

@@ -81,7 +81,7 @@ def open_frames(
     else:
         with open_video(source) as file:
             if file.num_frames == 0:
-                raise ClipError(f"{source}: the video has no frames", hopeless=True)
+                raise ClipError(f"{source}: the video has no frames", permanent=True)
             fit = Fit(resize, file.native_size(), size)
             arrays = islice(file.stream(lambda height, width: fit.scaled), max_frames)
             frames = (center(torch.from_numpy(array).permute(2, 0, 1), size) for array in arrays)

@@ -27,7 +27,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds: frames that decode, frames per second (None when untold), upright size in pixels, decoder."""
+    """Facts of a file: fps is None if it has no rate; height and width are upright; backend is the decoder."""
 
     num_frames: int
     fps: float | None
@@ -37,17 +37,14 @@ class VideoInfo:
 
 
 def probe(path: str | Path, backend: str = "auto") -> VideoInfo:
-    """Facts about a video file. The number of frames is counted over the packets, not taken from the header.
-
-    Raises ClipError when the file cannot be read.
-    """
+    """Facts about a video file; frames are counted over its packets. Raises ClipError when it cannot be read."""
     with open_video(path, backend) as video:
         height, width = video.native_size()
         return VideoInfo(video.num_frames, video.fps, height, width, video.name)
 
 
 def count_frames(path: str | Path, backend: str = "auto") -> int:
-    """Frames that a video file really gives, by decoding all of it. Raises ClipError when decoding fails anywhere."""
+    """Number of frames of a video file, by decoding all of it. Raises ClipError when decoding fails anywhere."""
     with open_video(path, backend) as video:
         if video.num_frames:
             video.frames(range(video.num_frames), lambda height, width: (16, 16))  # corrects num_frames
@@ -117,13 +114,13 @@ def read_clip(
             covers the size, then crop the middle, or "pad": scale until the frame is inside, on black. Bilinear.
         short: what follows the last frame of a video that is too short: "repeat" of the last frame, "black" frames
             (release), or "error".
-        backend: "pyav" decodes from the keyframe before the clip; "decord" decodes from the start of the file, as the
-            release does; "auto" is pyav, and decord for what pyav cannot open. Both give the same frames. Pixels are
-            the same too, except where the height is kept and the width is not: FFmpeg 8 interpolates chroma more
-            finely there, by 0.3 to 0.9 grey levels on average.
+        backend: "pyav" decodes from the keyframe before the clip; "decord" from the start of the file (release); "auto"
+            is pyav, and decord for what pyav cannot open. Both give the same frames and pixels, except for resizing
+            that keeps the height and changes the width, where their versions of FFmpeg scale chroma differently (by
+            0.1 to 0.7 levels on average, up to 71 at single pixels), and some MPEG-4 AVI files (1 or 2 levels).
 
-    Frames are turned upright where the file says that it is rotated. Nothing stays open, so that forked loader workers
-    can read. Raises ClipError naming file and reason when a wanted frame cannot be had, ValueError for bad arguments.
+    Frames are turned upright if the file is marked as rotated. Nothing stays open, so that forked workers can read.
+    Raises ClipError naming file and reason when a frame cannot be read, ValueError for bad arguments.
     """
     if short not in SHORT:
         raise ValueError(f"short must be one of {SHORT}, got {short!r}")
@@ -135,15 +132,15 @@ def read_clip(
         return read_image(path, size, resize)
     with open_video(path, backend) as video:
         arrays = None
-        while arrays is None:  # again only when the file has fewer frames than its packets promise
+        while arrays is None:  # again if the file has fewer frames than packets
             if video.num_frames == 0:
-                raise ClipError(f"{path}: the video has no frames", hopeless=True)
+                raise ClipError(f"{path}: the video has no frames", permanent=True)
             if start is not None and start >= video.num_frames:
                 raise ClipError(f"{path}: the clip starts at frame {start}, the video has {video.num_frames}")
             places = clip_places(video.num_frames, frames, position, stride, start, rng, part)
             if len(places) < frames and short == "error":
                 reason = f"{video.num_frames} frames are too few for {frames} at stride {stride}"
-                raise ClipError(f"{path}: {reason}", hopeless=True)
+                raise ClipError(f"{path}: {reason}", permanent=True)
             arrays = video.frames(places, scale)
     images = [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
     images = images if target is None else [center(image, target) for image in images]
@@ -170,7 +167,7 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
         with Image.open(path) as file:
             if file.format in ("WEBP", "PNG") and getattr(file, "n_frames", 1) > 1:
                 reason = f"an animation of {file.n_frames} frames, not a still image: convert it to GIF or MP4"
-                raise ClipError(f"{path}: {reason}", hopeless=True)
+                raise ClipError(f"{path}: {reason}", permanent=True)
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):  # 16-bit grey, which `convert` would cut off at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -178,7 +175,7 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
     except ClipError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ClipError(f"{path}: not a readable image ({error})", hopeless=True) from error
+        raise ClipError(f"{path}: not a readable image ({error})", permanent=True) from error
     height, width = scale(image.height, image.width)
     if (height, width) != (image.height, image.width):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -189,8 +186,8 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
 def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
     """What `read()` returns or raises, or ClipError when that takes longer than `seconds`.
 
-    It runs on a thread of its own: a signal would not get past a decoder that never returns, nor past a disk that does
-    not answer. A late thread is left behind, and ends as soon as it is back in Python.
+    It runs on a thread of its own: a signal cannot interrupt a decoder, or a disk, that never returns. A late thread is
+    left behind, and ends as soon as it is back in Python.
     """
     outcome: list[tuple[Read | None, BaseException | None]] = []
 
@@ -205,7 +202,7 @@ def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
     thread.join(seconds)
     if thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-        raise ClipError(f"{path}: not read within {seconds:g} seconds", hopeless=True)
+        raise ClipError(f"{path}: not read within {seconds:g} seconds", permanent=True)
     result, error = outcome.pop()
     if error is not None:
         raise error
@@ -214,7 +211,7 @@ def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
 
 @contextmanager
 def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | DecordVideo]:
-    """A file opened by the first decoder that can. Raises ClipError, also for what goes wrong in the block."""
+    """Open a file with the first decoder that can. Raises ClipError, also for what fails in the block."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     path = Path(path)
@@ -231,10 +228,10 @@ def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | 
         else:
             break
     else:
-        raise ClipError(f"{path}: {'; '.join(reasons)}", hopeless=True)
+        raise ClipError(f"{path}: {'; '.join(reasons)}", permanent=True)
     try:
         yield video
-    except CannotOpen as error:  # when a decoder opens the file once more
+    except CannotOpen as error:  # a decoder may open the file again
         raise ClipError(f"{path}: {error}") from error
     finally:
         video.close()
@@ -245,11 +242,11 @@ def _check_file(path: str | Path) -> None:
         found = Path(path).stat()
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise ClipError(f"{path}: {reason}", hopeless=True) from error
+        raise ClipError(f"{path}: {reason}", permanent=True) from error
     if not stat.S_ISREG(found.st_mode):
-        raise ClipError(f"{path}: not a file", hopeless=True)
+        raise ClipError(f"{path}: not a file", permanent=True)
     if found.st_size == 0:
-        raise ClipError(f"{path}: the file is empty", hopeless=True)
+        raise ClipError(f"{path}: the file is empty", permanent=True)
 
 
 def _scaling(size: Size, resize: str) -> tuple[Scale, tuple[int, int] | None]:

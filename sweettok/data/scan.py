@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Facts:
-    """What reading one file told: SHA-256 of its bytes and its frames, or the kind of problem and its detail."""
+    """SHA-256 of a file's bytes and its number of frames, or the kind of problem and its detail."""
 
     digest: str | None = None
     num_frames: int = 0
@@ -130,27 +130,27 @@ def _group(entry: Entry) -> str | None:
 def _map(
     inspect: Callable[[Path], Facts], entries: Sequence[Entry], workers: int, progress: bool, title: str
 ) -> Iterator[tuple[Path, Facts]]:
-    """Every path once and what `inspect` says of it, on `workers` processes.
+    """Every path once with what `inspect` returns, on `workers` processes.
 
-    When a process dies, the files are read one by one until the one that does it is found.
+    When a process dies, the files are read one by one until the one that ends it is found.
     """
     paths, done, alone = sorted({entry.path for entry in entries}), 0, False
     with tqdm(total=len(paths), desc=title, disable=not progress or not paths) as bar:
 
-        def told(facts: Facts) -> tuple[Path, Facts]:
+        def count(facts: Facts) -> tuple[Path, Facts]:
             nonlocal done
             bar.update()
             done += 1
             return paths[done - 1], facts
 
         if workers == 0:
-            yield from map(told, map(inspect, paths))
+            yield from map(count, map(inspect, paths))
         while done < len(paths):
             with ProcessPoolExecutor(1 if alone else workers) as pool:
                 try:
-                    yield from map(told, pool.map(inspect, paths[done : done + AT_ONCE]))
+                    yield from map(count, pool.map(inspect, paths[done : done + AT_ONCE]))
                     alone = False
                 except BrokenProcessPool:
                     if alone:
-                        yield told(Facts(kind="fatal", detail="it crashes the decoder, or takes all memory"))
+                        yield count(Facts(kind="fatal", detail="it crashes the decoder, or takes all memory"))
                     alone = not alone

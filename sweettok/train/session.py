@@ -12,7 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 from sweettok.data.config import DataConfig
-from sweettok.data.dataset import GlobalBatchSampler, patience
+from sweettok.data.dataset import GlobalBatchSampler, batch_timeout
 from sweettok.distributed import join_processes
 from sweettok.train import sharding
 from sweettok.train.checkpoint import RunState
@@ -87,7 +87,7 @@ class Session:
     def patience(self) -> float:
         """Seconds to wait for a batch of clips or tokens."""
         timeout = getattr(self.state.run.data, "read_timeout", DataConfig.read_timeout)
-        return patience(self.share.micro_batch, timeout)
+        return batch_timeout(self.share.micro_batch, timeout)
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
