@@ -36,7 +36,7 @@ def test_the_wheel_is_complete(installed):
     names = {path.relative_to(ROOT).as_posix() for path in expected}
     assert {name if name.startswith("sweettok/") else f"sweettok/{name}" for name in names} <= there
     assert "sweettok/py.typed" in there and not (installed / "tests").exists() and not (installed / "configs").exists()
-    assert "sweettok = sweettok.cli:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
+    assert "sweettok = sweettok.cli.main:main" in next(installed.glob("*.dist-info/entry_points.txt")).read_text()
 
 
 def test_everything_imported_is_required():

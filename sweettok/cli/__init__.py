@@ -1,5 +1,1 @@
-"""The command line: `sweettok`, or `python -m sweettok`."""
-
-from sweettok.cli.main import main
-
-__all__ = ["main"]
+"""The command line: `sweettok`, or `python -m sweettok`. `sweettok.cli.main` is its entry point."""
