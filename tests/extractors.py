@@ -31,7 +31,7 @@ def build(path, protocol):
 
 
 if __name__ == "__main__":
-    from sweettok.cli import main
+    from sweettok.cli.main import main
 
     EXTRACTORS["means"] = build
     sys.exit(main(["eval", *(word.replace("RANK", os.environ.get("RANK", "0")) for word in sys.argv[1:])]))

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from sweettok import Generator, ProxyTokenizer, SweetTok
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.data.manifest import TokenManifest, clips_hash
 from sweettok.data.tokens import ShardWriter
 from sweettok.data.writer import write_video

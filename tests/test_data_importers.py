@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import load_clips, read_names
 

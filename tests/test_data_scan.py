@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.data import scan as scanning
 from sweettok.data.lists import load_clips, read_entries
 from sweettok.data.scan import scan

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.data import synthetic
 from sweettok.data.lists import load_clips, read_names
 from sweettok.data.reader import probe, read_clip

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.data.dataset import GlobalBatchSampler, make_loader
 from sweettok.data.lists import ClipList
 from sweettok.data.manifest import StoredLayout, TokenManifest, clips_hash, shard_name

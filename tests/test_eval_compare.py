@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.eval.compare import compare, table
 from sweettok.eval.protocol import PRESETS
 from sweettok.eval.report import FORMAT, read_report, write_json

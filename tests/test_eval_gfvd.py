@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from sweettok.cli import main as cli
+from sweettok.cli.main import main as cli
 from sweettok.data.manifest import TokenManifest, clips_hash
 from sweettok.data.tokens import ShardWriter
 from sweettok.data.writer import write_video

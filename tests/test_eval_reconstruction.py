@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from sweettok.cli import main as cli
+from sweettok.cli.main import main as cli
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance

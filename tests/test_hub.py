@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from sweettok import Generator, ProxyTokenizer, SweetTok
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.data.writer import write_video
 from sweettok.generator.config import GeneratorConfig
 from sweettok.hub import model_folder

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.priors import Prior, WordGraph, load_prior, save_prior
 from sweettok.priors.build import build_prior
 from sweettok.priors.chunks import pack

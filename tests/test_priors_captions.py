@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.priors import cooccurrence
 from sweettok.priors.build import Rules, build, build_prior
 from sweettok.priors.captions import clean_word, piece_texts, read_pieces

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.priors import Prior, WordGraph, load_prior, save_prior
 from sweettok.priors.released import RELEASED_NAMES, load_released, read_pickle, save_released
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.priors import Prior, WordGraph, load_prior, save_prior
 from sweettok.priors.build import Rules, build
 from sweettok.priors.chunks import pack

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweettok.cli import main
+from sweettok.cli.main import main
 from sweettok.priors import load_prior
 from sweettok.priors.build import Rules, build
 from sweettok.priors.chunks import pack
