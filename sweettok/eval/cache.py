@@ -21,7 +21,6 @@ from sweettok.store import sha256, write_aside
 OTHERS = ("name", "split", "num_fake", "paired", "codec", "autocast", "ddof", "root", "dtype")
 PACKAGES = ("av", "decord", "torch", "torchvision")  # decode, resize and compute features
 FORMAT = 2  # of what is kept, and of how this library reads frames
-HASHES = "hashes.json"
 
 
 class RealCache:
@@ -36,7 +35,7 @@ class RealCache:
         self.path: Path | None = None
 
     def find(self) -> list[dict[str, Any]] | None:
-        """What is kept of each clip, or None. Reads the files of the clips once, to hash them."""
+        """What is kept of each clip, or None. Reads the files of the clips to hash them, far cheaper than decoding."""
         if self.folder is None:
             return None
         self.path = Path(self.folder) / f"{self._key()}.safetensors"
@@ -58,30 +57,9 @@ class RealCache:
 
     def _key(self) -> str:
         fields = {name: value for name, value in self.protocol.to_dict().items() if name not in OTHERS}
-        contents = content_hashes(self.clips.paths, Path(self.folder) / HASHES)
+        contents = [sha256(path) for path in self.clips.paths]
         key = json.dumps([FORMAT, fields, contents, _versions()], sort_keys=True)
         return hashlib.sha256(key.encode()).hexdigest()
-
-
-def content_hashes(paths: tuple[Path, ...], index: Path) -> list[str]:
-    """SHA-256 of each file. Those of unchanged files (same inode, size and times) are taken from the file `index`."""
-    try:
-        known = json.loads(index.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        known = {}
-    hashes, changed = [], False
-    for path in map(Path.resolve, paths):
-        facts = path.stat()
-        state = [facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
-        entry = known.get(str(path))
-        if entry is None or entry[:-1] != state:
-            known[str(path)] = entry = [*state, sha256(path)]
-            changed = True
-        hashes.append(entry[-1])
-    if changed:
-        with write_aside(index) as aside:
-            aside.write_text(json.dumps(known, indent=0), encoding="utf-8")
-    return hashes
 
 
 def _versions() -> dict[str, str | None]:

@@ -50,7 +50,7 @@ class I3DFeatures:
 
     def __call__(self, frames: Tensor) -> Tensor:
         if self.resize == "inside":
-            return self.model.scores_inside(frames)
+            return self.model.scores(frames.movedim(-1, 1), inside=True)
         return self.model.scores(preprocess(frames, self.resize, self.antialias))
 
 

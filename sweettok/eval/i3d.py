@@ -6,6 +6,7 @@ RGB network of TensorFlow Hub. Letters: N clips, T frames, H W pixels, C channel
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,20 +34,11 @@ MIXED = {
 }
 
 
-def check_frames(video: Tensor) -> None:
-    """Raise ValueError unless these are uint8 frames (N, T, H, W, 3), enough of them."""
-    if not isinstance(video, Tensor) or video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
-        got = f"{video.dtype} {tuple(video.shape)}" if isinstance(video, Tensor) else type(video).__name__
-        raise ValueError(f"I3D expects uint8 frames of shape (N, T, H, W, 3), got {got}")
-    if video.shape[1] < MIN_FRAMES:
-        raise ValueError(f"I3D needs clips of at least {MIN_FRAMES} frames, got {video.shape[1]}")
-
-
 def preprocess(video: Tensor, resize: str = "stretch", antialias: bool = False) -> Tensor:
     """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> float32 (N, 3, T, 224, 224) in [-1, 1], bilinear.
 
     "stretch" ignores the aspect ratio (the release's rFVD); "crop" scales the shorter side to 224, rounding the other
-    side up, and cuts out the centre (the release's gFVD). `antialias` tells where frames shrink; the release has none.
+    side up, and cuts out the centre (the release's gFVD). `antialias` makes a difference where frames shrink; the release has none.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
@@ -125,15 +117,6 @@ class Mixed(nn.Module):
         return torch.cat((self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self.b3a(x))), dim=1)
 
 
-class Classifier(nn.Module):
-    def __init__(self, in_channels: int):
-        super().__init__()
-        self.conv3d = nn.Conv3d(in_channels, NUM_CLASSES, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv3d(x)
-
-
 class I3D(nn.Module):
     """Frozen detector: uint8 clips in, 400 class scores out. Its layers run in the order in which they are listed.
 
@@ -160,7 +143,7 @@ class I3D(nn.Module):
             self.add_module(name, block)
             channels = block.out_channels
         self.avg_pool = nn.AvgPool3d((2, 7, 7), stride=1)
-        self.logits = Classifier(channels)
+        self.logits = nn.Sequential(OrderedDict(conv3d=nn.Conv3d(channels, NUM_CLASSES, 1)))
         self.requires_grad_(False)
         self.train(False)
 
@@ -172,21 +155,18 @@ class I3D(nn.Module):
         """
         model = cls(batch_norm_eps)
         own = model.state_dict()
-        given = read_weights(weights)
-        counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-        state = {**counters, **given}
+        state = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+        state |= read_weights(weights)
+        shapes = [{name: tuple(value.shape) for name, value in entries.items()} for entries in (state, own)]
         wrong = [
-            f"{name} ({tuple(state[name].shape) if name in state else 'absent'} given, "
-            f"{tuple(own[name].shape) if name in own else 'no such entry'} expected)"
+            f"{name} ({shapes[0].get(name, 'absent')} given, {shapes[1].get(name, 'no such entry')} expected)"
             for name in sorted(own.keys() | state.keys())
-            if name not in own or name not in state or own[name].shape != state[name].shape
+            if shapes[0].get(name) != shapes[1].get(name)
         ]
         if wrong:
-            raise ValueError(
-                f"these are not the weights of i3d_pretrained_400.pt: {len(wrong)} of {len(own)} entries differ: "
-                + ", ".join(wrong[:5])
-                + (", ..." if len(wrong) > 5 else "")
-            )
+            listed = ", ".join(wrong[:5] + ["..."] * (len(wrong) > 5))
+            reason = f"{len(wrong)} of {len(own)} entries differ: {listed}"
+            raise ValueError(f"these are not the weights of i3d_pretrained_400.pt: {reason}")
         model.load_state_dict(state)
         return model
 
@@ -200,7 +180,11 @@ class I3D(nn.Module):
 
         `resize`, `antialias`: see `preprocess`. Runs without TF32, which alone would move the scores by 1e-3.
         """
-        check_frames(video)
+        if not isinstance(video, Tensor) or video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
+            got = f"{video.dtype} {tuple(video.shape)}" if isinstance(video, Tensor) else type(video).__name__
+            raise ValueError(f"I3D expects uint8 frames of shape (N, T, H, W, 3), got {got}")
+        if video.shape[1] < MIN_FRAMES:
+            raise ValueError(f"I3D needs clips of at least {MIN_FRAMES} frames, got {video.shape[1]}")
         with convolutions(tf32=False):
             return self.scores(preprocess(video, resize, antialias))
 
@@ -234,15 +218,10 @@ class ScriptedI3D:
         return self
 
     @torch.no_grad()
-    def scores(self, frames: Tensor) -> Tensor:
-        """What `preprocess` gives -> class scores (N, 400)."""
-        return self._run(frames, False)
+    def scores(self, frames: Tensor, inside: bool = False) -> Tensor:
+        """What `preprocess` returns -> class scores (N, 400).
 
-    @torch.no_grad()
-    def scores_inside(self, frames: Tensor) -> Tensor:
-        """Frames (N, T, H, W, 3) of any size in [0, 255] -> class scores (N, 400); the file scales and resizes them."""
-        return self._run(frames.movedim(-1, 1).float(), True)
-
-    def _run(self, frames: Tensor, inside: bool) -> Tensor:
+        inside: frames are (N, 3, T, H, W) of any size in [0, 255], which the file scales and resizes by itself.
+        """
         # by keyword: newer versions of torch refuse the positional form under DataParallel
-        return self.script(x=frames, rescale=inside, resize=inside, return_features=True).float()
+        return self.script(x=frames.float(), rescale=inside, resize=inside, return_features=True).float()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,15 @@ def _check(real: Tensor, fake: Tensor) -> None:
         raise ValueError(f"real {tuple(real.shape)} and fake {tuple(fake.shape)} differ in shape")
 
 
-def _psnr(real: Tensor, fake: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """In dB on the CPU; squared errors are summed as integers, so that every device and order gives the same value."""
+def _error(real: Tensor, fake: Tensor) -> Tensor:
     _check(real, fake)
-    total = (real.int() - fake.int()).square().sum(dims).cpu().double()
-    count = math.prod(real.shape[dim] for dim in dims)
+    return real.int() - fake.int()
+
+
+def _psnr(error: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """In dB on the CPU; squared errors are summed as integers, so that every device and order gives the same value."""
+    total = error.square().sum(dims).cpu().double()
+    count = max(math.prod(error.shape[dim] for dim in dims), 1)
     return (10 * torch.log10(PEAK**2 * count / total)).clamp(max=MAX_PSNR)
 
 
@@ -39,12 +44,12 @@ def psnr(real: Tensor, fake: Tensor) -> Tensor:
 
     At most 100 dB, which identical clips get.
     """
-    return _psnr(real, fake, (1, 2, 3, 4))
+    return _psnr(_error(real, fake), (1, 2, 3, 4))
 
 
 def frame_psnr(real: Tensor, fake: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each frame in dB, (B, T); at most 100 dB."""
-    return _psnr(real, fake, (1, 3, 4))
+    return _psnr(_error(real, fake), (1, 3, 4))
 
 
 def motion_psnr(real: Tensor, fake: Tensor) -> Tensor:
@@ -52,11 +57,7 @@ def motion_psnr(real: Tensor, fake: Tensor) -> Tensor:
 
     Errors that stay the same from frame to frame do not count. Clips of one frame have none and get 100 dB.
     """
-    _check(real, fake)
-    error = real.int() - fake.int()
-    total = error.diff(dim=2).square().sum((1, 2, 3, 4)).cpu().double()
-    count = max(math.prod(error.shape[1:]) // error.shape[2] * (error.shape[2] - 1), 1)
-    return (10 * torch.log10(PEAK**2 * count / total)).clamp(max=MAX_PSNR)
+    return _psnr(_error(real, fake).diff(dim=2), (1, 2, 3, 4))
 
 
 def ssim(real: Tensor, fake: Tensor) -> Tensor:
@@ -98,11 +99,8 @@ def mean_with_interval(values: Sequence[float]) -> dict[str, float | int | None]
 
     A single value has no deviation: both are None.
     """
-    count = len(values)
-    if count == 0:
+    if not values:
         raise ValueError("no values to average")
-    mean = math.fsum(values) / count
-    if count == 1:
-        return {"mean": mean, "std": None, "interval95": None, "count": 1}
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    return {"mean": mean, "std": deviation, "interval95": 1.96 * deviation / math.sqrt(count), "count": count}
+    count, deviation = len(values), stdev(values) if len(values) > 1 else None
+    interval = 1.96 * deviation / math.sqrt(count) if deviation is not None else None
+    return {"mean": fmean(values), "std": deviation, "interval95": interval, "count": count}

@@ -178,75 +178,45 @@ _EXACT = Protocol(name="exact", batch_norm_eps=1e-3, detector_antialias=True)
 _PUBLISHED = Protocol(name="", stride=1, position="center", resize="stretch")
 
 # SweetTok and OmniTokenizer: all clips of the validation list, through the model's range and truncated.
-_RFVD = _PUBLISHED.filled(
-    name="sweettok-rfvd-ucf101",
-    split="UCF-101 test, split 1 (3,783 clips)",
-    paired=True,
-    frames=17,
-    height=256,
-    width=256,
-    short="black",
-    range="centred",
-    quantize="floor",
-    dtype="float32",
-)
+_RFVD = _PUBLISHED.filled(frames=17, height=256, width=256, short="black", range="centred", quantize="floor")
+_RFVD = _RFVD.filled(paired=True, dtype="float32", split="UCF-101 test, split 1 (3,783 clips)")
+
 # SweetTok and OmniTokenizer: 2,048 clips of each side, the generated ones from lossy files. Decoded tokens have no
 # codec, which the report then notes.
-_GFVD = _PUBLISHED.filled(
-    name="sweettok-gfvd-ucf101",
-    split="UCF-101 train, split 1",
-    num_real=2048,
-    num_fake=2048,
-    selection="seeded",
-    paired=False,
-    frames=17,
-    height=128,
-    width=128,
-    quantize="floor",
-    codec="mp4",
-    detector_resize="crop",
-    dtype="float32",
-)
+_GFVD = _PUBLISHED.filled(num_real=2048, num_fake=2048, selection="seeded", paired=False, codec="mp4", frames=17)
+_GFVD = _GFVD.filled(height=128, width=128, quantize="floor", detector_resize="crop", dtype="float32")
+_GFVD = _GFVD.filled(split="UCF-101 train, split 1")
+
+# Random clips of 16 frames.
+_DRAWN = {
+    "num_real": 2048,
+    "num_fake": 2048,
+    "selection": "seeded",
+    "paired": False,
+    "position": "random",
+    "frames": 16,
+}
+_TATS = _RFVD.filled(split="UCF-101 train", height=128, width=128, short="error", clamp="fake", **_DRAWN)
+
 # The detector of StyleGAN-V and LARP is a TorchScript file that resizes by itself; its epsilon is not known.
-_SCRIPTED = _PUBLISHED.filled(
-    detector="i3d-torchscript", batch_norm_eps=None, detector_resize="inside", frames=16, ddof=0
-)
-_DRAWN = {"num_real": 2048, "num_fake": 2048, "selection": "seeded", "paired": False, "position": "random"}
+_SCRIPTED = _PUBLISHED.filled(detector="i3d-torchscript", batch_norm_eps=None, detector_resize="inside", ddof=0)
+_LARP = _SCRIPTED.filled(split="UCF-101 train", paired=True, frames=16, height=128, width=128, resize="crop")
+_LARP = _LARP.filled(resize_filter="antialias", quantize="none")
 _K600 = "Kinetics-600 validation"
 
 PRESETS = {
-    protocol.name: protocol
-    for protocol in (
-        _EXACT,
-        _RFVD,
-        _GFVD,
-        _RFVD.filled(name="omnitokenizer-rfvd-ucf101", clamp="fake"),
-        _RFVD.filled(name="omnitokenizer-rfvd-k600", split=_K600, clamp="fake"),
-        _GFVD.filled(name="omnitokenizer-gfvd-ucf101"),
-        _GFVD.filled(name="k600-prediction", split=_K600, height=64, width=64, given_frames=5),
-        _RFVD.filled(
-            name="tats-128",
-            split="UCF-101 train",
-            frames=16,
-            height=128,
-            width=128,
-            short="error",
-            clamp="fake",
-            **_DRAWN,
-        ),
-        _SCRIPTED.filled(name="stylegan-v", root="sqrtm", **_DRAWN),
-        _SCRIPTED.filled(
-            name="larp-128",
-            split="UCF-101 train",
-            paired=True,
-            height=128,
-            width=128,
-            resize="crop",
-            resize_filter="antialias",
-            quantize="none",
-        ),
-    )
+    "exact": _EXACT,
+    "sweettok-rfvd-ucf101": _RFVD,
+    "sweettok-gfvd-ucf101": _GFVD,
+    "omnitokenizer-rfvd-ucf101": _RFVD.filled(clamp="fake"),
+    "omnitokenizer-rfvd-k600": _RFVD.filled(split=_K600, clamp="fake"),
+    "omnitokenizer-gfvd-ucf101": _GFVD,
+    "k600-prediction": _GFVD.filled(split=_K600, height=64, width=64, given_frames=5),
+    "tats-128": _TATS,
+    "stylegan-v": _SCRIPTED.filled(root="sqrtm", **_DRAWN),
+    "larp-128": _LARP,
 }
+PRESETS = {name: protocol.filled(name=name) for name, protocol in PRESETS.items()}
 DEFAULT = "exact"
 
 
