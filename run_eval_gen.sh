@@ -16,4 +16,4 @@ bash scripts/launch.sh -m sweettok sample --generator "$GENERATOR" --tokenizer "
 
 options=(--fake "$OUT/samples" --checkpoint "$CHECKPOINT" --real "$REAL" --out "$OUT/gfvd.json" --cache outputs/real)
 if [ -f "$I3D" ]; then options+=(--i3d "$I3D"); fi
-bash scripts/launch.sh -m sweettok.eval gfvd --protocol "${PROTOCOL:-exact}" "${options[@]}"
+bash scripts/launch.sh -m sweettok eval gfvd --protocol "${PROTOCOL:-exact}" "${options[@]}"

@@ -30,7 +30,8 @@ from sweettok.eval.i3d import I3D
 from sweettok.eval.pipeline import Options, collect
 from sweettok.eval.protocol import PRESETS
 from sweettok.eval.reconstruction import Scorer, reconstructed
-from sweettok.eval.rfvd import open_tokenizer, run
+from sweettok.eval.rfvd import run
+from sweettok.eval.sources import open_tokenizer
 from sweettok.eval.tokenizers import load_tokenizer
 from sweettok.proxy.config import BlockConfig, ProxyConfig
 
@@ -92,7 +93,7 @@ def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: Part
     i3d = I3DFeatures(I3D(1e-3), "stretch", True).to(state.device)
 
     def read():
-        return options.batches(source.items, "clips")
+        return options.batches(source.real, "clips")
 
     count, loaded = args.clips, list(read())
     pairs = list(reconstructed(loaded, tokenizer, protocol))

@@ -10,13 +10,12 @@ from sweettok.cli.main import Command
 from sweettok.distributed import from_main, join_processes, together
 from sweettok.eval.compare import compare, require_matplotlib, table
 from sweettok.eval.features import I3D_FILE
-from sweettok.eval.gfvd import open_sets
 from sweettok.eval.gfvd import run as run_gfvd
 from sweettok.eval.pipeline import Options
 from sweettok.eval.protocol import DEFAULT, PREPROCESSING, PRESETS, Protocol, find_protocol
 from sweettok.eval.report import is_report, summary, write_json
-from sweettok.eval.rfvd import open_folders, open_tokenizer
 from sweettok.eval.rfvd import run as run_rfvd
+from sweettok.eval.sources import open_folders, open_generated, open_tokenizer
 from sweettok.eval.visual import reconstruct
 from sweettok.hub import model_folder
 from sweettok.store import check_output
@@ -102,7 +101,7 @@ def gfvd(args: argparse.Namespace) -> None:
 
     def open_source():
         checkpoint = model_folder(args.checkpoint) if args.checkpoint is not None else None
-        return open_sets(args.fake, args.real, protocol, checkpoint, args.root)
+        return open_generated(args.fake, args.real, protocol, checkpoint, args.root)
 
     _finish(run_gfvd(*together(open_source), measuring), args.out)
 

@@ -38,7 +38,7 @@ def preprocess(video: Tensor, resize: str = "stretch", antialias: bool = False) 
     """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> float32 (N, 3, T, 224, 224) in [-1, 1], bilinear.
 
     "stretch" ignores the aspect ratio (the release's rFVD); "crop" scales the shorter side to 224, rounding the other
-    side up, and cuts out the centre (the release's gFVD). `antialias` makes a difference where frames shrink; the release has none.
+    side up, and cuts out the centre (the release's gFVD). `antialias` (release: none) matters where frames shrink.
     """
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")

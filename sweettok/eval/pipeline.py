@@ -60,13 +60,18 @@ class Options:
         return extractor.to(join_processes().device), protocol.filled(detector_file=digest), None
 
     def batches(self, dataset: Dataset, name: str) -> Iterator[Batch]:
-        """This process's share of the items, in batches on its device; `name` is on the progress bar."""
+        """This process's share of the items, in batches on its device, with the numbers of the clips as "index" (B,).
+
+        name: on the progress bar.
+        """
         state = join_processes()
-        share = state.process_index, state.num_processes
-        loader = make_eval_loader(dataset, self.batch_size, self.workers, *share)
+        rank, processes = state.process_index, state.num_processes
+        loader = make_eval_loader(dataset, self.batch_size, self.workers, rank, processes)
+        numbers = torch.arange(rank, len(dataset), processes).split(self.batch_size)
         hidden = None if state.is_main_process else True  # None: shown on terminals alone
-        for batch in tqdm(plain_errors(loader), desc=name, total=len(loader), unit="batch", disable=hidden):
-            yield send_to_device(batch, state.device, non_blocking=True)
+        bar = tqdm(plain_errors(loader), desc=name, total=len(loader), unit="batch", disable=hidden)
+        for index, batch in zip(numbers, bar, strict=True):
+            yield send_to_device({**batch, "index": index}, state.device, non_blocking=True)
 
 
 def check_agreement(**values: Any) -> None:

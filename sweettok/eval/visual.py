@@ -65,8 +65,8 @@ def reconstruct(
     tokenizer = load_tokenizer(checkpoint).to(state.device)
     if whole and not isinstance(tokenizer, SweetTok):
         raise ValueError(f"{checkpoint} holds a {type(tokenizer).__name__}: whole videos are for a SweetTok")
-    if whole and (start is not None or preprocessing.keys() & {"position", "stride"}):
-        raise ValueError("a whole video is encoded from first frame to last: leave position, start and stride out")
+    if whole and (start is not None or "position" in preprocessing):
+        raise ValueError("a whole video is encoded from its first frame to its last: leave position and start out")
     steps = preprocessing_of(tokenizer).override(**preprocessing)
     names = unique_names(videos)
     for path in (Path(out) / f"{name}{suffix}" for name in names for suffix in SUFFIXES):
@@ -113,7 +113,7 @@ def _clip(
 
 
 def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, preprocessing: Preprocessing) -> dict[str, Any]:
-    tokens = tokenizer.encode_long(path, resize=preprocessing.resize)
+    tokens = tokenizer.encode_long(path, resize=preprocessing.resize, stride=preprocessing.stride)
     tokens.save(f"{stem}.safetensors")
     scores, strip, changes = [], [], (FrameSteps(), FrameSteps())
     places = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
@@ -133,7 +133,7 @@ def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, preprocessing: Pre
     _write_strip(stem, *(torch.cat(side, dim=1) for side in zip(*strip, strict=True)))
     errors = 10 ** (-torch.tensor(scores, dtype=torch.float64) / 10)
     return {
-        "preprocessing": {"resize": preprocessing.resize},
+        "preprocessing": {"resize": preprocessing.resize, "stride": preprocessing.stride},
         "chunks": asdict(tokens.chunks),
         "clips": len(tokens.ids),
         "psnr": -10 * errors.mean().log10().item(),
