@@ -1,6 +1,7 @@
 """The tokenizer as a user meets it: files in, features and sizes out, results that read well in a notebook."""
 
 import itertools
+import json
 import threading
 from types import SimpleNamespace
 
@@ -9,14 +10,18 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sweettok import pixels
 from sweettok.cli.main import main
 from sweettok.data.backends import ClipError
 from sweettok.data.preprocess import Preprocessing
 from sweettok.data.resize import Fit
+from sweettok.data.tokens import TokenDataset
 from sweettok.data.writer import write_video
 from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.output import LongTokens
+from sweettok.words.summary import as_json
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,35 @@ def test_options_override_what_is_configured(model, files, video):
     assert torch.equal(plain.encode(files / "waves.mkv").ids, plain.encode(video[None, :, 6:15]).ids)
     same = plain.encode(files / "wide.mkv", resize="crop", position="first")
     assert torch.equal(same.ids, model.encode(files / "wide.mkv").ids)
+
+
+def test_one_video_gives_equal_ids_everywhere(files, tmp_path, fresh_accelerator):
+    """By every method and command, for a model whose preprocessing is not the default, also after saving it."""
+    config = tiny.tokenizer_config(preprocessing=Preprocessing("crop", "first", stride=2))
+    path, folder = tmp_path / "video.mkv", tmp_path / "model"
+    write_video(path, pixels.to_uint8(tiny.clip(num_frames=40, height=24, width=40))[0], 10, lossless=True)
+    tiny.tokenizer(config).save_pretrained(folder)
+    model = SweetTok.from_pretrained(folder)
+    expected = model.encode(path)
+    assert torch.equal(expected.ids, tiny.tokenizer(config).encode(path).ids)
+    assert not torch.equal(expected.ids, tiny.tokenizer().encode(path).ids)
+    assert torch.equal(next(model.encode_batches([path])).ids, expected.ids)
+    assert torch.equal(model.encode(model.read(path)).ids, expected.ids)
+    assert torch.equal(model.encode_long(path).ids[:1], expected.ids)
+    assert torch.equal(model.encode(model.read([path, path])).ids[1:], expected.ids)
+
+    given = ["--checkpoint", str(folder)]
+    assert main(["words", "show", str(path), *given, "--out", str(tmp_path / "words.json")]) == 0
+    words = json.loads((tmp_path / "words.json").read_text())["clips"]["video"]
+    assert words == json.loads(json.dumps(as_json(expected.summary())))
+    (tmp_path / "list.txt").write_text("video.mkv\n")
+    shards = ["--data", str(tmp_path / "list.txt"), "--out", str(tmp_path / "shards"), "--workers", "0"]
+    assert main(["tokenize", *given, *shards]) == 0
+    assert torch.equal(TokenDataset(tmp_path / "shards")[0]["ids"], expected.ids[0])
+    assert main(["encode", str(path), *given, "--out", str(tmp_path / "ids.safetensors")]) == 0
+    assert torch.equal(LongTokens.load(tmp_path / "ids.safetensors").ids[:1], expected.ids)
+    assert main(["eval", "reconstruct", str(path), *given, "--out", str(tmp_path / "seen")]) == 0
+    assert torch.equal(load_file(tmp_path / "seen" / "video.safetensors")["ids"], expected.ids)
 
 
 WRONG_FILES = {

@@ -9,6 +9,7 @@ import torch
 
 import sweettok
 from sweettok import ProxyTokenizer, SweetTok
+from sweettok.data.preprocess import Preprocessing
 from sweettok.hub.pretrained import FORMAT
 from sweettok.store import sha256
 
@@ -136,6 +137,16 @@ def test_format_1_loads(tmp_path):
     about = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert about["format"] == FORMAT and about["weights_sha256"] == sha256(tmp_path / "model.safetensors")
     assert torch.equal(ProxyTokenizer.from_pretrained(tmp_path).decode(codes), model.decode(codes))
+
+
+def test_format_2_loads(folder):
+    """It did not record how clips are made from files; what ids depend on is the same."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    del config["preprocessing"], config["proxy"]["preprocessing"]
+    rewrite(folder, format=2, config=config)
+    again = SweetTok.from_pretrained(folder)
+    assert again.config.preprocessing == Preprocessing("stretch", "center", 1, "repeat")
+    assert again.ids_hash() == tiny.tokenizer(tiny.tokenizer_config(preprocessing=Preprocessing("crop"))).ids_hash()
 
 
 def test_newer_formats(folder):

@@ -26,6 +26,7 @@ from stages import (
 )
 
 from sweettok.config import to_dict
+from sweettok.data.preprocess import Preprocessing
 from sweettok.generator.model import Generator
 from sweettok.pixels import to_float
 from sweettok.proxy.model import ProxyTokenizer
@@ -229,6 +230,16 @@ def test_warm_start_draws_from_the_whole_list(runs, monkeypatch):
     monkeypatch.setattr(task.model, "warm_start", lambda video: None)
     task.warm_start()
     assert Hundred.asked == [number * 100 // 16 for number in range(16)] and max(Hundred.asked) > 90
+
+
+@pytest.mark.parametrize("stage", ["proxy", "spatial", "stage1", "stage2"])
+def test_models_save_how_their_clips_are_made(runs, stage):
+    assert json.loads((runs / stage / "final" / "config.json").read_text())["config"]["preprocessing"] == {
+        "resize": "stretch", "position": "center", "stride": 1, "short": "black",
+    }  # fmt: skip
+    changes = ("data.resize=crop", "data.stride=2", "data.short=repeat")
+    task = make_task(STAGES[stage], config_of(runs, stage, *changes))
+    assert task.model.config.preprocessing == Preprocessing("crop", "center", 2, "repeat")
 
 
 def test_warm_start_and_init_exclude_each_other(runs, capsys):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from sweettok.config import choice, positive
+from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import SHORT
 from sweettok.data.resize import RESIZES
 
@@ -28,6 +29,11 @@ class DataConfig:
         positive(self, "data", "read_timeout")
         choice("data.resize", self.resize, RESIZES)
         choice("data.short", self.short, SHORT)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How validation clips are made, which trained models save as their default; training clips start anywhere."""
+        return Preprocessing(self.resize, "center", self.stride, self.short)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,19 @@ def add_origin(saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     saved.update(sweettok=None, weights_sha256=None, training=None)
 
 
+def add_preprocessing(saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Format 2 did not record how clips are made from files; models of that time were trained on stretched frames."""
+    if saved["model"] in ("SweetTok", "ProxyTokenizer"):
+        saved["config"]["preprocessing"] = {
+            "resize": "stretch",
+            "position": "center",
+            "stride": 1,
+            "short": "repeat",
+        }
+
+
 # Entry i changes the content of config.json and the tensors, in place, from format i + 1 to format i + 2.
-MIGRATIONS: list[Callable[[dict[str, Any], dict[str, Tensor]], None]] = [add_origin]
+MIGRATIONS: list[Callable[[dict[str, Any], dict[str, Tensor]], None]] = [add_origin, add_preprocessing]
 FORMAT = len(MIGRATIONS) + 1
 
 

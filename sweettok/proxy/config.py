@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sweettok.config import choice, pattern, positive
+from sweettok.data.preprocess import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class ProxyConfig:
     decoder_spatial: str = "tttt"  # layers of the decoder within a time slice
     num_codes: int = 8192  # size of the code table
     code_dim: int = 8  # width of a code
+    # how clips are made from files, set by training from its `data` settings and used by default afterwards
+    preprocessing: Preprocessing = field(default_factory=Preprocessing, compare=False)
 
     def __post_init__(self):
         positive(self, "proxy", "patch_size", "temporal_patch_size", "num_codes", "code_dim")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,9 @@ class TokenizerTask(Task):
     clip_size: ProxyConfig
 
     def open_clips(self, inputs: Inputs, data: DataConfig, size: ProxyConfig) -> None:
-        """Set the data sets, of clips of this size."""
+        """Set the data sets, of clips of this size; the model saves how its clips are made from files."""
         self.clip_size = size
+        self.model.config = replace(self.model.config, preprocessing=data.preprocessing)
         self.train_dataset = inputs.clips(data.train, data, size, self.run.train.seed)
         self.validation_dataset = inputs.clips(data.validation, data, size) if data.validation else None
 
