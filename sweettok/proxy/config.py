@@ -74,7 +74,7 @@ class ProxyConfig:
     decoder_spatial: str = "tttt"  # layers of the decoder within a time slice
     num_codes: int = 8192  # size of the code table
     code_dim: int = 8  # width of a code
-    # how clips are made from files, set by training from its `data` settings and used by default afterwards
+    # How clips are made from files, set by training from its `data` settings, then the default
     preprocessing: Preprocessing = field(default_factory=Preprocessing, compare=False)
 
     def __post_init__(self):

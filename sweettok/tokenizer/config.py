@@ -48,7 +48,7 @@ class TokenizerConfig:
     temporal_source: str = "differences"
     # From logits to pixels: "expected" code vector (stage 2), "argmax", the likeliest code (stage 1), or "none".
     pixel_path: str = "expected"
-    # How clips are made from files, in training and by default afterwards; training sets it from its `data` settings.
+    # How clips are made from files, set by training from its `data` settings, then the default
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self):
