@@ -172,8 +172,8 @@ def assert_losses(real, fake, expected):
 def test_golden_eval(golden_folder, golden_rule):
     expected = golden_json(golden_folder)["disc"]["eval_B1"]
     arrays = np.load(golden_folder / "training.npz")
-    model = golden_discriminator(golden_rule).eval()
-    real, fake = (model(video[:1]) for video in golden_clips())
+    model = golden_discriminator(golden_rule).double().eval()  # rounding of float32 depends on the processor
+    real, fake = ([x.float() for x in model(video[:1].double())] for video in golden_clips())
     assert [list(m.shape) for m in real] == expected["shapes"]
     for name, maps in (("real", real), ("fake", fake)):
         for value, statistics in zip(maps, expected[f"{name}_features"], strict=True):
@@ -191,10 +191,10 @@ def test_golden_eval(golden_folder, golden_rule):
 def test_golden_train(golden_folder, golden_rule):
     expected = golden_json(golden_folder)["disc"]["train_B2"]
     arrays = np.load(golden_folder / "training.npz")
-    model = golden_discriminator(golden_rule)
+    model = golden_discriminator(golden_rule).double()  # rounding of float32 depends on the processor
     real, fake = golden_clips()
-    fake = model(fake)
-    real = model(real)
+    fake = [x.float() for x in model(fake.double())]
+    real = [x.float() for x in model(real.double())]
     for name, maps in (("real", real), ("fake", fake)):
         logits = torch.from_numpy(arrays[f"disc_train_logits_{name}"])
         torch.testing.assert_close(maps[-1], logits, atol=1e-5, rtol=0)

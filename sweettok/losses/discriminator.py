@@ -97,7 +97,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, video: Tensor) -> list[Tensor]:
-        """Feature maps of all layers, computed in float32; the last is the logits.
+        """Feature maps of all layers, computed in float32, or float64 if given; the last is the logits.
 
         video: (B, in_channels, T, H, W), nominally in [-0.5, 0.5] and never clamped -> num_layers + 2 maps (5).
         """
@@ -105,7 +105,7 @@ class PatchDiscriminator(nn.Module):
             raise ValueError(f"video must be (B, {self.in_channels}, T, H, W), got {tuple(video.shape)}")
         features = []
         with torch.autocast(video.device.type, enabled=False):
-            x = video.float()
+            x = video.to(torch.promote_types(video.dtype, torch.float32))
             for layer in self.layers:
                 x = layer(x)
                 features.append(x)
