@@ -84,10 +84,13 @@ def test_wrong_arguments_are_one_line(argv, line, capsys):
 def test_numbers_are_checked():
     assert integer(0)("0") == 0 and integer(1, 3)("3") == 3 and real()("0.5") == 0.5
     for kind, text, bounds in (
-        (integer(0), "-1", "a whole number of at least 0"), (integer(1, 9), "10", "a whole number from 1 to 9"),
-        (integer(), "x", "a whole number of at least 1"), (real(), "nan", "a number of at least 0"),
-        (real(positive=True), "0", "a number above 0"), (real(0, 1), "1.5", "a number of at least 0 and at most 1"),
-    ):  # fmt: skip
+        (integer(0), "-1", "a whole number of at least 0"),
+        (integer(1, 9), "10", "a whole number from 1 to 9"),
+        (integer(), "x", "a whole number of at least 1"),
+        (real(), "nan", "a number of at least 0"),
+        (real(positive=True), "0", "a number above 0"),
+        (real(0, 1), "1.5", "a number of at least 0 and at most 1"),
+    ):
         with pytest.raises(ArgumentTypeError, match=f"expected {bounds}, got '{text}'"):
             kind(text)
 
@@ -103,9 +106,12 @@ def start(tmp_path, body, *command, processes=None):
     launcher = ["bash", str(ROOT / "scripts" / "launch.sh")] if processes else [sys.executable]
     environment = {**os.environ, "NUM_PROCESSES": str(processes), "VIRTUAL_ENV": sys.prefix, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
-        [*launcher, str(tmp_path / "script.py"), *command], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [*launcher, str(tmp_path / "script.py"), *command],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_a_closed_pipe_is_no_error(tmp_path):

@@ -87,8 +87,11 @@ def test_other_labels(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("a\tround\nb\tflat thing\n")
     assert episodes.read_labels(path, ["c", "b", "a"]) == [("a", "round"), ("b", "flat thing")]
-    for text, message in (("a round\n", "line 1: expected 'key TAB class name'"), ("z\tx\n", "1 clips are not among"),
-                          ("a\tx\na\ty\n", "1 clips have several labels")):  # fmt: skip
+    for text, message in (
+        ("a round\n", "line 1: expected 'key TAB class name'"),
+        ("z\tx\n", "1 clips are not among"),
+        ("a\tx\na\ty\n", "1 clips have several labels"),
+    ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             episodes.read_labels(path, ["a", "b"])

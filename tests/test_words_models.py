@@ -90,8 +90,13 @@ def test_a_chat_request_and_its_answer(server):
     assert answer == Answer("rise", "rise", None, 40, 3)
     path, body = server.asked[0]
     assert path == "/v1/chat/completions"
-    assert body == {"model": "toy", "messages": [{"role": "user", "content": "the prompt"}], "temperature": 0,
-                    "max_completion_tokens": 16, "seed": 3}  # fmt: skip
+    assert body == {
+        "model": "toy",
+        "messages": [{"role": "user", "content": "the prompt"}],
+        "temperature": 0,
+        "max_completion_tokens": 16,
+        "seed": 3,
+    }
     assert server.headers_seen[0]["authorization"] == f"Bearer {KEY}"
 
 
@@ -104,10 +109,14 @@ def test_no_key_is_sent_without_one(server, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "choice"),
     [
-        (" rise\n", "rise"), ("Rise.", "rise"), ("**rise-again**", "rise-again"), ('"fall"', "fall"),
-        ("It is rise", None), ("", None),
+        (" rise\n", "rise"),
+        ("Rise.", "rise"),
+        ("**rise-again**", "rise-again"),
+        ('"fall"', "fall"),
+        ("It is rise", None),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_free_answers_begin_with_a_name(text, choice):
     assert parse_choice(text, NAMES) == choice
 
@@ -123,9 +132,13 @@ def test_a_schema_allows_names_only(server):
 
 def test_failures_that_may_pass_are_tried_again(server):
     failures = [
-        (500, {}, b"oops"), (429, {"Retry-After": "7"}, b"slow down"), b"<html>", None, b'{"choices": []}',
+        (500, {}, b"oops"),
+        (429, {"Retry-After": "7"}, b"slow down"),
+        b"<html>",
+        None,
+        b'{"choices": []}',
         completion("fall"),
-    ]  # fmt: skip
+    ]
     server.reply = lambda number, path, body: failures[number]
     asked, waits = endpoint(server, timeout=0.3)
     assert asked.answer("prompt", NAMES).choice == "fall"
@@ -184,10 +197,15 @@ def test_texts_with_other_ends_of_lines_are_kept(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"timeout": 0}, {"retries": -1}, {"concurrency": 0}, {"answers": "loud"}, {"base_url": "localhost"},
-        {"base_url": "http://localhost:port"}, {"base_url": "http://"},
+        {"timeout": 0},
+        {"retries": -1},
+        {"concurrency": 0},
+        {"answers": "loud"},
+        {"base_url": "localhost"},
+        {"base_url": "http://localhost:port"},
+        {"base_url": "http://"},
     ],
-)  # fmt: skip
+)
 def test_settings_of_an_endpoint_are_checked(wrong):
     with pytest.raises(ValueError):
         Endpoint(**{"base_url": "http://localhost", "model": "toy", **wrong})
@@ -243,9 +261,11 @@ def test_equal_questions_are_asked_once(tmp_path):
 
 def test_answers_are_of_one_model_prompt_and_choice():
     keys = {
-        question_key(Toy(), QUESTIONS[0]), question_key(Toy(name="other"), QUESTIONS[0]),
-        question_key(Toy(), QUESTIONS[1]), question_key(Toy(), (QUESTIONS[0][0], NAMES[:2])),
-    }  # fmt: skip
+        question_key(Toy(), QUESTIONS[0]),
+        question_key(Toy(name="other"), QUESTIONS[0]),
+        question_key(Toy(), QUESTIONS[1]),
+        question_key(Toy(), (QUESTIONS[0][0], NAMES[:2])),
+    }
     assert len(keys) == 4 and question_key(Toy(), QUESTIONS[0]) in keys
 
 
@@ -302,9 +322,24 @@ def reader_of_nouns(number, path, body):
 def test_an_endpoint_is_compared_with_the_baselines(server, work, tmp_path, capsys):
     server.reply = reader_of_nouns
     folders = {"--tokens": work / "tokens", "--checkpoint": work / "tokenizer", "--out": tmp_path}
-    given = ["words", "fewshot", *(str(part) for pair in folders.items() for part in pair), "--num", "6", "--backend",
-             "endpoint", "--base-url", server.url, "--model", "toy",
-             "--kinds", "noun", "adverb", "--words", "2"]  # fmt: skip
+    given = [
+        "words",
+        "fewshot",
+        *(str(part) for pair in folders.items() for part in pair),
+        "--num",
+        "6",
+        "--backend",
+        "endpoint",
+        "--base-url",
+        server.url,
+        "--model",
+        "toy",
+        "--kinds",
+        "noun",
+        "adverb",
+        "--words",
+        "2",
+    ]
     assert main(given) == 0
     report, printed = json.loads((tmp_path / "report.json").read_text()), capsys.readouterr().out
     first = report["results"]["model"]
@@ -383,9 +418,17 @@ def folder(request, tmp_path, monkeypatch):
     transformers.PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="</s>").save_pretrained(tmp_path)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=None, eos_token_id=0, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=0,
+        initializer_range=0.5,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     return tmp_path
 

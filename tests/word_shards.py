@@ -34,10 +34,17 @@ def write_shards(folder: Path, views: int = 1) -> Path:
     choice[:, :2] = torch.tensor([0, 1])
     ids[::views, nouns.places] = nouns.vocab_start + 2 * torch.tensor(labels)[:, None] + choice
     manifest = TokenManifest(
-        kind="tokenized", tokenizer_hash=tokenizer.ids_hash(), layout=layout, num_clips=count,
-        clips_hash=clips_hash(keys, labels), num_frames=9, clips_per_video=views, num_classes=len(CLASSES),
-        class_names=CLASSES, rows_per_shard=16,
-    )  # fmt: skip
+        kind="tokenized",
+        tokenizer_hash=tokenizer.ids_hash(),
+        layout=layout,
+        num_clips=count,
+        clips_hash=clips_hash(keys, labels),
+        num_frames=9,
+        clips_per_video=views,
+        num_classes=len(CLASSES),
+        class_names=CLASSES,
+        rows_per_shard=16,
+    )
     writer = ShardWriter(folder, manifest, keys, labels)
     for rows in writer.pending():
         writer.write(rows, ids[rows.start : rows.stop])
