@@ -49,7 +49,7 @@ STATUS_HELP = """exit status:
 
 # Errors of the input and errors of the environment: one line, no traceback. All others are bugs and keep theirs.
 PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-INPUT_ERRORS = (ValueError, *PATH_ERRORS)
+INPUT_ERRORS = (ValueError, EOFError, *PATH_ERRORS)
 ENVIRONMENT_ERRORS = (OSError, FloatingPointError, ImportError, MemoryError)
 
 
