@@ -45,7 +45,7 @@ class Generator(Pretrained):
     def forward(self, prompt: Tensor, target: Tensor) -> Tensor:
         """prompt (B, P), target (B, R) of `sequence` -> logits (B, R, vocabulary) of every place of the target."""
         hidden = self.transformer(torch.cat((prompt, target[:, :-1]), dim=1))
-        return self.transformer.logits(hidden[:, self.sequence.prompt_length - 1 :])
+        return self.transformer.logits(hidden[:, prompt.shape[1] - 1 :])
 
     def assets(self) -> dict[str, Any]:
         return {"class_names": self.class_names}

@@ -163,4 +163,4 @@ class SequenceLayout:
 
 def _column(special: int, like: Tensor) -> Tensor:
     """(B, 1) of one id; made on the device, since a copy from the host would have to be waited for."""
-    return like.new_full((len(like), 1), special)
+    return like.new_full((like.shape[0], 1), special)

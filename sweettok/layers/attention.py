@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from sweettok.layers.norm import Norm
@@ -26,7 +25,7 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tenso
     batch size; they take as many rows as the kernels do.
     """
     rows = max(1, MAX_ROWS // q.shape[1])
-    if torch.compiler.is_exporting() or len(q) <= rows:
+    if torch.compiler.is_exporting() or q.shape[0] <= rows:
         return F.scaled_dot_product_attention(q, k, v, **options)
     parts = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
     return torch.cat([F.scaled_dot_product_attention(*part, **options) for part in parts])
@@ -79,8 +78,8 @@ class Attention(nn.Module):
             k = rotate(k, angles)
         if self.null_kv is not None:
             null_k, null_v = self.null_kv.unflatten(1, (-1, 2)).unbind(2)
-            k = torch.cat((null_k.to(k.dtype).expand(len(k), -1, -1, -1), k), dim=2)
-            v = torch.cat((null_v.to(v.dtype).expand(len(v), -1, -1, -1), v), dim=2)
+            k = torch.cat((null_k.to(k.dtype).expand(k.shape[0], -1, -1, -1), k), dim=2)
+            v = torch.cat((null_v.to(v.dtype).expand(v.shape[0], -1, -1, -1), v), dim=2)
         return (F.normalize(k.float(), dim=-1) * self.k_scale).to(v.dtype), v
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, angles: Tensor | None = None) -> Tensor:
@@ -90,10 +89,11 @@ class Attention(nn.Module):
             q = rotate(q, angles)
         q = (F.normalize(q.float(), dim=-1) * self.q_scale).to(values.dtype)
         out = scaled_dot_product(q, keys, values, is_causal=self.causal, scale=LOGIT_SCALE)
-        return self.to_out(rearrange(out, "r heads n d -> r n (heads d)"))
+        return self.to_out(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "r n (heads d) -> r heads n d", heads=self.num_heads)
+        """(R, N, heads * head_dim) -> (R, heads, N, head_dim)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class SingleTokenAttention(nn.Module):
@@ -123,15 +123,13 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """x (R, h*w, D) on a grid (h, w) that windows divide -> (R, h*w, D)."""
-        size, (height, width) = self.window_size, grid
-        windows = rearrange(
-            self.norm(x), "r (y wy x wx) d -> (r y x) (wy wx) d", y=height // size, wy=size, x=width // size, wx=size
-        )
-        q, k, v = rearrange(self.qkv(windows), "r n (qkv heads d) -> qkv r heads n d", qkv=3, heads=self.num_heads)
-        bias = rearrange(self.relative_position_bias_table[self.relative_position_index], "q k heads -> heads q k")
+        size, (rows, columns) = self.window_size, (side // self.window_size for side in grid)
+        windows = self.norm(x).unflatten(1, (rows, size, columns, size)).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        q, k, v = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         out = scaled_dot_product(q, k, v, attn_mask=bias.to(q.dtype)[None])
-        out = self.proj(rearrange(out, "r heads n d -> r n (heads d)"))
-        return rearrange(out, "(r y x) (wy wx) d -> r (y wy x wx) d", y=height // size, wy=size, x=width // size)
+        out = self.proj(out.transpose(1, 2).flatten(2)).unflatten(0, (-1, rows, columns))
+        return out.unflatten(3, (size, size)).transpose(2, 3).flatten(1, 4)
 
 
 def relative_position_index(size: int) -> Tensor:

@@ -6,7 +6,6 @@ Letters: B batch, T frames, H W pixels, t h w latent grid, D width.
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from sweettok.layers.norm import EPS
@@ -22,14 +21,15 @@ class PatchEmbed(nn.Module):
         self.tubes = self._embedding(3 * self.pt * self.p**2, dim)
 
     def forward(self, video: Tensor) -> Tensor:
-        first = rearrange(video[:, :, :1], "b c t (h p1) (w p2) -> b t h w (c p1 p2)", p1=self.p, p2=self.p)
-        slices = self.first_frame(first)
+        slices = self.first_frame(self._patches(video[:, :, :1], 1))
         if video.shape[2] == 1:
             return slices
-        later = rearrange(
-            video[:, :, 1:], "b c (t pt) (h p1) (w p2) -> b t h w (c pt p1 p2)", pt=self.pt, p1=self.p, p2=self.p
-        )
-        return torch.cat((slices, self.tubes(later)), dim=1)
+        return torch.cat((slices, self.tubes(self._patches(video[:, :, 1:], self.pt))), dim=1)
+
+    def _patches(self, video: Tensor, pt: int) -> Tensor:
+        """(B, 3, t * pt, h * p, w * p) -> (B, t, h, w, 3 * pt * p * p)."""
+        parts = video.unflatten(4, (-1, self.p)).unflatten(3, (-1, self.p)).unflatten(2, (-1, pt))
+        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
     @staticmethod
     def _embedding(values: int, dim: int) -> nn.Sequential:
@@ -46,14 +46,15 @@ class Unpatch(nn.Module):
         self.tubes = nn.Linear(dim, 3 * self.pt * self.p**2)
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.first_frame(x[:, :1])
-        video = rearrange(first, "b t h w (c p1 p2) -> b c t (h p1) (w p2)", p1=self.p, p2=self.p)
+        video = self._pixels(self.first_frame(x[:, :1]), 1)
         if x.shape[1] == 1:
             return video
-        later = rearrange(
-            self.tubes(x[:, 1:]), "b t h w (c pt p1 p2) -> b c (t pt) (h p1) (w p2)", pt=self.pt, p1=self.p, p2=self.p
-        )
-        return torch.cat((video, later), dim=2)
+        return torch.cat((video, self._pixels(self.tubes(x[:, 1:]), self.pt)), dim=2)
+
+    def _pixels(self, patches: Tensor, pt: int) -> Tensor:
+        """(B, t, h, w, 3 * pt * p * p) -> (B, 3, t * pt, h * p, w * p)."""
+        parts = patches.unflatten(4, (3, pt, self.p, self.p)).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def start_grey(self) -> None:
         """Make the first pixels of a training nearly grey, which is much nearer to any clip than noise is."""

@@ -111,7 +111,7 @@ class LanguageCodebook(nn.Module):
         """D^-1/2 (edges in both directions, with multiplicity, + I) D^-1/2; self edges change nothing."""
         if type(self.edges) is Tensor and not self.edges.is_meta:
             adjacency = normalised_adjacency(self.edges, len(self.vectors))
-            self.places, self.values = adjacency.indices(), adjacency.values()
+            self.places, self.values = adjacency.indices().clone(), adjacency.values().clone()
         else:  # without values none can be merged
             entries = 2 * self.edges.shape[1] + len(self.vectors)
             self.places, self.values = self.edges.new_zeros(2, entries), self.vectors.new_zeros(entries)

@@ -62,7 +62,7 @@ class QueryDecoder(nn.Module):
             motion = self.temporal_latent(self.temporal_in(temporal) + self.temporal_positions)
 
         angles = self.spatial.angles(self.grid, spatial.device)
-        x = (self.mask_token + self.positions).expand(len(spatial), 1, -1, -1)
+        x = (self.mask_token + self.positions).expand(spatial.shape[0], 1, -1, -1)
         for i, layer in enumerate(self.spatial.layers):
             # Every slice starts out equal and only the zero padding of the causal convolution, two slices deep,
             # makes them differ: until then the equal ones at the end are computed once.

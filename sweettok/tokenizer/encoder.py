@@ -60,7 +60,7 @@ class QueryEncoder(nn.Module):
         """Patches (B, t, h, w, D) -> (B, S, latent), before normalisation."""
         slices = patches if self.spatial_source == "all_slices" else patches[:, :1]
         layers = self.spatial(slices.flatten(2, 3), self.grid)
-        queries = (self.spatial_queries + self.spatial_positions).expand(len(patches), 1, -1, -1)
+        queries = (self.spatial_queries + self.spatial_positions).expand(patches.shape[0], 1, -1, -1)
         contexts = [layer.mean(1) for layer in layers]
         x = self.spatial_query(queries, self.query_grid, contexts)[-1].squeeze(1)
         return self.spatial_out(self.spatial_query.norm_out(x))
@@ -70,7 +70,7 @@ class QueryEncoder(nn.Module):
         past = patches[:, :-1] if self.temporal_source == "differences" else patches[:, :1]
         motion = (patches[:, 1:] - past).flatten(2, 3).transpose(1, 2)
         layers = self.temporal(motion, self.grid)
-        queries = (self.temporal_queries + self.temporal_positions).expand(len(patches), -1, -1)
+        queries = (self.temporal_queries + self.temporal_positions).expand(patches.shape[0], -1, -1)
         x = self.temporal_query(queries, layers)[-1]
         return self.temporal_out(self.temporal_query.norm_out(x))
 
