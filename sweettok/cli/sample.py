@@ -19,11 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="folder of the samples; existing files are kept")
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--per-class", type=integer(1), metavar="N", help="samples of each class")
-    count.add_argument("--num", type=integer(1), metavar="N", help="samples in all, spread evenly over the classes "
-                       "(default with --given: one for each of its rows)")  # fmt: skip
+    count.add_argument("--num", type=integer(1), metavar="N", help="samples in all, spread evenly over the classes")
     add("--classes", nargs="+", metavar="CLASS", help="names or numbers from 0 (default: all)")
-    add("--given", metavar="SHARDS", help="for frame prediction: a folder that tokenize --given-frames wrote; sample i "
-        "continues its row i. Videos include the given frames, as decoded")  # fmt: skip
+    add("--given", metavar="SHARDS", help="shards of tokenize --given-frames: sample i continues row i (default: all)")
     add("--cfg-scale", type=float, default=1.0, metavar="S", help="classifier-free guidance (default: 1, none)")
     add("--cfg-schedule", choices=("constant", "linear"), default="constant", help="linear: from 1 at the first word")
     add("--temperature", type=float, default=1.0, help="0: always the most likely word (default: 1)")

@@ -28,10 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
     add("--out", required=True, metavar="DIR", help="folder of the shards; existing shards are kept")
     add("--root", metavar="DIR", help="folder to which paths in the list are relative")
-    add("--classes", metavar="FILE|N", help="class names, one a line, or their number (default: the class folders, or "
-        "as the highest label implies)")  # fmt: skip
-    add("--clips-per-video", type=integer(1), default=1, metavar="N", help="clips from each video, their starts spread "
-        "evenly over it (default: 1)")  # fmt: skip
+    add("--classes", metavar="FILE|N", help="class names, one a line, or their number (default: as found)")
+    add("--clips-per-video", type=integer(1), default=1, metavar="N", help="clips spread evenly over each video")
     add("--flips", action="store_true", help="also encode each clip mirrored left to right")
     add("--given-frames", type=integer(1), metavar="K", help="for frame prediction: also the ids of the first K frames")
     add("--resize", choices=RESIZES, help="how frames get the model's size (default: as in training)")

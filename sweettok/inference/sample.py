@@ -159,8 +159,8 @@ def check_folder(out: Path, manifest: TokenManifest) -> None:
             {"kind": about.kind, "samples": about.num_clips, **about.settings}
             for about in (TokenManifest.read(out), manifest)
         )
-        refuse_differences(found, new, f"{out} holds samples", "use the settings of the first call, or choose another "
-                           "folder (with the same seed, more samples begin with the same ones)")  # fmt: skip
+        remedy = "use the settings of the first call, or another folder (more samples of a seed begin with the same)"
+        refuse_differences(found, new, f"{out} holds samples", remedy)
 
 
 def check_decoding(out: Path, tokenizer: Path, fps: float) -> None:
@@ -170,8 +170,8 @@ def check_decoding(out: Path, tokenizer: Path, fps: float) -> None:
         with write_aside(path) as aside:
             aside.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
     found = json.loads(path.read_text(encoding="utf-8"))
-    refuse_differences(found, new, f"{out} holds videos", "to decode its samples again, delete its videos, "
-                       f"{', '.join(SHEETS)} and {path.name}")  # fmt: skip
+    remedy = f"to decode its samples again, delete its videos, {', '.join(SHEETS)} and {path.name}"
+    refuse_differences(found, new, f"{out} holds videos", remedy)
 
 
 def refuse_differences(found: dict[str, Any], new: dict[str, Any], what: str, remedy: str) -> None:
@@ -191,11 +191,11 @@ def draw(generator: Generator, samples: Samples, writer: ShardWriter, settings: 
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             filled = part + part[-1:] * (size - len(part))
+            options = {**samples.condition(filled), **asdict(settings.how), "seed": settings.seed}
             with settings.autocast(generator):
                 ids = generator.sample(
-                    **samples.condition(filled), indices=filled, seed=settings.seed, **asdict(settings.how),
-                    progress=lambda count, clips=part: bar.update(count * len(clips)),
-                )  # fmt: skip
+                    indices=filled, progress=lambda count, clips=part: bar.update(count * len(clips)), **options
+                )
             drawn += ids[: len(part)].cpu()
             while pending and len(drawn) >= len(pending[0]):
                 shard = pending.pop(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,43 +30,34 @@ def tokenize(
     *,
     num_classes: int | None = None,
     preprocessing: Preprocessing | None = None,
-    clips_per_video: int = 1,
-    flips: bool = False,
-    given_frames: int | None = None,
     batch_size: int = 8,
     workers: int = 2,
-    rows_per_shard: int = 256,
     precision: str = "no",
+    **views: Any,
 ) -> TokenManifest:
     """Write the token shards of `clips` that are missing in the folder `out`; each of several processes its share.
 
     Args:
         num_classes: by default `count_classes(clips)`.
         preprocessing: how clips are made from files; by default `tokenizer.config.preprocessing`.
-        clips_per_video: with more than 1, their starts are spread evenly over the video, whatever the position.
-        flips: also encode each clip mirrored left to right.
-        given_frames: for frame prediction, also encode the first so many frames alone.
         workers: processes that read videos, for each device.
-        rows_per_shard: clips of a file.
         precision: "no" is float32 without TF32; "bf16" is faster, and some ids differ.
+        views: fields of TokenManifest: clips_per_video (if more than 1, spread evenly over the video, whatever the
+            position), flips, given_frames (also encode the first so many frames alone) and rows_per_shard.
 
     Raises ValueError (also ClipError) naming what is wrong with the input.
     """
     how = preprocessing or tokenizer.config.preprocessing
     state = join_processes()
-    manifest = make_manifest(
-        tokenizer, clips, how, num_classes, clips_per_video=clips_per_video, flips=flips, given_frames=given_frames,
-        rows_per_shard=rows_per_shard, precision=precision,
-    )  # fmt: skip
+    manifest = make_manifest(tokenizer, clips, how, num_classes, precision, **views)
     rank, world_size = state.process_index, state.num_processes
     writer = main_first(lambda: ShardWriter(out, manifest, clips.keys, clips.labels, rank, world_size))
     state.destroy_process_group()  # from here on no process waits for another: their shares take different times
     tokenizer = tokenizer.to(state.device)
-    options = {**asdict(how), "position": "even" if clips_per_video > 1 else how.position}
+    options = {**asdict(how), "position": "even" if manifest.clips_per_video > 1 else how.position}
     config = tokenizer.config
-    dataset = ClipDataset(
-        clips, config.num_frames, (config.height, config.width), clips_per_video=clips_per_video, flips=flips, **options
-    )
+    options |= {"clips_per_video": manifest.clips_per_video, "flips": manifest.flips}
+    dataset = ClipDataset(clips, config.num_frames, (config.height, config.width), **options)
     # No batch reaches into another shard, so that ids do not depend on which process writes which shard.
     shards = [(rows, [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]) for rows in writer.pending()]
     loader = iter(plain_errors(make_loader(dataset, [part for _, parts in shards for part in parts], workers)))
@@ -76,7 +68,7 @@ def tokenize(
                 encoded = []
                 for _ in parts:
                     video = next(loader)["video"].to(state.device, non_blocking=True)
-                    encoded.append(encode(tokenizer, video, given_frames, precision))
+                    encoded.append(encode(tokenizer, video, manifest.given_frames, precision))
                     bar.update(len(video))
                 writer.write(rows, *(torch.cat(ids) for ids in zip(*encoded, strict=True)))
     except ClipError as error:
@@ -85,25 +77,16 @@ def tokenize(
 
 
 def make_manifest(
-    tokenizer: SweetTok,
-    clips: ClipList,
-    how: Preprocessing,
-    num_classes: int | None,
-    *,
-    given_frames: int | None,
-    precision: str,
-    clips_per_video: int,
-    flips: bool,
-    rows_per_shard: int,
+    tokenizer: SweetTok, clips: ClipList, how: Preprocessing, num_classes: int | None, precision: str, **views: Any
 ) -> TokenManifest:
     """The manifest of the shards; ValueError for options that do not fit the tokenizer or the list."""
-    config = tokenizer.config
+    config, given_frames = tokenizer.config, views.get("given_frames")
     if given_frames is not None:
         if given_frames >= config.num_frames:
             raise ValueError(f"given_frames must be less than the {config.num_frames} of a clip, got {given_frames}")
         config.check_clip(given_frames, config.height, config.width)
     settings = {"precision": precision}
-    if clips_per_video == 1 and how.position != "center":
+    if views.get("clips_per_video", 1) == 1 and how.position != "center":
         settings["position"] = how.position
     return TokenManifest(
         kind="tokenized",
@@ -115,13 +98,10 @@ def make_manifest(
         stride=how.stride,
         resize=how.resize,
         short=how.short,
-        clips_per_video=clips_per_video,
-        flips=flips,
-        given_frames=given_frames,
         num_classes=count_classes(clips) if num_classes is None else num_classes,
         class_names=clips.class_names,
-        rows_per_shard=rows_per_shard,
         settings=settings,
+        **views,
     )
 
 
