@@ -106,7 +106,7 @@ ROTATED = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
 UPSIDE_DOWN = (-1 << 16, 0, 0, 0, -1 << 16, 0, 0, 0, 1 << 30)
 TILTED = (46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30)
 MANY = 0x7FFFFFFF
-MATRIX = 44  # where a track's header tells how to turn it
+MATRIX = 44  # where a track's header has how to turn it
 CANNOT_OPEN = "PyAV cannot open it"
 BLACK = [0, 0]  # what is stamped on the frames after the last
 
@@ -160,9 +160,9 @@ def test_every_file_has_its_outcome(tmp_path, name):
     if isinstance(outcome, list):
         assert places(read()) == outcome
         return
-    with pytest.raises(ClipError, match=outcome) as told:
+    with pytest.raises(ClipError, match=outcome) as raised:
         read()
-    assert str(told.value).startswith(f"{path}: ") and "\n" not in str(told.value) and told.value.permanent
+    assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value) and raised.value.permanent
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 64), (49, 97)])
@@ -307,9 +307,9 @@ def test_only_files_without_hope_are_given_up(clips):
 def test_training_ends_when_substitutes_fail_too(clips, workers):
     bad = clips.subset(BAD)
     message = f"{bad.paths[0]}: PyAV cannot open it .*; nor can {SUBSTITUTES} clips drawn in its place be read"
-    with pytest.raises(ClipError, match=message) as told:
+    with pytest.raises(ClipError, match=message) as raised:
         next(plain_errors(make_loader(training(bad), [[(0, 0)]], workers)))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_of_odd_files_can_be_trained_on(videos):
@@ -369,9 +369,9 @@ def test_readers_that_hang_are_left_behind(tmp_path, hang):
     os.mkfifo(tmp_path / "pipe")
     read = {"pipe": (tmp_path / "pipe").read_text, "asleep": asleep, "endless": endless}[hang]
     before = set(threading.enumerate())
-    with pytest.raises(ClipError, match="clip.mp4: not read within 0.2 seconds") as told:
+    with pytest.raises(ClipError, match="clip.mp4: not read within 0.2 seconds") as raised:
         read_within(0.2, tmp_path / "clip.mp4", read)
-    assert told.value.permanent
+    assert raised.value.permanent
     (left,) = set(threading.enumerate()) - before
     assert left.daemon
     if hang == "pipe":
@@ -428,7 +428,7 @@ def state() -> tuple[int, int, int]:
 def test_memory_stays_flat_over_2000_reads(tmp_path, name, backend):
     """A clip as it is asked for takes 48 kB: to keep each of the last 1500 would take 72 MB."""
     if not Path("/proc/self/statm").exists():
-        pytest.skip("the system does not tell how much memory is in use")
+        pytest.skip("the system does not report how much memory is in use")
     if backend == "decord":
         pytest.importorskip("decord")
     encode(tmp_path / "clip.avi", "mjpeg", "yuvj420p", [np.zeros((16, 16, 3), np.uint8)] * 5)

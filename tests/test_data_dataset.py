@@ -193,9 +193,11 @@ def test_a_bad_file_raises_its_name(tmp_path, workers):
     sampler = GlobalBatchSampler(1, 1, 0, 1, 1, seed=0)
     with pytest.raises(ClipError, match="bad.mp4: PyAV cannot open it"):
         next(iter(make_loader(dataset, sampler, workers)))
-    with pytest.raises(ClipError) as told:
+    with pytest.raises(ClipError) as raised:
         next(plain_errors(make_loader(dataset, sampler, workers)))
-    assert str(told.value).startswith(f"{tmp_path / 'bad.mp4'}: PyAV cannot open it") and "\n" not in str(told.value)
+    assert str(raised.value).startswith(f"{tmp_path / 'bad.mp4'}: PyAV cannot open it") and "\n" not in str(
+        raised.value
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])

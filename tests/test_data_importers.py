@@ -155,4 +155,4 @@ def test_commands(tmp_path, splits, capsys):
     source.write_text(HEADER + "zumba,a,0,10,train\nzumba,b,0,10,train\n")
     make_files(tmp_path / "k600", ["a_000000_000010.mp4"])
     assert main(["data", "import-k600", str(source), str(tmp_path / "k600"), str(tmp_path / "k600-lists")]) == 0
-    assert "train.txt: 1 clips" in (told := capsys.readouterr().out) and "1 clips not found" in told
+    assert "train.txt: 1 clips" in (text := capsys.readouterr().out) and "1 clips not found" in text

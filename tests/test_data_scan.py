@@ -59,9 +59,9 @@ def test_finds_what_was_planted(folder, workers):
     train, val = (read_entries(folder / name)[0] for name in ("train.txt", "val.txt"))
     problems = scan(train, val, frames=5, workers=workers)
     assert {str(p.entry.path.relative_to(folder)): p.kind for p in problems} == kinds
-    told = {problem.kind: str(problem) for problem in problems}
-    assert "train.txt, line 8: " in told["short"] and "4 of 5" in told["short"]
-    assert "v_A_g03_c01.mkv" in told["repeated"] and "v_B_g08_c01.mkv" in told["shared"]
+    text = {problem.kind: str(problem) for problem in problems}
+    assert "train.txt, line 8: " in text["short"] and "4 of 5" in text["short"]
+    assert "v_A_g03_c01.mkv" in text["repeated"] and "v_B_g08_c01.mkv" in text["shared"]
 
 
 def test_sound_lists_have_no_problems(folder):
@@ -137,7 +137,7 @@ def test_command_refuses_wrong_input(folder, tmp_path_factory, capsys):
     assert main(["data", "scan", str(folder / "train.txt"), "--write-clean", elsewhere]) == 2
     assert main(["data", "scan", str(folder / "none.txt")]) == 2
     assert "no list file or folder of clips" in capsys.readouterr().err
-    for option, told in (
+    for option, text in (
         ("--timeout=0", "argument --timeout: expected a number above 0 and at most 1e+06, got '0'"),
         ("--timeout=nan", "got 'nan'"),
         ("--timeout=1e12", "got '1e12'"),
@@ -146,7 +146,7 @@ def test_command_refuses_wrong_input(folder, tmp_path_factory, capsys):
     ):
         assert main(["data", "scan", str(folder / "train.txt"), option]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: ") and told in error and error.count("\n") == 1
+        assert error.startswith("error: ") and text in error and error.count("\n") == 1
     for option in ("--report", "--write-clean"):
         before = (folder / "train.txt").read_bytes()
         path = str(folder / ("train.txt" if option == "--write-clean" else "a/v_A_g01_c01.mkv"))

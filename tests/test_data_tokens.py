@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from sweettok.cli.main import main
+from sweettok.data import tokens
 from sweettok.data.dataset import GlobalBatchSampler, make_loader
 from sweettok.data.lists import ClipList
 from sweettok.data.manifest import StoredLayout, TokenManifest, clips_hash, shard_name
@@ -182,7 +183,7 @@ input()
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_folder_in_use_is_left_alone(tmp_path, rank):
+def test_a_folder_in_use_is_left_alone(tmp_path, monkeypatch, rank):
     """Else the second command would delete what the first one is about to rename."""
     ShardWriter(tmp_path, manifest(), KEYS, LABELS)
     command = [sys.executable, "-c", WRITE, str(tmp_path), str(rank)]
@@ -191,6 +192,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path, rank):
         assert other.stdout.readline() == "writes\n"
         aside = tmp_path / ".shard-00000.0123.partial.safetensors"
         aside.write_bytes(b"half")
+        monkeypatch.setattr(tokens, "WAIT", 0.1)
         with pytest.raises(InUseError, match="is in use: .* wait until the other command ends, or choose another"):
             ShardWriter(tmp_path, manifest(), KEYS, LABELS)
         assert aside.exists()
@@ -204,7 +206,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path, rank):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
         ({"tokenizer_hash": "cd" * 32}, f"tokenizer_hash {HASH} instead of {'cd' * 32}:"),
         ({"stride": 2, "short": "repeat"}, "stride 1 instead of 2, short black instead of repeat"),
@@ -215,12 +217,12 @@ def test_a_folder_in_use_is_left_alone(tmp_path, rank):
         ({"settings": {"seed": 1}}, "settings {} instead of {'seed': 1}"),
     ],
 )
-def test_another_manifest_is_refused(tmp_path, change, told):
+def test_another_manifest_is_refused(tmp_path, change, text):
     write(tmp_path, manifest())
     before = contents(tmp_path)
     with pytest.raises(ValueError) as refused:
         ShardWriter(tmp_path, manifest(**change), KEYS, LABELS)
-    assert told in str(refused.value) and str(tmp_path) in str(refused.value)
+    assert text in str(refused.value) and str(tmp_path) in str(refused.value)
     assert contents(tmp_path) == before
 
 
@@ -245,7 +247,7 @@ def test_folders_of_others_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "ids", "given", "told"),
+    ("rows", "ids", "given", "text"),
     [
         (range(4), made_ids(14)[:3], None, "4 rows need as many ids, got 3"),
         (range(2, 6), made_ids(14)[2:6], None, "not the rows of a shard"),
@@ -255,9 +257,9 @@ def test_folders_of_others_are_left_alone(tmp_path):
         (range(4), made_ids(14)[:4], made_ids(14)[:4], "go with given_frames; that is None"),
     ],
 )
-def test_ids_that_do_not_fit_are_not_written(tmp_path, rows, ids, given, told):
+def test_ids_that_do_not_fit_are_not_written(tmp_path, rows, ids, given, text):
     writer = ShardWriter(tmp_path, manifest(), KEYS, LABELS)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=text):
         writer.write(rows, ids, given)
     assert len(writer.pending()) == 4
 
@@ -273,13 +275,13 @@ def test_arguments_that_do_not_fit(tmp_path):
         ShardWriter(tmp_path, manifest(), KEYS, LABELS, 2, 2)
     with pytest.raises(ValueError, match="one line without tabs"):
         clips_hash(("a\tb",))
-    for change, told in (
+    for change, text in (
         ({"kind": "found"}, "kind must be one of"),
         ({"clips_per_video": 0}, "clips_per_video must be at least 1"),
         ({"given_frames": 9}, "given_frames must be 1..8"),
         ({"class_names": ("x",)}, "3 classes, but 1 class names"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=text):
             manifest(**change)
 
 
@@ -297,7 +299,7 @@ def test_incomplete_and_foreign_folders_are_not_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
         (lambda about: {**about, "format": 1}, "format 1, this version reads 2"),
         (lambda about: {**about, "colour": 1}, "colour"),
@@ -306,11 +308,11 @@ def test_incomplete_and_foreign_folders_are_not_read(tmp_path):
         (lambda about: [about], "is no manifest of tokens"),
     ],
 )
-def test_manifests_are_read_strictly(tmp_path, change, told):
+def test_manifests_are_read_strictly(tmp_path, change, text):
     write(tmp_path, manifest())
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(ValueError, match=told) as refused:
+    with pytest.raises(ValueError, match=text) as refused:
         TokenDataset(tmp_path)
     assert str(path) in str(refused.value)
 
@@ -418,7 +420,7 @@ def test_reading_a_row_does_not_load_its_shard(tmp_path):
     """A sparse file of 200 MB, in which three rows are filled in."""
     status = Path("/proc/self/status")
     if not status.exists():
-        pytest.skip("the system does not tell how much memory is in use")
+        pytest.skip("the system does not report how much memory is in use")
 
     def resident() -> int:
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmRSS"))
@@ -428,8 +430,8 @@ def test_reading_a_row_does_not_load_its_shard(tmp_path):
     about = manifest(KEYS[:1], None, layout=layout, clips_per_video=rows, flips=False, rows_per_shard=rows)
     ShardWriter(tmp_path, about, KEYS[:1])
     size = 2 * rows * layout.length
-    told = {"ids": {"dtype": "U16", "shape": [rows, layout.length], "data_offsets": [0, size]}}
-    header = json.dumps(told).encode().ljust(96)
+    text = {"ids": {"dtype": "U16", "shape": [rows, layout.length], "data_offsets": [0, size]}}
+    header = json.dumps(text).encode().ljust(96)
     ids, asked = made_ids(3, layout), (0, rows // 2, rows - 1)
     with open(tmp_path / shard_name(0), "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -449,13 +451,13 @@ def test_the_command_shows_what_a_folder_holds(tmp_path, capsys):
     about = manifest(given_frames=5, settings={"precision": "bf16"})
     write(tmp_path, about, rank=1, world_size=2)
     assert main(["data", "tokens", str(tmp_path)]) == 1
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     for part in (
         "tokenized with tokenizer abababababab", "14 rows: 7 clips x 1, each also mirrored; 3 classes", "15 ids a row",
         "first 5 frames", "4 of 40000 (adjective)", "9 frames, stride 1, stretch, short black", '"bf16"',
         "2 of 4 shards are written",
     ):  # fmt: skip
-        assert part in told
+        assert part in text
     write(tmp_path, about)
     assert main(["data", "tokens", str(tmp_path)]) == 0
     assert "4 of 4 shards are written" in capsys.readouterr().out

@@ -1,12 +1,10 @@
-"""Which clips there are and which class each shows: list files, CSV files and folders.
+"""Lists of clips and their classes: list files, CSV files and folders.
 
-Class indices follow one rule: a label given in a file wins. Labels count from 1, so the class index is `label - 1`.
-Folders carry no labels: their class folders are indexed from 0 in code-point order of their names, or as `classes`
-orders them when it is given.
+Labels in files count from 1, so the class index is `label - 1`. Class folders are indexed from 0 in code-point order of
+their names, or in the order of `classes` if it is given.
 
-The two differ for UCF-101. Its official order puts Hammering before HammerThrow and JumpingJack before JumpRope; in
-code-point order upper-case letters come first. The release ignores the label column and sorts folder names, so these
-two pairs are swapped there (indices 34/35 and 46/47) against the labels of its own lists, which are the official ones.
+For UCF-101 these differ: in code-point order HammerThrow is before Hammering and JumpRope before JumpingJack. The
+release sorts folder names, so there the class indices 34/35 and 46/47 are swapped against the official labels.
 """
 
 import csv

@@ -37,6 +37,7 @@ from sweettok.data.manifest import (
 from sweettok.store import InUseError, remove_asides, take_lock, write_aside
 
 _DTYPES = {np.uint16: "U16", np.uint32: "U32"}  # -> their names in safetensors files
+WAIT = 10  # seconds that a folder's lock may be held: the worker processes of a killed command live on for some
 
 
 class ShardWriter:
@@ -78,10 +79,10 @@ class ShardWriter:
     def _lock(self) -> Callable[[], None]:
         """Take this rank's lock; rank 0 also looks whether the locks of other ranks are free."""
         try:
-            release = take_lock(self.folder / f".writer-{self.rank}.lock")
+            release = take_lock(self.folder / f".writer-{self.rank}.lock", WAIT)
             for path in self.folder.glob(".writer-*.lock") if self.rank == 0 else ():
                 if path.name != ".writer-0.lock":
-                    take_lock(path)()
+                    take_lock(path, WAIT)()
         except InUseError as error:
             raise InUseError(f"{error}: wait until the other command ends, or choose another folder") from None
         return release

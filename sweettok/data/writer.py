@@ -1,4 +1,4 @@
-"""Writing videos and pictures, aside and renamed so that no file is ever half there; laying clips out for the eye."""
+"""Writing videos, images and text files, whole or not at all, and laying out clips side by side."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ def write_video(
     lossless: bool = False,
     full_chroma: bool = False,
 ) -> None:
-    """uint8 (3, T, H, W) RGB -> a video file of exactly that size at `fps`, without sound.
+    """Write a video file of exactly the size of the frames at `fps`, without sound.
 
-    Blocks (3, n, H, W) that follow one another make one video, and need not all be in memory.
-
-    H.264 with 4:2:0 chroma, which every player shows. Odd sizes, which that cannot hold, get 4:4:4 chroma, and so do
-    others with `full_chroma`. Lossless files are H.264 in RGB, or FFV1 where the suffix is .mkv; both read back bit for
-    bit.
+    Args:
+        frames: uint8 (3, T, H, W), RGB, or consecutive blocks (3, n, H, W) of them, which need not all be in memory.
+        lossless: H.264 in RGB, or FFV1 if the suffix is .mkv; both read back bit for bit. Otherwise H.264 with 4:2:0
+            chroma, which all video software shows.
+        full_chroma: 4:4:4 chroma, which odd sizes always have.
     """
     import av
 
