@@ -37,6 +37,20 @@ def test_two_reports_of_one_protocol(tmp_path):
     assert set(rows) == {"bits_per_clip", "psnr", "rfvd"}
 
 
+def test_differences_have_intervals(tmp_path):
+    """Paired where both reports are of the same clips: a constant difference is then certain."""
+    scores = {"a": [10.0, 20.0, 30.0], "b": [11.0, 21.0, 31.0], "c": [11.0, 21.0, 31.0]}
+    for name, values in scores.items():
+        path = write(tmp_path / f"{name}.json", psnr=sum(values) / 3)
+        report = json.loads(path.read_text())
+        keys = "xyz" if name == "c" else "uvw"
+        report["results"]["clips"] = [{"key": key, "psnr": value} for key, value in zip(keys, values, strict=True)]
+        write_json(path, report)
+    assert "+1.000 +- 0.000 (paired)" in compare(tmp_path / "a.json", tmp_path / "b.json")
+    half = 1.96 * 10 / 3**0.5 * 2**0.5
+    assert f"+1.000 +- {half:.3f} (not paired)" in compare(tmp_path / "a.json", tmp_path / "c.json")
+
+
 def test_other_protocols_are_refused_by_their_fields(tmp_path, capsys):
     one = write(tmp_path / "a.json")
     other = write(tmp_path / "b.json", PROTOCOL.filled(stride=4, quantize="floor"))

@@ -141,7 +141,7 @@ def test_selection_cutting_and_resizing(folder, tmp_path, means):
     assert first["results"]["usage"] != tokens["results"]["usage"]
 
 
-def test_a_preset_tells_what_the_data_do_not_give(folder, tmp_path, means, capsys):
+def test_a_report_notes_what_the_data_do_not_have(folder, tmp_path, means, capsys):
     code, report = gfvd(
         folder, tmp_path, "--protocol", "sweettok-gfvd-ucf101", *means, "--set", "frames=9", "--set", "short=black"
     )

@@ -80,9 +80,18 @@ def test_unknown_resize():
 
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "expected"),
-    [(224, 7, 2, (2, 3)), (16, 7, 2, (2, 3)), (17, 7, 2, (3, 3)), (112, 3, 2, (0, 1)), (5, 2, 2, (0, 1)),
-     (14, 2, 2, (0, 0)), (9, 3, 1, (1, 1)), (9, 1, 1, (0, 0)), (3, 2, 2, (0, 1))],
-)  # fmt: skip
+    [
+        (224, 7, 2, (2, 3)),
+        (16, 7, 2, (2, 3)),
+        (17, 7, 2, (3, 3)),
+        (112, 3, 2, (0, 1)),
+        (5, 2, 2, (0, 1)),
+        (14, 2, 2, (0, 0)),
+        (9, 3, 1, (1, 1)),
+        (9, 1, 1, (0, 0)),
+        (3, 2, 2, (0, 1)),
+    ],
+)
 def test_same_padding(size, kernel, stride, expected):
     for axis in range(3):
         shape, kernels, strides = [4, 4, 4], [1, 1, 1], [1, 1, 1]
@@ -127,7 +136,7 @@ def test_time_windows_are_averaged(random_i3d, num_frames, windows):
 
 
 class Script(torch.nn.Module):
-    """Has the signature of the TorchScript detector, and tells what it was given."""
+    """Has the signature of the TorchScript detector, and returns statistics of its input."""
 
     def forward(self, x, rescale: bool = False, resize: bool = False, return_features: bool = False):
         if rescale:
@@ -264,7 +273,7 @@ def test_golden_batch_norm_epsilon(weights, real, golden):
 
 
 @pytest.mark.parametrize(("wrong", "least"), [("bgr", 0.1), ("reversed", 0.1), ("unit range", 0.1)])
-def test_golden_logits_tell_wrong_input(i3d, real, golden, wrong, least):
+def test_golden_logits_of_wrong_input(i3d, real, golden, wrong, least):
     """Wrong order of channels or frames and a wrong range move the scores by thousands of times the tolerance."""
     video = real[:1]
     video = {"bgr": video.flip(-1), "reversed": video.flip(1), "unit range": video // 255}[wrong]

@@ -51,11 +51,10 @@ def reference_ssim(x, y):
 def test_ssim_follows_the_formula():
     real = noise(0)
     fake = ((real.int() + noise(1).int()) // 2).to(torch.uint8)
+    frames = [video.flatten(1, 2).double().numpy() for video in (real, fake)]
     expected = [
-        np.mean([reference_ssim(a.double().numpy(), b.double().numpy())
-                 for a, b in zip(r.flatten(0, 1), f.flatten(0, 1), strict=True)])
-        for r, f in zip(real, fake, strict=True)
-    ]  # fmt: skip
+        np.mean([reference_ssim(a, b) for a, b in zip(r, f, strict=True)]) for r, f in zip(*frames, strict=True)
+    ]
     np.testing.assert_allclose(ssim(real, fake).numpy(), expected, atol=1e-5)
     assert ssim(real, real).tolist() == pytest.approx([1, 1], abs=1e-6)
 
@@ -128,9 +127,8 @@ def test_usage_counts_exactly():
     other = UsageCounter({"noun": 4, "verb": 3})
     other.update({"noun": torch.tensor([[[3, 3]]])})
     both = merge_usage([counter, None, other]).summary()
-    assert both["noun"] == {
-        "words": 4, "ids": 6, "used": 3, "used_fraction": 0.75, "dead": 1, "perplexity": pytest.approx(3),
-    }  # fmt: skip
+    expected = {"words": 4, "ids": 6, "used": 3, "used_fraction": 0.75, "dead": 1, "perplexity": pytest.approx(3)}
+    assert both["noun"] == expected
     assert both["verb"]["perplexity"] == pytest.approx(1) and both["verb"]["dead"] == 2
     assert UsageCounter({"noun": 4}).summary()["noun"]["perplexity"] == 0
 

@@ -151,7 +151,7 @@ LEVELS = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 1, 16, 16)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_real_bytes_reach_the_detector_as_the_facts_say(name):
+def test_real_bytes_on_their_way_to_the_detector(name):
     """Only what passes through [-0.5, 0.5] and is truncated loses a level, and only in the levels 1..63."""
     darkens = name.startswith(("sweettok-rfvd", "omnitokenizer-rfvd", "tats"))
     frames = detector_frames(LEVELS, PRESETS[name], fake=False)

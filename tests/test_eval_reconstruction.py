@@ -139,7 +139,7 @@ def test_a_perfect_tokenizer_scores_perfectly():
     assert evaluate(Exact(), batches(video, 2), Features(), protocol=exact)[1] == pytest.approx(0, abs=1e-6)
 
 
-def test_scores_are_what_they_say():
+def test_scores_by_hand():
     video = clips(6)
     detector = Features()
     result, rfvd = evaluate(Levels(), batches(video, 4), detector, absolute)
@@ -455,7 +455,7 @@ def test_unique_names():
 
 
 def test_autocast_is_the_protocols(folder):
-    """bfloat16 moves the pixels, and the detector is told of it by them alone."""
+    """bfloat16 arithmetic of the tokenizer changes the pixels."""
     tokenizer, video = load_tokenizer(folder / "proxy"), clips(2)
     outputs = {
         name: next(reconstructed(batches(video, 2), tokenizer, RELEASE.filled(autocast=name)))["fake"]

@@ -48,13 +48,8 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--i3d", metavar="PATH", help=f"{I3D_FILE}; without it there is no FVD")
     parser.add_argument("--root", metavar="DIR", help="folder that paths in the list start from")
     parser.add_argument("--limit", type=options.integer(1), metavar="N", help="only the first N clips")
-    parser.add_argument(
-        "--bootstrap",
-        type=options.integer(0),
-        default=0,
-        metavar="K",
-        help="95%% interval of the FVD from K redrawn sets, at least 20",
-    )
+    repeats = {"type": options.integer(0), "default": 0, "metavar": "K"}
+    parser.add_argument("--bootstrap", help="95%% interval of the FVD from K redrawn sets, at least 20", **repeats)
     parser.add_argument("--cache", metavar="DIR", help="keep features of real clips here, and use those kept")
     parser.add_argument("--out", metavar="FILE", help="write the JSON report here")
     options.add_batch_size(parser, 4)

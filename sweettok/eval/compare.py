@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sweettok.eval.metrics import mean_with_interval
 from sweettok.eval.protocol import differing_fields
 from sweettok.eval.report import DISTANCES, SCORES, figures, read_report
 from sweettok.store import write_aside
@@ -17,9 +18,10 @@ AXES = {**DISTANCES, "psnr": "PSNR, dB"}  # what a plot can show, best first
 
 
 def compare(first: str | Path, second: str | Path, force: bool = False) -> str:
-    """A table of two reports. ValueError naming the fields in which their protocols differ, unless `force`.
+    """A table of two reports, with 95% intervals of the differences of mean scores.
 
-    With `force` the table shows those fields too.
+    Intervals are of paired differences where both reports are of the same clips. ValueError naming the fields in which
+    the protocols differ, unless `force`; then the table shows those fields too.
     """
     one, other = read_report(first), read_report(second)
     different = [name for name in differing_fields(one["protocol"], other["protocol"]) if name != "name"]
@@ -34,9 +36,23 @@ def compare(first: str | Path, second: str | Path, force: bool = False) -> str:
         a, b = (value[name] for value in values)
         if a is not None or b is not None:
             difference = f"{b - a:+.3f}" if a is not None and b is not None else "-"
-            rows.append([name, _figure(a), _figure(b), difference])
+            rows.append([name, _figure(a), _figure(b), difference + _interval(one, other, name)])
     rows += [[name, str(one["protocol"][name]), str(other["protocol"][name]), "PROTOCOL DIFFERS"] for name in different]
-    return _aligned(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _interval(one: dict[str, Any], other: dict[str, Any], name: str) -> str:
+    """Half width of the 95% interval of the difference of a mean score, as text; empty where there is none."""
+    sides = [{clip["key"]: clip.get(name) for clip in report["results"].get("clips", [])} for report in (one, other)]
+    if name not in SCORES or not all(sides) or None in {*sides[0].values(), *sides[1].values()}:
+        return ""
+    if sides[0].keys() == sides[1].keys():
+        half, kind = mean_with_interval([sides[1][key] - sides[0][key] for key in sides[0]])["interval95"], "paired"
+    else:
+        halves = [mean_with_interval(list(side.values()))["interval95"] for side in sides]
+        half, kind = None if None in halves else math.hypot(*halves), "not paired"
+    return "" if half is None else f" +- {half:.3f} ({kind})"
 
 
 def table(folder: str | Path, plot: str | Path) -> str:
@@ -114,8 +130,3 @@ def scatter(path: str | Path, points: dict[str, tuple[float, float]], xlabel: st
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
