@@ -142,8 +142,7 @@ def test_build_min_count_and_errors():
 
 
 def vectors_of(captions, words, dim):
-    (together,) = shared_captions([pack(captions)], words, [(slice(None), slice(None))])
-    return word_vectors(together, len(captions), words, dim)
+    return word_vectors(shared_captions([pack(captions)], words), len(captions), words, dim)
 
 
 def test_vectors_follow_ppmi():

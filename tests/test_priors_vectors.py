@@ -144,7 +144,10 @@ def test_clip(tiny_clip):
 
 def test_clip_refuses_what_it_cannot_find(tiny_clip, captions, tmp_path, capsys):
     _, weights, _ = tiny_clip
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"no weights")
     for source, message in (
+        (ClipVectors("tiny-words", str(broken)), "broken.pt does not hold the weights of tiny-words: "),
         (ClipVectors("no-such", "openai"), "open_clip has no model 'no-such'"),
         (ClipVectors("tiny-words"), "None is neither a file nor weights of tiny-words"),
         (ClipVectors("ViT-B-32", "opnai"), "neither a file nor weights of ViT-B-32: openai"),

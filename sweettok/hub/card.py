@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,16 +110,13 @@ def _flat(settings: Mapping[str, Any], derived: tuple[str, ...], prefix: str = "
 
 def _read_report(report: str | Path | Mapping[str, Any], title: str, info: CardInfo, weights: str) -> list[str]:
     """Paragraphs of an evaluation report of these weights. ValueError for any other content."""
-    name = "the report"
-    if not isinstance(report, Mapping):
-        name = str(report)
-        try:
-            report = json.loads(Path(report).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{name} is not a report: {error}") from error
+    name = "the report" if isinstance(report, Mapping) else str(report)
     try:
-        kind, measured = report["kind"], (report["weights"].get(info.role) or {}).get("model.safetensors")
-        paragraphs = list(_report_parts(report))
+        content = report if isinstance(report, Mapping) else json.loads(Path(report).read_text(encoding="utf-8"))
+        kind, measured = content["kind"], (content["weights"].get(info.role) or {}).get("model.safetensors")
+        paragraphs = list(_report_parts(content))
+    except ValueError as error:
+        raise ValueError(f"{name} is not a report: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is not a report of `sweettok eval` ({type(error).__name__}: {error})") from error
     if kind != info.report:
@@ -168,6 +165,6 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _table(head: tuple[str, ...], rows: Rows) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in line)} |" for line in lines)

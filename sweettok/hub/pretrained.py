@@ -274,8 +274,8 @@ def _find_file(source: str | Path, file: str, revision: str | None = None, **whe
             f"there is no folder {source}: give one written by save_pretrained, or user/name of a Hub repository"
         )
     with _readable_errors(source, file, revision):
-        about = {"library_name": "sweettok", "library_version": sweettok.__version__}
-        return Path(hf_hub_download(source, file, revision=revision, **where, **about))
+        where = {"library_name": "sweettok", "library_version": sweettok.__version__, **where}
+        return Path(hf_hub_download(source, file, revision=revision, **where))
 
 
 # Errors of huggingface_hub, the more special first -> what is raised in place of them.
@@ -303,7 +303,7 @@ def _readable_errors(repo: str, file: str, revision: str | None) -> Iterator[Non
     """Turn the errors of huggingface_hub, of many lines, into one line that says what to do."""
     try:
         yield
-    except (errors.HFValidationError, errors.HTTPError, OSError) as error:
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         known = [(kind, text) for caught, kind, text in ERRORS if isinstance(error, caught)]
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             known.append((PermissionError, "no permission to read or change {repo} on the Hub: {login}"))

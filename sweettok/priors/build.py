@@ -97,31 +97,31 @@ def build(chunks: Iterable[Chunk], rules: Rules, vectors: int | VectorSource, ta
     """
     counts = count_words(chunks)
     lists, unknown = _word_lists(counts, rules), ()
-    if isinstance(vectors, int):
-        words = _vocabulary(lists)
-        if not 1 <= vectors <= len(words):
-            raise ValueError(f"dim must be from 1 to the number of words ({len(words)}), got {vectors}")
-        (together,) = shared_captions(chunks, words, [(slice(None), slice(None))])
-        shared = [together[rows, columns] for rows, columns in _blocks(lists)]
-        table, scale, origin = word_vectors(together, counts.captions, words, vectors), 1.0, tagging
-    else:
+    if not isinstance(vectors, int):
         lists, found, unknown = _look_up(vectors, lists, rules.drop_unknown)
-        words = _vocabulary(lists)
-        shared = shared_captions(chunks, words, _blocks(lists))
+    words = _vocabulary(lists)
+    shared = shared_captions(chunks, words)
+    if isinstance(vectors, int):
+        table, scale, origin = word_vectors(shared, counts.captions, words, vectors), 1.0, tagging
+    else:
         table = np.stack([found[word] for word, _ in words])
         scale = 1 / (root_mean_square(table.astype(np.float64)) or 1)
         table = (table * np.float64(scale)).astype(np.float32)
         origin = "; ".join(filter(None, (tagging, f"vectors: {vectors.name}")))
-    graphs = {}
-    for (side, parts), (rows, columns), weights in zip(SIDES.items(), _blocks(lists), shared, strict=True):
-        numbers = torch.tensor([counts.words[word] for part in parts for word in lists[part]])
+    graphs, start = {}, 0
+    for side, parts in SIDES.items():
+        modifiers, heads = (lists[part] for part in parts)
+        middle, end = start + len(modifiers), start + len(modifiers) + len(heads)
+        numbers = torch.tensor([counts.words[word] for word in modifiers + heads])
         graphs[side] = WordGraph(
-            *(tuple(word for word, _ in lists[part]) for part in parts),
-            vectors=torch.from_numpy(np.ascontiguousarray(table[rows.start : columns.stop])),
-            edges=_edges(weights, numbers.numpy(), rules),
+            tuple(word for word, _ in modifiers),
+            tuple(word for word, _ in heads),
+            vectors=torch.from_numpy(np.ascontiguousarray(table[start:end])),
+            edges=_edges(shared[start:middle, middle:end], numbers.numpy(), rules),
             counts=numbers,
             origin=origin,
         )
+        start = end
     return Built(Prior(**graphs), counts, unknown, scale)
 
 
@@ -159,13 +159,6 @@ def _look_up(
 
 def _vocabulary(lists: dict[str, list[Word]]) -> list[Word]:
     return [word for part in PARTS_OF_SPEECH for word in lists[part]]
-
-
-def _blocks(lists: dict[str, list[Word]]) -> list[tuple[slice, slice]]:
-    """Positions of modifiers and heads of each graph in the vocabulary."""
-    ends = np.cumsum([len(lists[part]) for part in PARTS_OF_SPEECH]).tolist()
-    spans = {part: slice(end - len(lists[part]), end) for part, end in zip(PARTS_OF_SPEECH, ends, strict=True)}
-    return [(spans[modifiers], spans[heads]) for modifiers, heads in SIDES.values()]
 
 
 def _edges(shared: scipy.sparse.csr_matrix, counts: np.ndarray, rules: Rules) -> Tensor:

@@ -37,20 +37,15 @@ def count_words(chunks: Iterable[Chunk]) -> Counts:
     return Counts(captions, dict(words), occurrences)
 
 
-def shared_captions(
-    chunks: Iterable[Chunk], words: Sequence[Word], blocks: Sequence[tuple[slice, slice]]
-) -> list[scipy.sparse.csr_matrix]:
-    """For each block (slices a, b of `words`): int32 (len(a), len(b)), number of captions that hold both words.
+def shared_captions(chunks: Iterable[Chunk], words: Sequence[Word]) -> scipy.sparse.csr_matrix:
+    """int32 (len(words), len(words)), number of captions that hold both words.
 
     A caption counts once, however often it repeats a word; a word shares with itself the captions that hold it.
     """
     index = {word: i for i, word in enumerate(words)}
-    totals = [0] * len(blocks)
-    for occurs in _occurrences(chunks, index):
-        totals = [total + occurs[:, a].T.tocsr() @ occurs[:, b] for total, (a, b) in zip(totals, blocks, strict=True)]
-    for total in totals:
-        total.sort_indices()
-    return totals
+    total = sum(occurs.T.tocsr() @ occurs for occurs in _occurrences(chunks, index))
+    total.sort_indices()
+    return total
 
 
 def _occurrences(chunks: Iterable[Chunk], index: Mapping[Word, int]) -> Iterator[scipy.sparse.csr_matrix]:

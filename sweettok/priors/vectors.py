@@ -42,6 +42,8 @@ def word_vectors(together: scipy.sparse.csr_matrix, captions: int, words: Sequen
         together: (V, V), number of captions that hold both words; the diagonal is that of one word.
         captions: number of all captions.
     """
+    if not 1 <= dim <= len(words):
+        raise ValueError(f"dim must be from 1 to the number of words ({len(words)}), got {dim}")
     left, sizes = _truncated_svd(_ppmi(together, captions), dim)
     strongest = left[np.abs(left).argmax(axis=0), np.arange(dim)]
     table = left * np.sign(strongest) * np.sqrt(sizes)  # the sign of singular vectors is arbitrary
