@@ -120,8 +120,8 @@ def test_a_full_disk_is_reported_and_leaves_the_previous_one(tmp_path, monkeypat
     files = {path: path.read_bytes() for path in (tmp_path / "checkpoint-1").iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(f"sweettok.train.checkpoint.{writer}", full_disk)
-        told = "cannot write .*checkpoint-2: .*No space left.*checkpoint-1 is complete; start again to resume.*GiB"
-        with pytest.raises(OSError, match=told):
+        reported = "cannot write .*checkpoint-2: .*No space left.*checkpoint-1 is complete; start again to resume.*GiB"
+        with pytest.raises(OSError, match=reported):
             save(state_of(run, step=2), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert files == {path: path.read_bytes() for path in files}
@@ -234,12 +234,12 @@ def test_write_folder_aside_replaces_only_when_done(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [({"seed": 1}, "seed was 42 and is 1"), ({"global_batch_size": 8}, "batch was 4 and is 8")],
 )
-def test_another_order_of_clips_is_refused(tmp_path, change, told):
+def test_another_order_of_clips_is_refused(tmp_path, change, reported):
     folder = save(state_of(toy_run(tmp_path), step=1), tmp_path)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=reported):
         load(state_of(toy_run(tmp_path, **change)), folder)
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 class Scored(ToyTask):
-    """Its validation finds what it is told to, one value after the other."""
+    """Its validation finds what it is reported to, one value after the other."""
 
     def __init__(self, run, values):
         super().__init__(run)

@@ -54,7 +54,7 @@ class Harm:
 @pytest.mark.parametrize("kind", ["value", "gradient", "both"])
 def test_a_skipped_step_changes_no_weight_moment_or_buffer(tmp_path, kind):
     run = toy_run(tmp_path)
-    task = ToyTask(run, meddle=Harm([START + 1], kind))
+    task = ToyTask(run, change_loss=Harm([START + 1], kind))
     session, batches = begin(task, run)
     for _ in range(START + 1):
         train_step(session, batches, Clock())
@@ -68,7 +68,7 @@ def test_a_skipped_step_changes_no_weight_moment_or_buffer(tmp_path, kind):
     after = [entry for trained in task.trained.values() for entry in trained.optimizer.state.values()]
     for old, new in zip(moments, after, strict=True):
         assert all(torch.equal(value, new[key]) for key, value in old.items())
-    # Averages and schedules follow the steps, so that they can be told from the step alone.
+    # Averages and schedules follow the steps, so that they can be reported from the step alone.
     assert session.state.ema.calls == task.trained["generator"].scheduler.last_epoch == START + 2
     assert task.trained["discriminator"].scheduler.last_epoch == 2
     assert session.monitor.check(wait=True) is False and session.state.skipped == session.state.skipped_in_a_row == 1
@@ -109,14 +109,14 @@ def test_statistics_survive_a_skipped_step(runs, stage):
 
 def test_too_many_in_a_row_end_the_run(tmp_path):
     settings = {"max_steps": 9, "save_every": 2, "max_skipped_steps": 2, "eval_every": 0}
-    train(toy_run(tmp_path / "enough", **settings), meddle=Harm([1, 2, 4, 5]))
+    train(toy_run(tmp_path / "enough", **settings), change_loss=Harm([1, 2, 4, 5]))
     assert [line["skipped_steps"] for line in log_lines(tmp_path / "enough")] == [0, 1, 2, 2, 3, 4, 4, 4, 4]
     with pytest.raises(FloatingPointError, match=r"step 5 is not finite, nor were the 2 before.*loss/generator"):
-        train(toy_run(tmp_path / "many", **settings), meddle=Harm([2, 3, 4]))
-    told = json.loads((tmp_path / "many" / "nonfinite-5.json").read_text(), parse_constant=pytest.fail)
-    assert (told["step"], told["skipped_in_a_row"]) == (5, 3)
-    assert {"grad_norm/generator", "loss/generator"} <= set(told["not_finite"])
-    (process,) = told["processes"]
+        train(toy_run(tmp_path / "many", **settings), change_loss=Harm([2, 3, 4]))
+    reported = json.loads((tmp_path / "many" / "nonfinite-5.json").read_text(), parse_constant=pytest.fail)
+    assert (reported["step"], reported["skipped_in_a_row"]) == (5, 3)
+    assert {"grad_norm/generator", "loss/generator"} <= set(reported["not_finite"])
+    (process,) = reported["processes"]
     assert process["values"]["loss/generator"] == ["nan"] and process["values"]["error"][0] > 0
     assert len(process["clips"]) == 4 and all("/" in clip for clip in process["clips"])
     weights = load_file(checkpoints(tmp_path / "many")[-1] / "model.safetensors")
@@ -124,10 +124,10 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
 
     # What was skipped before a checkpoint counts after it.
     with pytest.raises(FloatingPointError, match="step 5 is not finite"):
-        train(toy_run(tmp_path / "many", **settings), meddle=Harm([4]))
+        train(toy_run(tmp_path / "many", **settings), change_loss=Harm([4]))
 
 
-def test_votes_are_read_late_on_a_device(tmp_path, monkeypatch):
+def test_sums_are_read_late_on_a_device(tmp_path, monkeypatch):
     """As where the host queues steps ahead: the same steps are skipped, and the run ends a step later."""
     original = StepMonitor.__init__
 
@@ -139,7 +139,7 @@ def test_votes_are_read_late_on_a_device(tmp_path, monkeypatch):
     settings = {"max_steps": 9, "save_every": 20, "log_every": 20, "eval_every": 0, "max_skipped_steps": 1}
     harm = Harm([3, 4, 5])
     with pytest.raises(FloatingPointError, match="step 5 is not finite"):
-        task = ToyTask(toy_run(tmp_path, **settings), meddle=harm)
+        task = ToyTask(toy_run(tmp_path, **settings), change_loss=harm)
         fit(task, toy_run(tmp_path, **settings))
     assert task.calls == 6
     assert (tmp_path / "nonfinite-5.json").is_file()
@@ -172,8 +172,8 @@ def waits_of(monkeypatch, work) -> Counter:
 
             def counted(self, *args, _name=name, _original=original, **kwargs):
                 caller = sys._getframe(1).f_code.co_filename
-                votes = _name == "tolist" and caller.endswith("monitor.py")
-                waits.found[_name] += not votes and "data" not in caller and "collate" not in caller
+                sums = _name == "tolist" and caller.endswith("monitor.py")
+                waits.found[_name] += not sums and "data" not in caller and "collate" not in caller
                 return _original(self, *args, **kwargs)
 
             patch.setattr(Tensor, name, counted)

@@ -96,7 +96,7 @@ def drive(folder: Path) -> None:
     print(KILLS, torn, last)
 
 
-def start_run(folder: Path, meddle=None) -> tuple[int, int]:
+def start_run(folder: Path, change_loss=None) -> tuple[int, int]:
     """A process that trains, and a pipe that says when its first step begins."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -107,13 +107,13 @@ def start_run(folder: Path, meddle=None) -> tuple[int, int]:
     def tell(context, loss):
         if writer_open:
             os.close(writer_open.pop())
-        return meddle(context, loss) if meddle is not None else loss
+        return change_loss(context, loss) if change_loss is not None else loss
 
     writer_open, status = [writer], 1
     try:
         os.dup2(os.open(folder.parent / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         run = killed_run(folder)
-        status = 0 if fit(ToyTask(run, meddle=tell), run) else STOPPED
+        status = 0 if fit(ToyTask(run, change_loss=tell), run) else STOPPED
     finally:
         os._exit(status)
 
@@ -172,7 +172,7 @@ def test_a_process_that_makes_no_step_ends_and_shows_where_it_waited(tmp_path):
         try:
             out = os.open(tmp_path / "out.txt", os.O_WRONLY | os.O_CREAT)
             os.dup2(out, 1), os.dup2(out, 2)
-            fit(ToyTask(run, meddle=hangs_for_ever), run)
+            fit(ToyTask(run, change_loss=hangs_for_ever), run)
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
@@ -191,7 +191,7 @@ def test_a_signal_saves_and_stops(tmp_path, number, workers):
     assert fit(ToyTask(unbroken), unbroken) is True
     before = signal.getsignal(number)
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert fit(ToyTask(stopped, meddle=Signal(3, number, children=True)), stopped) is False
+    assert fit(ToyTask(stopped, change_loss=Signal(3, number, children=True)), stopped) is False
     assert signal.getsignal(number) is before
     assert latest_step(tmp_path / "stopped") == 4 and not (tmp_path / "stopped" / "final").exists()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -202,7 +202,7 @@ def test_a_signal_saves_and_stops(tmp_path, number, workers):
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     run = toy_run(tmp_path)
-    assert fit(ToyTask(run, meddle=Signal(5)), run) is True
+    assert fit(ToyTask(run, change_loss=Signal(5)), run) is True
     assert (tmp_path / "final").is_dir()
 
 
@@ -232,9 +232,9 @@ def test_the_launcher_passes_signals_and_statuses_on(runs, tmp_path, processes):
             time.sleep(0.1)
         launched.send_signal(signal.SIGTERM)
         status = launched.wait(timeout=120)
-    told = (tmp_path / "out.txt").read_text()
-    assert status == STOPPED, told[-2000:]
-    assert latest_step(tmp_path) > 0 and "asked to stop: saved after step" in told
+    reported = (tmp_path / "out.txt").read_text()
+    assert status == STOPPED, reported[-2000:]
+    assert latest_step(tmp_path) > 0 and "asked to stop: saved after step" in reported
 
 
 if __name__ == "__main__":

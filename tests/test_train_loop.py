@@ -86,16 +86,16 @@ def test_processes_exchange_gradients_on_the_last_micro_batch_only(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("total", "micro", "world", "told"),
+    ("total", "micro", "world", "reported"),
     [
         (10, None, 4, "8 or 12"),
         (2, None, 4, "4 or 8"),
         (16, 3, 2, "1, 2, 4, 8"),
     ],
 )
-def test_batches_that_do_not_divide(tmp_path, total, micro, world, told):
+def test_batches_that_do_not_divide(tmp_path, total, micro, world, reported):
     config = toy_run(tmp_path, global_batch_size=total, micro_batch_size=micro).train
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=reported):
         BatchShare.of(config, world, 0)
 
 

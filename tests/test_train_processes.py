@@ -29,7 +29,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from stages import build_task
-from sweettok.config import load_config
+from sweettok.stages import load_config
 from sweettok.train.loop import fit
 from accelerate.utils import set_seed
 for path in sys.argv[2:]:

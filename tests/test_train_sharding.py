@@ -341,7 +341,7 @@ def test_an_empty_model_has_no_weights_but_its_buffers():
 
 
 @pytest.mark.parametrize(
-    ("environment", "settings", "told"),
+    ("environment", "settings", "reported"),
     [
         ({"FSDP_VERSION": "1"}, {}, "fsdp_version 1: set it to 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params"),
@@ -352,10 +352,10 @@ def test_an_empty_model_has_no_weights_but_its_buffers():
         ({}, {"compile": True}, "train.compile=true"),
     ],
 )
-def test_what_sharded_runs_do_not_do(tmp_path, monkeypatch, environment, settings, told):
+def test_what_sharded_runs_do_not_do(tmp_path, monkeypatch, environment, settings, reported):
     for name, value in {**FSDP, **environment}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=f"fully sharded data parallelism does not support .*{told}"):
+    with pytest.raises(ValueError, match=f"fully sharded data parallelism does not support .*{reported}"):
         sharding.check(toy_run(tmp_path, **settings).train)
 
 
@@ -382,7 +382,7 @@ def test_tasks_that_cannot_be_sharded(tmp_path):
 
 @pytest.mark.parametrize(("config", "expected"), [("fsdp", "True 2"), ("ddp", "False 2")])
 def test_the_launcher_s_configuration_is_used(tmp_path, config, expected):
-    script = tmp_path / "told.py"
+    script = tmp_path / "reported.py"
     script.write_text(
         "import torch\nfrom accelerate import Accelerator\nfrom sweettok.train import sharding\n"
         "accelerator = Accelerator()\nfrom sweettok.train.config import TrainConfig\n"

@@ -57,11 +57,11 @@ class Meets:
 
 
 def harmed(run):
-    return ToyTask(run, meddle=Harm([2], clips=3))
+    return ToyTask(run, change_loss=Harm([2], clips=3))
 
 
 def always_harmed(run):
-    return ToyTask(run, meddle=Harm(range(9), clips=2))
+    return ToyTask(run, change_loss=Harm(range(9), clips=2))
 
 
 def loses_a_worker(run):
@@ -74,7 +74,7 @@ def loses_a_worker(run):
 
 
 def second_is_signalled(run):
-    return ToyTask(run, meddle=Signal(2, rank=1))
+    return ToyTask(run, change_loss=Signal(2, rank=1))
 
 
 def cannot_write(run):
@@ -211,8 +211,8 @@ def test_processes_stop_together(two, tmp_path):
 
 def test_processes_end_together(two):
     """Neither waits for the other when too many steps are skipped."""
-    told = errors(two / "ends")
-    assert len(told) == 2 and told[0] == told[1] and "step 2 is not finite" in told[0]
+    reported = errors(two / "ends")
+    assert len(reported) == 2 and reported[0] == reported[1] and "step 2 is not finite" in reported[0]
     report = json.loads((two / "ends" / "nonfinite-2.json").read_text())
     assert [process["values"]["loss/generator"][0] == "nan" for process in report["processes"]] == [False, True]
 
@@ -225,8 +225,13 @@ def test_processes_do_not_wait_for_one_that_is_gone(two):
 
 
 def test_processes_learn_of_a_full_disk_together(two):
-    told = errors(two / "full")
-    assert len(told) == 2 and told[0] == told[1] and "No space left" in told[0] and "no checkpoint yet" in told[0]
+    reported = errors(two / "full")
+    assert (
+        len(reported) == 2
+        and reported[0] == reported[1]
+        and "No space left" in reported[0]
+        and "no checkpoint yet" in reported[0]
+    )
     assert not list((two / "full").glob("*checkpoint*"))
 
 
@@ -269,11 +274,11 @@ def test_bad_clips_are_listed_once(two, tmp_path):
 
 def test_too_many_bad_clips_end_the_run(two, tmp_path):
     """Before anything is due to be logged; and again at once until they are repaired."""
-    told = r"(?s)clips could not be read, more than train.max_bad_clips=2.*bad_clips.txt.*\n  clip\d.mp4: no frames"
+    reported = r"(?s)clips could not be read, more than train.max_bad_clips=2.*bad_clips.txt.*\n  clip\d.mp4: no frames"
     for make in (Meets(1, 4, 5, 8), Meets()):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=reported):
             alone(toy_run(tmp_path, **STOPPING), make)
     of_two = errors(two / "stops")
-    assert len(of_two) == 2 and of_two[0] == of_two[1] and re.search(told, of_two[0])
+    assert len(of_two) == 2 and of_two[0] == of_two[1] and re.search(reported, of_two[0])
     for folder in (tmp_path, two / "stops"):
         assert 3 <= len(listed(folder)) <= 4 and not (folder / "log.jsonl").exists()

@@ -64,9 +64,9 @@ def test_a_run_ends_and_goes_on(unbroken, tmp_path, harm):
     """Of 11 clips, the third epoch begins in the last of six batches, which is asked for after the fourth."""
     with pytest.raises(LoaderError) as error:
         train(tmp_path, train_dataset=Harmed(11, 1, 2, HARMS[harm]))
-    told = DIED if harm == "killed" else HANGS
+    reported = DIED if harm == "killed" else HANGS
     left = f"{tmp_path}/checkpoint-3 is complete; start again to resume from it"
-    assert re.fullmatch(rf"{told}\. {left}", str(error.value))
+    assert re.fullmatch(rf"{reported}\. {left}", str(error.value))
     assert not multiprocessing.active_children()
     train(tmp_path)
     assert_same_weights(unbroken / "checkpoint-6", tmp_path / "checkpoint-6", 0)
@@ -96,7 +96,7 @@ def test_workers_serve_one_round_after_the_other():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_clip_that_ends_the_run_is_told_in_one_line(runs, tmp_path, monkeypatch, capsys, training):
+def test_a_clip_that_ends_the_run_is_reported_in_one_line(runs, tmp_path, monkeypatch, capsys, training):
     """One that has no substitutes, or one of validation, which has none ever."""
     decode = ClipDataset._decode
 

@@ -47,10 +47,10 @@ class Model(nn.Module):
 class ToyTask(Task):
     name = "toy"
 
-    def __init__(self, run, fail_at: int | None = None, meddle: Callable | None = None):
-        """`meddle(context, loss)` may return another loss of the generator, or do harm."""
+    def __init__(self, run, fail_at: int | None = None, change_loss: Callable | None = None):
+        """`change_loss(context, loss)` may return another loss of the generator, or do harm."""
         torch.manual_seed(run.train.seed)
-        self.fail_at, self.meddle, self.calls, self.fed = fail_at, meddle, 0, []
+        self.fail_at, self.change_loss, self.calls, self.fed = fail_at, change_loss, 0, []
         self.model = Model().double()
         critic = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)).double()
         self.trained = {
@@ -82,7 +82,7 @@ class ToyTask(Task):
             critic.bare.requires_grad_(False)
             loss = loss - 0.1 * critic.bare(fake).mean()
             critic.bare.requires_grad_(True)
-        yield "generator", self.meddle(context, loss) if self.meddle is not None else loss, report
+        yield "generator", self.change_loss(context, loss) if self.change_loss is not None else loss, report
         if context.step >= START:
             yield "discriminator", critic.module(fake.detach()).mean() - critic.module(clip).tanh().mean(), {}
 
