@@ -53,6 +53,7 @@ def predict(model, video):
 
 CASES = {
     "tokenizer": (tokenizer, lambda model, video: model(video), clip),
+    "tokenizer, predict": (lambda: tokenizer(pixel_path="none"), predict, clip),
     "tokenizer, image": (lambda: tokenizer(pixel_path="none"), predict, image),
     "proxy": (lambda: tiny.proxy(PROXY), lambda model, video: model(video), clip),
     "generator": (generator, lambda model, *ids: model(*ids), sequences),
@@ -83,7 +84,7 @@ def test_a_training_forward_is_one_graph(case):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "tokenizer"])
 def test_export_with_a_dynamic_batch(case):
     make_model, function, inputs = CASES[case]
     model, batch = make_model(), torch.export.Dim("batch", min=1, max=1024)

@@ -1,10 +1,14 @@
 """Transformer layers and stacks: over the places of a slice, over the slices of a place, and over single tokens.
 
 Letters: B batch, t h w latent grid, D width, M places. A stack gives the un-normed outputs of all its layers;
-`norm_out` is for callers that read the last one, and is left out where nobody does.
+`norm_out` is for callers that read the last one, and is left out where nobody does. `sizes` of a stack are dim,
+num_heads, head_dim and ff_dim.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +42,7 @@ class Layer(nn.Module):
 
     def __init__(
         self,
-        attention: nn.Module,
+        attention: Callable[..., nn.Module],
         *,
         dim: int,
         num_heads: int,
@@ -47,11 +51,13 @@ class Layer(nn.Module):
         peg: bool = False,
         cross: bool = False,
         num_null_kv: int = 0,
+        **attention_options: Any,
     ):
         super().__init__()
         heads = {"dim": dim, "num_heads": num_heads, "head_dim": head_dim}
+        self_attn = attention(**heads, **attention_options)
         self.peg = PositionConv(dim) if peg else None
-        self.self_attn = attention
+        self.self_attn = self_attn
         self.cross_attn = Attention(**heads, cross=True, num_null_kv=num_null_kv) if cross else None
         self.ff = FeedForward(dim, ff_dim)
 
@@ -67,27 +73,22 @@ class SpatialTransformer(Checkpointed):
         self,
         pattern: str,
         *,
-        dim: int,
-        num_heads: int,
-        head_dim: int,
-        ff_dim: int,
         window_size: int,
         peg: bool = False,
         cross: bool = False,
         num_null_kv: int = 0,
         norm_out: bool = True,
+        **sizes: int,
     ):
         super().__init__()
-        self.head_dim = head_dim
-        heads = {"dim": dim, "num_heads": num_heads, "head_dim": head_dim}
-        full = {"peg": peg, "cross": cross, "num_null_kv": num_null_kv}
+        self.head_dim = sizes["head_dim"]
         self.layers = nn.ModuleList(
-            Layer(WindowAttention(**heads, window_size=window_size), **heads, ff_dim=ff_dim)
+            Layer(WindowAttention, window_size=window_size, **sizes)
             if kind == "w"
-            else Layer(Attention(**heads), **heads, ff_dim=ff_dim, **full)
+            else Layer(Attention, peg=peg, cross=cross, num_null_kv=num_null_kv, **sizes)
             for kind in pattern
         )
-        self.norm_out = Norm(dim) if norm_out else nn.Identity()
+        self.norm_out = Norm(sizes["dim"]) if norm_out else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int], contexts: list[Tensor] | None = None) -> list[Tensor]:
         """x (B, t, h*w, D) -> the output of every layer; layer i cross-attends to contexts[i] (B, N, D)."""
@@ -124,24 +125,11 @@ class TemporalTransformer(Checkpointed):
     takes rows in (h, w, t) order as if they were in (t, h, w) order.
     """
 
-    def __init__(
-        self,
-        pattern: str,
-        *,
-        dim: int,
-        num_heads: int,
-        head_dim: int,
-        ff_dim: int,
-        scrambled_peg: bool = False,
-        norm_out: bool = True,
-    ):
+    def __init__(self, pattern: str, *, scrambled_peg: bool = False, norm_out: bool = True, **sizes: int):
         super().__init__()
-        heads = {"dim": dim, "num_heads": num_heads, "head_dim": head_dim}
         self.scrambled_peg = scrambled_peg
-        self.layers = nn.ModuleList(
-            Layer(Attention(**heads, causal=True), **heads, ff_dim=ff_dim, peg=True) for _ in pattern
-        )
-        self.norm_out = Norm(dim) if norm_out else nn.Identity()
+        self.layers = nn.ModuleList(Layer(Attention, peg=True, causal=True, **sizes) for _ in pattern)
+        self.norm_out = Norm(sizes["dim"]) if norm_out else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> list[Tensor]:
         """x (B, h*w, t, D) -> the output of every layer."""
@@ -165,23 +153,10 @@ class TemporalTransformer(Checkpointed):
 class PlaceTransformer(Checkpointed):
     """Layers over single tokens, one per place of the grid; each may look at its own place's context, nowhere else."""
 
-    def __init__(
-        self,
-        pattern: str,
-        *,
-        dim: int,
-        num_heads: int,
-        head_dim: int,
-        ff_dim: int,
-        cross: bool = False,
-        norm_out: bool = True,
-    ):
+    def __init__(self, pattern: str, *, cross: bool = False, norm_out: bool = True, **sizes: int):
         super().__init__()
-        heads = {"dim": dim, "num_heads": num_heads, "head_dim": head_dim}
-        self.layers = nn.ModuleList(
-            Layer(SingleTokenAttention(**heads), **heads, ff_dim=ff_dim, cross=cross) for _ in pattern
-        )
-        self.norm_out = Norm(dim) if norm_out else nn.Identity()
+        self.layers = nn.ModuleList(Layer(SingleTokenAttention, cross=cross, **sizes) for _ in pattern)
+        self.norm_out = Norm(sizes["dim"]) if norm_out else nn.Identity()
 
     def forward(self, x: Tensor, contexts: list[Tensor] | None = None) -> list[Tensor]:
         """x (B, M, D), contexts[i] (B, M, t, D) -> the output of every layer."""
