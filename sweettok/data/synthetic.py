@@ -139,9 +139,7 @@ MOTIONS = {
         ("outwards", "out"),
     ),
     "shrink": Motion(
-        lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)),
-        ("shrinks", "contracts", "dwindles"),
-        ("inwards", "in"),
+        lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)), ("shrinks", "contracts", "dwindles"), ("inwards", "in")
     ),
 }
 CLASSES = tuple(MOTIONS)

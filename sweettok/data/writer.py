@@ -15,11 +15,7 @@ CRF = "16"
 
 
 def write_video(
-    path: str | Path,
-    frames: Tensor | Iterable[Tensor],
-    fps: float,
-    lossless: bool = False,
-    full_chroma: bool = False,
+    path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, lossless: bool = False, full_chroma: bool = False
 ) -> None:
     """Write a video file of exactly the size of the frames at `fps`, without sound.
 
