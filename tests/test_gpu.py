@@ -10,9 +10,9 @@ from sweettok.train.loop import Clock, train_step
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-def batches_of(task, pin: bool = False):
+def batches_of(task, count: int = 4, pin: bool = False):
     """The same batch again and again, which is read before the first step."""
-    batch = first_batch(task)
+    batch = first_batch(task, count)
     if pin:
         batch = {name: value.pin_memory() if torch.is_tensor(value) else value for name, value in batch.items()}
     while True:
@@ -25,12 +25,12 @@ def test_no_step_waits_for_the_device(runs, stage):
     run = config_of(runs, stage, "train.log_every=100", "train.micro_batch_size=2", "train.global_batch_size=4")
     task = make_task(build_task, run)
     session, _ = begin(task, run)
-    batches = batches_of(task)
+    batches = batches_of(task, count=2)
     next(batches)
 
     def step():
         train_step(session, batches, Clock())
-        session.health.look(wait=False)
+        session.monitor.check(wait=False)
 
     step()  # what is looked up once
     with HostWaits() as counter:
@@ -54,7 +54,7 @@ def test_three_steps_on_a_gpu(runs, stage, precision):
         torch.cuda.set_sync_debug_mode("error" if number else "default")
         try:
             reports.append(train_step(session, batches, Clock()))
-            session.health.look(wait=False)
+            session.monitor.check(wait=False)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     for report in reports:

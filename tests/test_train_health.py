@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from stages import STAGES, build_task, config_of, first_batch, snapshot
 from stages import begin as begin_stage
+from stages import build_task, config_of, snapshot
 from test_train_loop import begin, log_lines
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -193,21 +193,6 @@ def test_quiet_steps_do_not_wait(tmp_path, monkeypatch):
     assert waits_of(monkeypatch, steps) == Counter()
     scalar = torch.ones(())
     assert waits_of(monkeypatch, lambda: [scalar.item(), bool(scalar), scalar.tolist()]).total() >= 3
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_quiet_steps_of_the_stages_do_not_wait(runs, monkeypatch, stage):
-    task = build_task(config_of(runs, stage))
-    session, _ = begin_stage(task, task.run)
-    batch = first_batch(task)
-
-    def steps():
-        for _ in range(2):
-            train_step(session, iter([batch]), Clock())
-            session.monitor.check(wait=False)
-
-    steps()  # what is looked up once
-    assert waits_of(monkeypatch, steps) == Counter()
 
 
 def test_tasks_without_problems_have_none(tmp_path):

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sweettok.cli.main import main
 from sweettok.stages import build_task, load_config
 from sweettok.stages import plan as planning
-from sweettok.stages.plan import DryRun, plan, task_modules
+from sweettok.stages.plan import DryRun, plan
 from sweettok.train.step import Clock, train_step
 
 CONFIGS = sorted(
@@ -100,7 +100,7 @@ def test_a_plan_is_that_of_a_real_step(runs, fresh_accelerator, monkeypatch, sta
     moments = [value for state in states for name, value in state.items() if name != "step"]
     assert planned.memory["moments"] == sum(value.nbytes for value in moments)
     assert planned.memory["average"] == sum(value.nbytes for value in session.state.ema.shadow.values())
-    frozen = {id(p): p.numel() for module in task_modules(task) for p in module.parameters() if not p.requires_grad}
+    frozen = {id(p): p.numel() for module in task.modules for p in module.parameters() if not p.requires_grad}
     assert planned.frozen == sum(frozen.values())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,31 +16,27 @@ from pathlib import Path
 import torch
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from sweettok.layers.norm import Norm
 from sweettok.stages import STAGES
-from sweettok.stages.inputs import Inputs, SizesOnly
+from sweettok.stages.inputs import SizesOnly
 from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.train.config import RunConfig
 from sweettok.train.session import BatchShare
-from sweettok.train.task import Task
 
 RESERVE = 0.1  # share of a device's memory for its runtime and what its allocator cannot use
 NORMS = (nn.LayerNorm, nn.RMSNorm, Norm)
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-aten = torch.ops.aten
+attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 # Attention on CPUs, which torch's own registry leaves out.
 FLOPS = flop_registry | {
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        q.shape, k.shape, v.shape
-    ),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(
-        grad.shape, q.shape, k.shape, v.shape
-    ),
+    attention: lambda *qkv, **_: sdpa_flop_count(*(x.shape for x in qkv[:3])),
+    attention_backward: lambda *grad_qkv, **_: sdpa_backward_flop_count(*(x.shape for x in grad_qkv[:4])),
 }
 
 
@@ -71,24 +67,6 @@ class Plan:
     def bytes(self) -> int:
         return sum(self.memory.values())
 
-    def summary(self, name: str) -> str:
-        """The plan as lines to read."""
-        share, billions = self.share, lambda sizes, unit: ", ".join(f"{k} {v / unit:,.2f}" for k, v in sizes.items())
-        epochs = f"{self.epochs:,.1f} epochs" if self.epochs is not None else "epochs unknown"
-        rows = {
-            "steps": f"{self.steps:,} of {share.global_batch:,} clips: {self.devices} devices x {share.micro_batches} "
-            f"micro-batches x {share.micro_batch} clips",
-            "data": f"{self.clips:,} clips ({epochs}), {self.clips * self.tokens_per_clip:.4g} tokens "
-            f"({self.tokens_per_clip:,} a clip)",
-            "trained": f"millions of parameters: {billions(self.trained, 1e6)}",
-            "frozen": f"millions of parameters: {self.frozen / 1e6:,.2f}",
-            "compute": f"{self.flops / 1e12:,.4g} TFLOP a step, {self.flops / share.global_batch / 1e12:,.4g} a clip, "
-            f"{self.flops * self.steps:.3g} FLOP in all",
-            "memory": f"{self.bytes / 1e9:,.2f} GB a device: {billions(self.memory, 1e9)}",
-        }
-        lines = [f"{name}: {self.stage}", *(f"  {label:8} {text}" for label, text in rows.items())]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
 
 def plan(
     run: RunConfig,
@@ -107,7 +85,10 @@ def plan(
     Raises:
         ValueError: a batch does not divide, the stage cannot be sharded, or nothing fits.
     """
-    share, inputs = BatchShare.of(run.train, devices, 0), SizesOnly(saved_models(others))
+    models = {
+        Path(other.train.output_dir) / "final": partial(STAGES[other.stage].saved_model, other) for other in others
+    }
+    share, inputs = BatchShare.of(run.train, devices, 0), SizesOnly(models)
     with FakeTensorMode(allow_non_fake_inputs=True), CostMode() as mode:
         dry = DryRun(run, inputs, mode, devices, sharded)
         if memory is not None:
@@ -131,11 +112,6 @@ def plan(
     )
 
 
-def saved_models(runs: Sequence[RunConfig]) -> dict[Path, Callable[[Inputs], nn.Module]]:
-    """The folder of each run's result -> what makes the model that will be saved there."""
-    return {Path(run.train.output_dir) / "final": partial(STAGES[run.stage].saved_model, run) for run in runs}
-
-
 def largest_batch(dry: DryRun, share: BatchShare, room: float) -> int:
     """The largest micro-batch that divides a device's clips and fits into `room` bytes. ValueError if none does."""
     clips = share.micro_batch * share.micro_batches
@@ -155,10 +131,7 @@ def largest_batch(dry: DryRun, share: BatchShare, room: float) -> int:
 
 
 class CostMode(TorchDispatchMode):
-    """Counts FLOPs, and the bytes of the tensors that operations create while they exist.
-
-    Where an operation asks for the values of a fake tensor, they are taken to be zeros.
-    """
+    """Counts FLOPs, and the bytes of the tensors that operations create while they exist."""
 
     def __init__(self):
         super().__init__()
@@ -166,13 +139,8 @@ class CostMode(TorchDispatchMode):
         self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if isinstance(args[0] if args else None, FakeTensor):
-            if func is aten._local_scalar_dense.default:
-                return 0.0 if args[0].dtype.is_floating_point else 0
-            if func is aten.nonzero.default:
-                return args[0].new_empty(0, args[0].ndim, dtype=torch.long)
-            if func is aten.index.Tensor and args[1][0].dtype == torch.bool:
-                return args[0][:0]
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return False  # the values that initialisation looks at
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func.overloadpacket in FLOPS:
@@ -212,7 +180,7 @@ class DryRun:
         self.run, self.mode, self.devices, self.sharded = run, mode, devices, sharded
         self.task = STAGES[run.stage](run, inputs)
         groups = self.task.trained
-        self.modules = task_modules(self.task)
+        self.modules = self.task.modules
         for part in (part for module in self.modules for part in module.modules()):
             if isinstance(part, LanguageCodebook) and not part.training:
                 part()  # once for all steps
@@ -221,7 +189,7 @@ class DryRun:
         held = {id(value): value for module in self.modules for value in (*module.parameters(), *module.buffers())}
         held = [value for key, value in held.items() if key not in updated]
         self.frozen = sum(value.numel() for value in held if isinstance(value, nn.Parameter))
-        self.frozen_bytes = sum(map(nbytes, held))
+        self.frozen_bytes = sum(value.nbytes for value in held)
         self.dtype = PRECISIONS[run.train.mixed_precision]
         self.units = self._units() if sharded else []
         for group in groups.values():
@@ -239,7 +207,7 @@ class DryRun:
         flops, activations = self.step(share)
         weights, part = 4 * sum(self.trained.values()), self.devices if self.sharded else 1
         state = self.task.model.state_dict().values()
-        average = sum(4 * value.numel() if value.dtype.is_floating_point else nbytes(value) for value in state)
+        average = sum(4 * value.numel() if value.dtype.is_floating_point else value.nbytes for value in state)
         memory = {
             "weights": weights // part,
             "gradients": weights // part,
@@ -279,15 +247,5 @@ class DryRun:
         """Whole weights: those outside the blocks and of two blocks, and gradients of the former and of one block."""
         inside = {id(param) for block in self.units for param in block.parameters()}
         (group,) = self.task.trained.values()
-        rest = sum(nbytes(param) for param in group.module.parameters() if id(param) not in inside)
-        return 2 * rest + 3 * max(sum(map(nbytes, block.parameters())) for block in self.units)
-
-
-def task_modules(task: Task) -> list[nn.Module]:
-    """The modules that a task moves to its device."""
-    own = [value for value in vars(task).values() if isinstance(value, nn.Module)]
-    return [*own, *(group.module for group in task.trained.values())]
-
-
-def nbytes(value: Tensor) -> int:
-    return value.numel() * value.element_size()
+        rest = sum(param.nbytes for param in group.module.parameters() if id(param) not in inside)
+        return 2 * rest + 3 * max(sum(param.nbytes for param in block.parameters()) for block in self.units)

@@ -108,10 +108,15 @@ class Task(ABC):
     train_dataset: Dataset
     validation_dataset: Dataset | None = None
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that are attributes of this task, and the trained ones."""
+        own = [value for value in vars(self).values() if isinstance(value, nn.Module)]
+        return [*own, *(trained.module for trained in self.trained.values())]
+
     def to(self, device: torch.device) -> None:
-        """Move every module that is an attribute, and the trained ones, except those that are sharded already."""
-        modules = [value for value in vars(self).values() if isinstance(value, nn.Module)]
-        for module in [*modules, *(trained.module for trained in self.trained.values())]:
+        """Move all modules; what is sharded is on its device already."""
+        for module in self.modules:
             if not isinstance(module, FSDPModule):
                 module.to(device)
 
