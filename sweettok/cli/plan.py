@@ -53,14 +53,14 @@ def summary(name: str, planned: Plan) -> str:
     share, billions = planned.share, lambda sizes, unit: ", ".join(f"{k} {v / unit:,.2f}" for k, v in sizes.items())
     epochs = f"{planned.epochs:,.1f} epochs" if planned.epochs is not None else "epochs unknown"
     rows = {
-        "steps": f"{planned.steps:,} of {share.global_batch:,} clips: {planned.devices} devices x {share.micro_batches} "
-        f"micro-batches x {share.micro_batch} clips",
+        "steps": f"{planned.steps:,} of {share.global_batch:,} clips: {planned.devices} devices "
+        f"x {share.micro_batches} micro-batches x {share.micro_batch} clips",
         "data": f"{planned.clips:,} clips ({epochs}), {planned.clips * planned.tokens_per_clip:.4g} tokens "
         f"({planned.tokens_per_clip:,} a clip)",
         "trained": f"millions of parameters: {billions(planned.trained, 1e6)}",
         "frozen": f"millions of parameters: {planned.frozen / 1e6:,.2f}",
-        "compute": f"{planned.flops / 1e12:,.4g} TFLOP a step, {planned.flops / share.global_batch / 1e12:,.4g} a clip, "
-        f"{planned.flops * planned.steps:.3g} FLOP in all",
+        "compute": f"{planned.flops / 1e12:,.4g} TFLOP a step, "
+        f"{planned.flops / share.global_batch / 1e12:,.4g} a clip, {planned.flops * planned.steps:.3g} FLOP in all",
         "memory": f"{planned.bytes / 1e9:,.2f} GB a device: {billions(planned.memory, 1e9)}",
     }
     lines = [f"{name}: {planned.stage}", *(f"  {label:8} {text}" for label, text in rows.items())]

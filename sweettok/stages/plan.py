@@ -31,12 +31,13 @@ from sweettok.train.session import BatchShare
 RESERVE = 0.1  # share of a device's memory for its runtime and what its allocator cannot use
 NORMS = (nn.LayerNorm, nn.RMSNorm, Norm)
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+aten = torch.ops.aten
 # Attention on CPUs, which torch's own registry leaves out.
 FLOPS = flop_registry | {
-    attention: lambda *qkv, **_: sdpa_flop_count(*(x.shape for x in qkv[:3])),
-    attention_backward: lambda *grad_qkv, **_: sdpa_backward_flop_count(*(x.shape for x in grad_qkv[:4])),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*(x.shape for x in qkv[:3])),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *grad, **_: sdpa_backward_flop_count(
+        *(x.shape for x in grad[:4])
+    ),
 }
 
 
@@ -124,8 +125,7 @@ def largest_batch(dry: DryRun, share: BatchShare, room: float) -> int:
     if not fitting:
         raise ValueError(
             f"not even one clip fits: it needs {needed(1) / 1e9:.1f} GB, and {room / 1e9:.1f} GB are left for it; try "
-            "train.gradient_checkpointing=true, train.mixed_precision=bf16, more devices with --sharded, or a smaller "
-            "model"
+            "train.gradient_checkpointing=true, train.mixed_precision=bf16, or more devices with --sharded"
         )
     return sizes[fitting - 1]
 
@@ -139,8 +139,8 @@ class CostMode(TorchDispatchMode):
         self.sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return False  # the values that initialisation looks at
+        if func is aten._local_scalar_dense.default:
+            return False  # a value that initialisation looks at
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func.overloadpacket in FLOPS:
@@ -157,9 +157,9 @@ class CostMode(TorchDispatchMode):
             self.sizes[key] = storage.nbytes()
             self.now += self.sizes[key]
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._leave, key)
+            weakref.finalize(storage, self.leave, key)
 
-    def _leave(self, key: int) -> None:
+    def leave(self, key: int) -> None:
         self.now -= self.sizes.pop(key)
 
     def reset(self) -> None:
