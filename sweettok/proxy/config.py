@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from sweettok.config import choice, pattern, positive
 from sweettok.data.preprocess import Preprocessing
@@ -33,22 +34,22 @@ class BlockConfig:
         return int(self.dim * self.ff_mult * 2 / 3)
 
     @property
-    def heads(self) -> dict[str, int]:
+    def heads(self) -> dict[str, Any]:
         """Arguments of an attention layer of `sweettok.layers`."""
         return {"dim": self.dim, "num_heads": self.num_heads, "head_dim": self.head_dim}
 
     @property
-    def layer(self) -> dict[str, int]:
+    def layer(self) -> dict[str, Any]:
         """Arguments of a stack of layers."""
         return {**self.heads, "ff_dim": self.ff_dim}
 
     @property
-    def spatial(self) -> dict[str, int]:
+    def spatial(self) -> dict[str, Any]:
         """Arguments of a SpatialTransformer."""
         return {**self.layer, "window_size": self.window_size}
 
     @property
-    def temporal(self) -> dict[str, int]:
+    def temporal(self) -> dict[str, Any]:
         """Arguments of a TemporalTransformer."""
         return {**self.layer, "scrambled_peg": self.temporal_peg == "scrambled"}
 
