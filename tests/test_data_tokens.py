@@ -235,6 +235,16 @@ def test_other_clips_are_refused(tmp_path):
         ShardWriter(tmp_path / "new", manifest(), others, LABELS)
 
 
+def test_labels_beyond_the_classes_are_refused(tmp_path):
+    """Training does not look at them again, which would wait for the device."""
+    write(tmp_path, manifest())
+    path = tmp_path / "manifest.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({**about, "num_classes": max(LABELS), "class_names": None}))
+    with pytest.raises(ValueError, match=f"has label {max(LABELS)}; this manifest's classes are 0..{max(LABELS) - 1}"):
+        TokenDataset(tmp_path)
+
+
 def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "clips.txt").write_text("mine\n")
     with pytest.raises(ValueError, match="clips.txt is missing, or not the list of the clips of these tokens"):
