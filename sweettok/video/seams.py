@@ -1,4 +1,4 @@
-"""Seams: how much more a decoded long video jumps where one clip goes over into the next than inside clips.
+"""Seams: how much more a decoded long video changes where one clip fades into the next than inside clips.
 
 Letters: T frames, H W pixels. All values are grey levels of 255, mean absolute difference over pixels and channels.
 """
@@ -17,16 +17,16 @@ def seam_metric(video: Tensor, chunks: ChunkMap, reference: Tensor | None = None
         d[t] = mean |video[t + 1] - video[t]|, less that of the reference where it is given
         seam_metric = mean of d over the seams - mean of d over all other pairs of frames
 
-    A seam is the run of `overlap + 1` pairs of frames over which one clip goes over into the next. A constant video has
-    0, and so has one of a single clip; without a reference, motion that happens to be quicker at the seams counts too.
-    The reference may have another size. Raises ValueError for videos of another length than the map's.
+    A seam is the run of `overlap + 1` pairs of frames over which one clip fades into the next. A constant video has 0,
+    and so has one of a single clip. Without a reference, faster motion at the seams counts too. The reference may have
+    another size. Raises ValueError for videos of another length than the map's.
     """
     steps = FrameSteps(video).values
     return seam_excess(steps, chunks, None if reference is None else FrameSteps(reference).values)
 
 
 class FrameSteps:
-    """d[t] of a video whose blocks (3, n, H, W) come one after the other; it keeps one frame."""
+    """d[t] of a video that is added in consecutive blocks (3, n, H, W); keeps one frame in memory."""
 
     def __init__(self, *blocks: Tensor):
         self._steps = [torch.zeros(0, dtype=torch.float64)]
@@ -49,9 +49,9 @@ class FrameSteps:
 
 def seam_excess(steps: Tensor, chunks: ChunkMap, reference: Tensor | None = None) -> float:
     """`seam_metric` from the `FrameSteps` (T - 1,) of the video and of the reference."""
-    for told in (steps, *([] if reference is None else [reference])):
-        if len(told) != chunks.num_frames - 1:
-            raise ValueError(f"the chunk map is of {chunks.num_frames} frames, the video has {len(told) + 1}")
+    for given in (steps, *([] if reference is None else [reference])):
+        if len(given) != chunks.num_frames - 1:
+            raise ValueError(f"the chunk map is of {chunks.num_frames} frames, the video has {len(given) + 1}")
     if reference is not None:
         steps = steps - reference
     at_seam = seam_places(chunks)
@@ -60,7 +60,7 @@ def seam_excess(steps: Tensor, chunks: ChunkMap, reference: Tensor | None = None
 
 
 def seam_places(chunks: ChunkMap) -> Tensor:
-    """(T - 1,) bool: whether frames t and t + 1 are on different sides of, or in, the crossing of two clips."""
+    """(T - 1,) bool: whether the pair of frames t and t + 1 belongs to a seam."""
     places = torch.zeros(chunks.num_frames - 1, dtype=torch.bool)
     for joint in chunks.joints[1:]:
         places[joint - 1 : joint + chunks.overlap] = True
