@@ -124,7 +124,7 @@ def test_more_places_than_the_block(model):
         model.transformer(torch.zeros(1, model.sequence.block_size + 1, dtype=torch.long))
 
 
-def test_initial_logits_tell_nothing():
+def test_initial_logits_are_nearly_even():
     """Fresh weights give a loss near that of guessing evenly."""
     torch.manual_seed(0)
     model = Generator(GeneratorConfig(dim=64, num_layers=2, num_heads=4, layout=SMALL, num_classes=3))
@@ -227,7 +227,7 @@ def test_guidance_schedules():
 
 
 def test_a_forward_pass_for_each_word_and_no_more(model, monkeypatch):
-    """Separators ride along; what was read is not read again."""
+    """Separators are read with the words before them, and nothing is read twice."""
     read = []
     forward = model.transformer.forward
     monkeypatch.setattr(model.transformer, "forward", lambda ids, cache: read.append(ids.shape) or forward(ids, cache))
@@ -305,7 +305,7 @@ def test_class_names(model):
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         ({"labels": ["swim"]}, "no class 'swim'; this generator's classes are run, walk, fly"),
         ({"labels": [3]}, "0..2 for each clip; got class 3"),
@@ -324,8 +324,8 @@ def test_class_names(model):
         ({"labels": [0], "cfg_schedule": "cubic"}, "cfg_schedule must be one of constant, linear"),
     ],
 )
-def test_what_cannot_be_sampled(model, call, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_sampled(model, call, message):
+    with pytest.raises(ValueError, match=message):
         model.sample(**call)
 
 
@@ -345,7 +345,7 @@ def test_frame_prediction_needs_what_is_given():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"layout": None}, "must be known"),
         ({"num_classes": None}, "must be known"),
@@ -355,8 +355,8 @@ def test_frame_prediction_needs_what_is_given():
         ({"given_frames": 5}, "classes or on given frames"),
     ],
 )
-def test_generators_that_make_no_sense(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_generators_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
         make(**changes)
 
 

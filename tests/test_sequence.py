@@ -105,7 +105,7 @@ def test_prompts():
 
 
 @pytest.mark.parametrize(
-    ("kind", "condition", "told"),
+    ("kind", "condition", "message"),
     [
         ({"num_classes": 3}, None, "takes classes; got none"),
         ({"num_classes": 3}, torch.tensor([3]), "0..2 for each clip; got class 3"),
@@ -118,8 +118,8 @@ def test_prompts():
         ({"given_clip": True}, torch.zeros(1, SMALL.length), "is no noun"),
     ],
 )
-def test_a_wrong_condition_is_refused(kind, condition, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_wrong_condition_is_refused(kind, condition, message):
+    with pytest.raises(ValueError, match=message):
         SequenceLayout(SMALL, **kind).prompt(condition)
 
 
