@@ -70,8 +70,8 @@ def test_only_whole_reports_are_read(tmp_path):
     path = write(tmp_path / "a.json")
     assert read_report(path)["kind"] == "rfvd"
     for change, message in (
-        (lambda r: r["protocol"].update(stride=2), "does not have the hash"),
-        (lambda r: r["protocol"].pop("stride"), "does not have the hash|missing"),
+        (lambda r: r["protocol"].update(stride=2), "does not match"),
+        (lambda r: r["protocol"].pop("stride"), "does not match|missing"),
         (lambda r: r["protocol"].update(colour="red"), "colour"),
         (lambda r: r.update(format=1), "format is 1, this version reads 3; measure again"),
         (lambda r: r.pop("results"), "it has no entry 'results'"),
@@ -114,7 +114,7 @@ def test_a_table_names_reports_that_it_skips(tmp_path, capsys):
     (tmp_path / "a.json").unlink()
     assert main(["eval", "table", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "no reports of `sweettok eval` in it; " in error and "format is 2" in error and error.count("\n") == 1
+    assert "holds no reports of `sweettok eval`; " in error and "format is 2" in error and error.count("\n") == 1
 
 
 def test_a_plot_does_not_replace_other_files(tmp_path, capsys):

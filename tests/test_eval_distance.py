@@ -9,6 +9,7 @@ import torch
 from sweettok.data.lists import ClipList
 from sweettok.eval import frechet_distance
 from sweettok.eval.cache import RealCache
+from sweettok.eval.pipeline import Options
 from sweettok.eval.distance import half, measure
 from sweettok.eval.protocol import PRESETS
 
@@ -60,11 +61,11 @@ def test_bootstrap():
 
 
 def test_bootstrap_intervals_are_of_distances():
-    """Percentiles of at least 20 redrawn distances are not negative, as `value - 1.96 deviations` can be."""
+    """Percentiles of at least 20 resampled distances are not negative, as `value - 1.96 deviations` can be."""
     a = features(0, 4)
     for repeats in (1, 19, -1):
         with pytest.raises(ValueError, match=f"bootstrap must be 0 .no interval., or at least 20 .*got {repeats}"):
-            measure(a, a, EXACT, bootstrap=repeats)
+            Options(bootstrap=repeats)
     found = measure(a, a, EXACT, bootstrap=20)
     low, high = found["bootstrap"]["interval95"]
     assert found["value"] - 1.96 * found["bootstrap"]["std"] < 0

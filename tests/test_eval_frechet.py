@@ -72,8 +72,8 @@ def test_inputs_are_left_alone_and_a_second_call_agrees():
 @pytest.mark.parametrize(
     ("real", "fake", "settings", "message"),
     [
-        (sample(0, 1, 4), sample(1, 3, 4), {}, "at least 2 samples a side, got 1 real"),
-        (sample(0, 3, 4), FeatureStats(), {}, "at least 2 samples a side, got 0 fake"),
+        (sample(0, 1, 4), sample(1, 3, 4), {}, "at least 2 samples per side, got 1 real"),
+        (sample(0, 3, 4), FeatureStats(), {}, "at least 2 samples per side, got 0 fake"),
         (sample(0, 3, 4), sample(1, 3, 5), {}, "real features are 4 wide and fake features 5"),
         (sample(0, 3, 4)[0], sample(1, 3, 4), {}, "real features must be a float matrix"),
         (np.full((3, 4), np.nan), sample(1, 3, 4), {}, "real features hold values that are not finite"),

@@ -147,7 +147,7 @@ def test_a_report_notes_what_the_data_do_not_have(folder, tmp_path, means, capsy
     )
     assert code == 0 and report["protocol"]["height"] == 128
     notes = " ".join(report["notes"])
-    assert "asks for num_real 2048, here it is 8" in notes and "codec mp4, here it is none" in notes
+    assert "num_real 2048, the data 8" in notes and "codec mp4, the data none" in notes
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_bad_input_is_named(folder, tmp_path, means, capsys, monkeypatch, argume
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("num_real=1", "2 clips of each side, there is 1"),
+        ("num_real=1", "2 clips per side, there is 1"),
         ("frames=1", "1 frames, the detector needs at least 2"),
     ],
 )

@@ -236,11 +236,11 @@ def test_the_cache_serves_without_a_connection(hub, monkeypatch, tmp_path):
         assert same(ProxyTokenizer.from_pretrained("me/model", cache_dir=cache), tiny.proxy())
     before = len(hub.requests)
     assert same(ProxyTokenizer.from_pretrained("me/model", local_files_only=True), tiny.proxy())
-    with pytest.raises(FileNotFoundError, match="^me/other is no folder.* was not asked: download"):
+    with pytest.raises(FileNotFoundError, match="^me/other is not a folder.* was not contacted: download"):
         ProxyTokenizer.from_pretrained("me/other", local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert same(ProxyTokenizer.from_pretrained("me/model", cache_dir=tmp_path / "elsewhere"), tiny.proxy())
-    absent = r"^me/other is no folder, its config.json is not in the cache, and the Hub cannot be reached or [^\n]*$"
+    absent = r"^me/other is not a folder, its config.json is not in the cache, and the Hub cannot be reached or [^\n]*$"
     with pytest.raises(FileNotFoundError, match=absent):
         ProxyTokenizer.from_pretrained("me/other")
     with pytest.raises(OSError, match=r"^me/model: the Hub cannot be used: [^\n]*$"):

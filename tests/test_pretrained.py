@@ -9,7 +9,7 @@ import torch
 
 import sweettok
 from sweettok import ProxyTokenizer, SweetTok
-from sweettok.data.preprocess import Preprocessing
+from sweettok.hub import pretrained
 from sweettok.hub.pretrained import FORMAT
 from sweettok.store import sha256
 
@@ -100,53 +100,25 @@ def test_another_model(folder):
         ProxyTokenizer.from_pretrained(folder)
 
 
-# ----------------------------------------------------------------------------------------------------------- formats
+def test_older_formats_are_migrated(folder, monkeypatch):
+    """An entry of the list changes the configuration and the tensors of a folder of the format before it."""
 
+    def migrate(saved, tensors):
+        saved["config"]["pixel_path"] = saved["config"].pop("pixels")
+        tensors[name].neg_()
 
-@torch.no_grad()
-def test_format_1_loads(tmp_path):
-    """A folder as format 1 had it, its tensors written byte by byte."""
-    model = tiny.proxy()
-    tensors, header, content = model.state_dict(), {}, b""
-    for name, tensor in tensors.items():
-        data = tensor.numpy().tobytes()
-        header[name] = {
-            "dtype": {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype], "shape": list(tensor.shape),
-            "data_offsets": [len(content), len(content) + len(data)],
-        }  # fmt: skip
-        content += data
-    written = json.dumps(header).encode()
-    written += b" " * (-len(written) % 8)
-    (tmp_path / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + content)
-    block = {
-        "dim": 20, "num_heads": 2, "head_dim": 8, "ff_mult": 2.0, "window_size": 2, "temporal_peg": "scrambled",
-    }  # fmt: skip
-    config = {
-        "num_frames": 9, "height": 16, "width": 16, "patch_size": 4, "temporal_patch_size": 4, "block": block,
-        "encoder_spatial": "tw", "encoder_temporal": "tt", "decoder_temporal": "tt", "decoder_spatial": "tt",
-        "num_codes": 32, "code_dim": 4,
-    }  # fmt: skip
-    about = {"model": "ProxyTokenizer", "format": 1, "config": config, "assets": {}}
-    (tmp_path / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-
-    again = ProxyTokenizer.from_pretrained(tmp_path)
-    codes = model.encode(tiny.clip())
-    assert again.config == model.config
-    assert torch.equal(again.encode(tiny.clip()), codes) and torch.equal(again.decode(codes), model.decode(codes))
-    again.save_pretrained(tmp_path)
-    about = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    assert about["format"] == FORMAT and about["weights_sha256"] == sha256(tmp_path / "model.safetensors")
-    assert torch.equal(ProxyTokenizer.from_pretrained(tmp_path).decode(codes), model.decode(codes))
-
-
-def test_format_2_loads(folder):
-    """It did not record how clips are made from files; what ids depend on is the same."""
+    model = SweetTok.from_pretrained(folder)
+    name, weight = next(iter(model.named_parameters()))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-    del config["preprocessing"], config["proxy"]["preprocessing"]
-    rewrite(folder, format=2, config=config)
+    config["pixels"] = config.pop("pixel_path")
+    rewrite(folder, config=config)
+    monkeypatch.setattr(pretrained, "MIGRATIONS", [migrate])
+    monkeypatch.setattr(pretrained, "FORMAT", 2)
     again = SweetTok.from_pretrained(folder)
-    assert again.config.preprocessing == Preprocessing("stretch", "center", 1, "repeat")
-    assert again.ids_hash() == tiny.tokenizer(tiny.tokenizer_config(preprocessing=Preprocessing("crop"))).ids_hash()
+    assert again.config == model.config and torch.equal(again.state_dict()[name], -weight)
+    again.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["format"] == 2
+    assert torch.equal(SweetTok.from_pretrained(folder).state_dict()[name], -weight)
 
 
 def test_newer_formats(folder):
@@ -161,7 +133,7 @@ def test_newer_formats(folder):
 @pytest.mark.parametrize("version", [None, "2", 0, True, -1, 1.0])
 def test_formats_that_never_were(folder, version):
     rewrite(folder, format=version)
-    with pytest.raises(ValueError, match=r"tok is in format .*, expected one of 1 to \d$"):
+    with pytest.raises(ValueError, match=r"tok is in format .*, expected a whole number of at least 1$"):
         SweetTok.from_pretrained(folder)
 
 
@@ -179,9 +151,6 @@ def flipped(path):
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     return bytes(content)
-
-
-# ---------------------------------------------------------------------------------------------------------- training
 
 
 def test_facts_of_the_training_stay_with_the_weights(tmp_path):

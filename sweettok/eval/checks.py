@@ -1,4 +1,4 @@
-"""Statistics of the pixels of both sides: a wrong range, order of channels or speed becomes a note in the report."""
+"""Pixel statistics of real and fake clips; a wrong value range, channel order or speed becomes a note in the report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEVELS = 40  # by how many grey levels the means of two sides may differ
-RATIO = 2.0  # by how much their motion may differ
-MARGIN = 1.2  # by how much the error may exceed that of another order of channels or frames
+LEVELS = 40  # largest difference of mean colours, in grey levels
+RATIO = 2.0  # largest ratio of motion
+MARGIN = 1.2  # largest ratio of the error to that of another order of channels or frames
 OTHER_ORDERS = {
     "the error is smaller with red and blue exchanged: are the reconstructions BGR?": 1,
     "the error is smaller with the frames in reverse order: is time reversed?": 2,
@@ -18,10 +18,10 @@ OTHER_ORDERS = {
 
 
 def pixel_facts(frames: Tensor) -> list[dict[str, Any]]:
-    """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> for each clip what `pixel_summary` needs.
+    """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> statistics of each clip, for `pixel_summary`.
 
-    Extreme values; the sum of each channel and the number of its values; sum and number of absolute differences
-    between successive frames; whether the clip ends in a black frame, as padded ones do.
+    Minimum and maximum; sum and number of values per channel; sum and number of absolute differences between
+    successive frames; whether the last frame is black, as in padded clips.
     """
     whole = not frames.dtype.is_floating_point
     dtype = torch.int64 if whole else torch.float64
@@ -39,7 +39,7 @@ def pixel_facts(frames: Tensor) -> list[dict[str, Any]]:
 
 
 def pixel_summary(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Extremes, mean of red, green and blue, mean change from frame to frame, in [0, 255]; and clips ending black."""
+    """Minimum, maximum, mean colour, mean change between frames, all in [0, 255]; number of clips that end black."""
     total = {name: sum(clip[name] for clip in clips) for name in ("values", "steps", "change", "black")}
     channels = zip(*(clip["sum"] for clip in clips), strict=True)
     return {
@@ -52,30 +52,30 @@ def pixel_summary(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def order_errors(real: Tensor, fake: Tensor) -> list[list[int]]:
-    """Squared error of uint8 clips (N, 3, T, H, W) as they are, and in each of OTHER_ORDERS, for each clip."""
+    """Squared errors of each uint8 clip (N, 3, T, H, W): as it is, and with `fake` in each of OTHER_ORDERS."""
     real, fake = real.int(), fake.int()
     orders = [fake, *(fake.flip(dim) for dim in OTHER_ORDERS.values())]
     return torch.stack([(real - other).square().sum((1, 2, 3, 4)) for other in orders], dim=1).tolist()
 
 
 def order_notes(errors: Sequence[Sequence[int]]) -> list[str]:
-    """What looks wrong in the order of channels or frames, from the `order_errors` of all clips."""
+    """Notes on the order of channels or frames, from the `order_errors` of all clips."""
     plain, *others = (sum(column) for column in zip(*errors, strict=True))
     return [note for note, error in zip(OTHER_ORDERS, others, strict=True) if plain > MARGIN * error]
 
 
 def pixel_notes(real: dict[str, Any], fake: dict[str, Any]) -> list[str]:
-    """What looks wrong in the fake clips beside the real ones, from their `pixel_summary`."""
+    """Notes on differences between real and fake clips, from their `pixel_summary`."""
     notes = []
     apart = _distance(real["mean_rgb"], fake["mean_rgb"])
     if apart > LEVELS:
-        notes.append(f"the mean colours of real and fake clips are {apart:.0f} grey levels apart: check their range")
+        notes.append(f"the mean colours of real and fake clips differ by {apart:.0f} grey levels: check their range")
     if apart > 5 and _distance(real["mean_rgb"], fake["mean_rgb"][::-1]) < apart / 3:
         notes.append("the mean colours agree better with red and blue exchanged: are the fake clips BGR?")
     low, high = sorted((real["motion"], fake["motion"]))
     if high > 0.5 and high > RATIO * low:
         which = "real" if real["motion"] > fake["motion"] else "fake"
-        ratio = f"{high / max(low, 1e-9):.1f} times as much from frame to frame"
+        ratio = f"{high / max(low, 1e-9):.1f} times as much between frames"
         notes.append(f"{which} clips change {ratio} as the others: are stride and frame rate equal?")
     if fake["clips_ending_black"] != real["clips_ending_black"]:
         ends = f"{real['clips_ending_black']} real and {fake['clips_ending_black']} fake clips"

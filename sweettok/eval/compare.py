@@ -1,4 +1,4 @@
-"""Reports side by side: two of one protocol, or all of a folder as a table and a plot."""
+"""Comparison of two reports, and a table and a plot of all reports of a folder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from sweettok.eval.metrics import mean_with_interval
-from sweettok.eval.protocol import differing_fields
 from sweettok.eval.report import DISTANCES, SCORES, figures, read_report
 from sweettok.store import write_aside
 
 COLUMNS = ("bits_per_clip", *SCORES, *DISTANCES)
-AXES = {**DISTANCES, "psnr": "PSNR, dB"}  # what a plot can show, best first
+AXES = {**DISTANCES, "psnr": "PSNR, dB"}  # y axes of the plot, in order of preference
 
 
 def compare(first: str | Path, second: str | Path, force: bool = False) -> str:
-    """A table of two reports, with 95% intervals of the differences of mean scores.
+    """A table of two reports and their differences, with 95% intervals of the differences of mean scores.
 
-    Intervals are of paired differences where both reports are of the same clips. ValueError naming the fields in which
-    the protocols differ, unless `force`; then the table shows those fields too.
+    Differences are paired if both reports are of the same clips. Raises ValueError if the protocols differ, unless
+    `force`: then the table also shows the fields that differ.
     """
     one, other = read_report(first), read_report(second)
-    different = [name for name in differing_fields(one["protocol"], other["protocol"]) if name != "name"]
+    protocols = one["protocol"], other["protocol"]
+    different = [name for name in protocols[0] if name != "name" and protocols[0][name] != protocols[1][name]]
     if one["kind"] != other["kind"]:
         raise ValueError(f"{first} is a report of {one['kind']}, {second} of {other['kind']}")
     if different and not force:
@@ -43,7 +43,7 @@ def compare(first: str | Path, second: str | Path, force: bool = False) -> str:
 
 
 def _interval(one: dict[str, Any], other: dict[str, Any], name: str) -> str:
-    """Half width of the 95% interval of the difference of a mean score, as text; empty where there is none."""
+    """Half width of the 95% interval of a difference of mean scores, as text; empty if there is none."""
     sides = [{clip["key"]: clip.get(name) for clip in report["results"].get("clips", [])} for report in (one, other)]
     if name not in SCORES or not all(sides) or None in {*sides[0].values(), *sides[1].values()}:
         return ""
@@ -58,9 +58,9 @@ def _interval(one: dict[str, Any], other: dict[str, Any], name: str) -> str:
 def table(folder: str | Path, plot: str | Path) -> str:
     """All reports of a folder as a Markdown table, and a PNG at `plot` of distance or PSNR against bits per clip.
 
-    Each row has the hash of its protocol: only rows of one hash may be compared. The plot shows the most common
-    protocol, its Frechet distance where all its reports have one, else PSNR. Reports that cannot be read, such as those
-    of an older format, are named and left out. ValueError when the folder holds no reports.
+    Only rows with the same protocol hash may be compared. The plot shows the reports of the most common protocol: their
+    Frechet distances if all have one, else PSNR. Reports of an older format are listed as skipped. Raises ValueError
+    if there are no reports.
     """
     found, skipped = find_reports(Path(folder))
     rows = [["report", "kind", "protocol", "clips", *COLUMNS], ["---"] * 4 + ["---:"] * len(COLUMNS)]
@@ -73,7 +73,7 @@ def table(folder: str | Path, plot: str | Path) -> str:
 
 
 def find_reports(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The reports below a folder by their paths in it, and why others were skipped; other JSON files are ignored."""
+    """Reports below a folder as {path without suffix: report}, and the errors of those that could not be read."""
     found, skipped = {}, []
     for path in sorted(folder.rglob("*.json")):
         try:
@@ -86,12 +86,12 @@ def find_reports(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
             except ValueError as error:
                 skipped.append(str(error))
     if not found:
-        raise ValueError("; ".join([f"{folder}: no reports of `sweettok eval` in it", *skipped]))
+        raise ValueError("; ".join([f"{folder} holds no reports of `sweettok eval`", *skipped]))
     return found, skipped
 
 
 def require_matplotlib() -> None:
-    """ImportError, with what to do, where matplotlib is not installed."""
+    """Raise ImportError if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -99,7 +99,7 @@ def require_matplotlib() -> None:
 
 
 def _plot(found: dict[str, dict[str, Any]], path: str | Path) -> str:
-    """Draw the plot; returns a line that describes it."""
+    """Draw the plot and return a line of text about it."""
     usable = {name: report for name, report in found.items() if figures(report)["bits_per_clip"]}
     if not usable:
         return "no plot: no report has bits per clip"
@@ -108,17 +108,16 @@ def _plot(found: dict[str, dict[str, Any]], path: str | Path) -> str:
     for column, title in AXES.items():
         points = {name: (value["bits_per_clip"], value[column]) for name, value in values.items()}
         if all(value is not None for _, value in points.values()):
-            scatter(path, points, "bits per clip", title)
+            _scatter(path, points, title)
             return f"plot of {column} in {path}: {len(points)} of {len(found)} reports, those of protocol {common[:8]}"
     return "no plot: the reports have neither distances nor PSNR"
 
 
-def scatter(path: str | Path, points: dict[str, tuple[float, float]], xlabel: str, ylabel: str) -> None:
-    """Write a PNG of named points (x, y)."""
+def _scatter(path: str | Path, points: dict[str, tuple[float, float]], title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+    axes = figure.add_subplot(xlabel="bits per clip", ylabel=title)
     axes.scatter(*zip(*points.values(), strict=True))
     for name, point in points.items():
         axes.annotate(name, point, textcoords="offset points", xytext=(6, 4))

@@ -1,7 +1,6 @@
-"""Feature extractors: they turn clips into the vectors whose distributions are compared.
+"""Feature extractors, which turn clips into the feature vectors that a Frechet distance compares.
 
-An extractor has the attributes and the call of `FeatureExtractor`. To add one, put the function that builds it into
-`EXTRACTORS`, under the name that protocols give as their `detector`.
+To add one, implement `FeatureExtractor` and add its constructor to `EXTRACTORS`; a protocol selects it with `detector`.
 
 Letters: N clips, T frames, H W pixels.
 """
@@ -25,7 +24,7 @@ I3D_FILE = "i3d_pretrained_400.pt"
 
 
 class FeatureExtractor(Interface):
-    """width: of a feature vector. min_frames: the shortest clip it takes."""
+    """width: length of a feature vector. min_frames: least number of frames of a clip."""
 
     width: int
     min_frames: int
@@ -37,7 +36,7 @@ class FeatureExtractor(Interface):
 
 
 class I3DFeatures:
-    """The 400 class scores of I3D, averaged over time; resize: see `preprocess`, or "inside" a TorchScript file."""
+    """The 400 class scores of I3D, averaged over time. resize: as in `preprocess`, or "inside" for a TorchScript file."""
 
     width, min_frames = NUM_CLASSES, MIN_FRAMES
 
@@ -63,7 +62,7 @@ def _i3d(path: str | Path, protocol: Protocol) -> I3DFeatures:
 
 def _scripted_i3d(path: str | Path, protocol: Protocol) -> I3DFeatures:
     if protocol.batch_norm_eps is not None:
-        raise ValueError(f"the detector {protocol.detector} holds its own epsilon: batch_norm_eps must be none")
+        raise ValueError(f"the detector {protocol.detector} contains its epsilon: batch_norm_eps must be none")
     return I3DFeatures(ScriptedI3D.load(path), protocol.detector_resize, protocol.detector_antialias)
 
 
@@ -74,9 +73,9 @@ EXTRACTORS: dict[str, Callable[[str | Path, Protocol], FeatureExtractor]] = {
 
 
 def load_extractor(path: str | Path | None, protocol: Protocol) -> FeatureExtractor | None:
-    """The extractor that a protocol names, with the weights at `path`, on the CPU; None without weights.
+    """The extractor of a protocol with the weights at `path`, on the CPU; None if `path` is None.
 
-    Raises FileNotFoundError, or ValueError for an unknown detector or weights that do not fit.
+    Raises FileNotFoundError, or ValueError for an unknown detector or other weights.
     """
     if protocol.detector not in EXTRACTORS:
         raise ValueError(f"no detector {protocol.detector!r}; there are {', '.join(EXTRACTORS)}")
@@ -84,7 +83,7 @@ def load_extractor(path: str | Path | None, protocol: Protocol) -> FeatureExtrac
 
 
 def find_i3d(path: str | Path | None) -> Path | None:
-    """`path` itself, or the published file in torch's cache where there is one; nothing is downloaded."""
+    """`path`, or by default the published file if torch's cache has it; nothing is downloaded."""
     if path is not None:
         return Path(path)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / I3D_FILE
@@ -92,7 +91,7 @@ def find_i3d(path: str | Path | None) -> Path | None:
 
 
 def clip_features(extractor: FeatureExtractor, frames: Tensor, keys: Sequence[str]) -> list[np.ndarray]:
-    """Frames of clips with these names -> the features (D,) of each, float64. ValueError names clips with NaN."""
+    """Features of each clip, float64 (D,). ValueError with the `keys` of clips whose features are not finite."""
     features = extractor(frames).detach().to("cpu", torch.float64)
     broken = [key for key, row in zip(keys, features, strict=True) if not row.isfinite().all()]
     if broken:
@@ -101,10 +100,10 @@ def clip_features(extractor: FeatureExtractor, frames: Tensor, keys: Sequence[st
 
 
 def detector_frames(video: Tensor, protocol: Protocol, fake: bool) -> Tensor:
-    """Clips (N, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> frames (N, T, H, W, 3) as the detector gets them.
+    """Clips (N, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> the detector's input (N, T, H, W, 3).
 
-    uint8, or float32 in [0, 255] where the protocol makes no bytes. ValueError for values outside the range that the
-    protocol does not clamp and bytes cannot hold.
+    The result is uint8, or float32 in [0, 255] if the protocol does not quantize. Raises ValueError if values to be
+    quantized are outside of the range and the protocol does not clamp them.
     """
     if not protocol.count_given:
         video = video[:, :, protocol.given_frames :]
@@ -118,5 +117,5 @@ def detector_frames(video: Tensor, protocol: Protocol, fake: bool) -> Tensor:
         return ((values + 0.5) * 255).movedim(1, -1)
     if not clamp and values.abs().max() > 0.5:
         reach = f"{values.abs().max():.3g}"
-        raise ValueError(f"values reach {reach}, outside of [-0.5, 0.5]: to make bytes, set clamp to both or fake")
+        raise ValueError(f"values reach {reach}, outside of [-0.5, 0.5]: to quantize them, set clamp to both or fake")
     return to_uint8(values, {"round": "nearest", "floor": "floor"}[protocol.quantize]).movedim(1, -1)

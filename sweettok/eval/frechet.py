@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, each seen as a Gaussian (Heusel et al. 2017; Unterthiner et al. 2018).
+"""Frechet distance of two sets of features, modelled as Gaussians (Heusel et al. 2017; Unterthiner et al. 2018).
 
 FD = |m1 - m2|^2 + Tr(C1) + Tr(C2) - 2 Tr((C1 C2)^(1/2)). Letters: N samples, D feature width.
 """
@@ -21,8 +21,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 class FeatureStats:
     """Count, mean and scatter (sum of outer products around the mean) of features, in float64 on the CPU.
 
-    Statistics of parts merge into those of the whole (`a.merge(b)`), so a set can be scored in one pass, or in pieces
-    on many processes; distances of parts must never be averaged.
+    `a.merge(b)` combines the statistics of two parts of a set, for example from several processes.
     """
 
     count: int = 0
@@ -30,7 +29,7 @@ class FeatureStats:
     scatter: Tensor | None = None  # (D, D)
 
     def update(self, features: Tensor) -> None:
-        """Add features (N, D); N may be 1. ValueError for another shape, another width or values not finite."""
+        """Add features (N, D). ValueError for another shape or width, or values that are not finite."""
         features = _matrix(features, "features").to("cpu", torch.float64)
         if not len(features):
             return
@@ -39,7 +38,7 @@ class FeatureStats:
         self._add(FeatureStats(len(features), mean, centred.T @ centred))
 
     def merge(self, other: FeatureStats) -> FeatureStats:
-        """The statistics of both sets together; neither is changed."""
+        """Statistics of both sets together, as a new object."""
         both = FeatureStats(self.count, self.mean, self.scatter)
         if other.count:
             both._add(other)
@@ -69,13 +68,16 @@ def frechet_distance(
     dtype: str = "float64",
     root: str = "svd",
 ) -> float:
-    """Frechet distance of two sets, given as features (N, D) or as their statistics; neither is changed.
+    """Frechet distance of two sets, given as features (N, D) or as their statistics.
 
-    ddof: covariances divide by N - ddof. dtype: float32 repeats the release's arithmetic, which errs by about 0.03.
-    root: "svd" is the release's form; in float64, two matrices of fewer samples than features are solved exactly
-    through a nuclear norm instead. "sqrtm" is scipy's matrix root (float64 only), off by 1e-4 when N <= D.
+    Args:
+        ddof: covariances are divided by N - ddof.
+        dtype: "float64", or "float32" as in the release, with an error of about 0.03.
+        root: matrix root. "svd" is that of the release; in float64, if both sets have fewer samples than features, the
+            trace is computed exactly as a nuclear norm. "sqrtm" is scipy's (float64 only), off by 1e-4 if N <= D.
 
-    Raises ValueError for fewer than 2 samples, features of different widths, or values that are not finite.
+    Raises:
+        ValueError: fewer than 2 samples, features of different widths, or values that are not finite.
     """
     if ddof not in (0, 1):
         raise ValueError(f"ddof must be 0 or 1, got {ddof}")
@@ -112,7 +114,7 @@ def _side(given: Tensor | np.ndarray | FeatureStats, name: str, dtype: torch.dty
         given = _matrix(given, f"{name} features").to("cpu", dtype)
     count = given.count if isinstance(given, FeatureStats) else len(given)
     if count < 2:
-        raise ValueError(f"a Frechet distance needs at least 2 samples a side, got {count} {name}")
+        raise ValueError(f"a Frechet distance needs at least 2 samples per side, got {count} {name}")
     return given
 
 
@@ -125,7 +127,7 @@ def _mean_and_covariance(side: Tensor | FeatureStats, ddof: int, dtype: torch.dt
 
 
 def _svd_root(matrix: Tensor) -> Tensor:
-    """Square root of a symmetric positive matrix; singular values below 1e-10 stay as they are (TF-GAN, release)."""
+    """Root of a symmetric positive matrix; as in TF-GAN and the release, singular values below 1e-10 are kept."""
     left, sizes, right = torch.linalg.svd(matrix)
     return left @ torch.diag(torch.where(sizes < 1e-10, sizes, sizes.sqrt())) @ right
 

@@ -1,4 +1,4 @@
-"""Generation quality: how far the generated clips of `open_generated` are from real ones, as two sets."""
+"""Evaluation of generated clips: the gFVD, and the usage of the word lists."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from sweettok.eval.tokenizers import UsageCounter
 
 
 def run(sets: Sets, protocol: Protocol, options: Options) -> dict[str, Any]:
-    """Score generated clips, on all processes together; returns the report, the same on every process.
+    """Evaluate the generated clips of `open_generated` on all processes; returns the report, the same on every process.
 
-    Without I3D weights the report states why there is no distance. Raises ClipError and ValueError naming the file.
+    Without I3D weights the report contains the reason why there is no gFVD. Raises ClipError or ValueError for a file
+    that cannot be read.
     """
     check_agreement(data={side: about["sha256"] for side, about in sets.about.items()}, protocol=protocol.hash)
     bits = sets.tokenizer.layout.bits if sets.tokenizer else None
@@ -51,7 +52,7 @@ def run(sets: Sets, protocol: Protocol, options: Options) -> dict[str, Any]:
 def _describe(
     read: Iterator[dict[str, Any]], side: str, protocol: Protocol, extractor: FeatureExtractor
 ) -> list[dict[str, Any]]:
-    """The features of all clips of a side and the facts of their pixels, on every process."""
+    """Features and pixel statistics of all clips of a side, on every process."""
 
     def describe(batch: dict[str, Any]) -> dict[str, Sequence]:
         frames = detector_frames(batch["video"], protocol, side == "fake")
@@ -62,7 +63,7 @@ def _describe(
 
 
 def _usage(sets: Sets) -> dict[str, Any] | None:
-    """How much of each word list generated ids use."""
+    """Usage of each word list by the generated ids."""
     if sets.tokenizer is None:
         return None
     layout = sets.tokenizer.layout

@@ -1,7 +1,7 @@
-"""Inflated 3-D Inception (Carreira and Zisserman 2017), the network whose 400 class scores FVD compares.
+"""Inflated 3-D Inception (Carreira and Zisserman 2017), whose 400 class scores are the features of FVD.
 
-Module names are those of the published file `i3d_pretrained_400.pt`, which holds the statistics of the Kinetics-400
-RGB network of TensorFlow Hub. Letters: N clips, T frames, H W pixels, C channels, t h w the grid inside the network.
+Module names are those of the published file `i3d_pretrained_400.pt`, the Kinetics-400 RGB network of TensorFlow Hub.
+Letters: N clips, T frames, H W pixels, C channels, t h w the grid inside the network.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sweettok.convert import read_weights
 
-SIZE = 224  # pixels on a side that the network was trained at
-MIN_FRAMES = 9  # fewer leave nothing for the last pooling window
+SIZE = 224  # height and width of the input in pixels
+MIN_FRAMES = 9  # the last pooling window needs two steps in time
 NUM_CLASSES = 400
 RESIZES = ("stretch", "crop")
 # Output channels of the branches b0, b1a, b1b, b2a, b2b, b3b of each Inception block.
@@ -35,10 +35,12 @@ MIXED = {
 
 
 def preprocess(video: Tensor, resize: str = "stretch", antialias: bool = False) -> Tensor:
-    """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> float32 (N, 3, T, 224, 224) in [-1, 1], bilinear.
+    """Frames (N, T, H, W, 3), uint8 or float in [0, 255] -> float32 (N, 3, T, 224, 224) in [-1, 1].
 
-    "stretch" ignores the aspect ratio (the release's rFVD); "crop" scales the shorter side to 224, rounding the other
-    side up, and cuts out the centre (the release's gFVD). `antialias` (release: none) matters where frames shrink.
+    Args:
+        resize: bilinear resizing. "stretch" ignores the aspect ratio (rFVD of the release); "crop" scales the shorter
+            side to 224, rounding the other side up, and crops the centre (gFVD of the release).
+        antialias: antialiased resizing when frames shrink (release: no).
     """
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
@@ -58,7 +60,7 @@ def preprocess(video: Tensor, resize: str = "stretch", antialias: bool = False) 
 
 
 def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Zeros around (N, C, t, h, w) as TensorFlow's SAME rule places them: an odd one goes behind."""
+    """Pad (N, C, t, h, w) with zeros by TensorFlow's SAME rule: an odd zero goes to the end."""
     padding = []
     for size, k, s in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):  # last axis first, as F.pad wants
         total = max(k - (size % s or s), 0)
@@ -67,7 +69,7 @@ def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Ten
 
 
 def convolutions(tf32: bool):
-    """Context in which convolutions may round to TF32, or not, and every other setting keeps its value."""
+    """Context in which convolutions may use TF32, or not; other cuDNN settings keep their values."""
     cudnn = torch.backends.cudnn
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=tf32
@@ -88,7 +90,7 @@ class Unit(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Max pooling with SAME padding; zeros do, because everything pooled has passed a ReLU."""
+    """Max pooling with SAME padding. Inputs have passed a ReLU, so padding with zeros is correct."""
 
     def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
         super().__init__()
@@ -99,7 +101,7 @@ class MaxPool(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Inception block: four branches side by side."""
+    """Inception block of four parallel branches."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], eps: float):
         super().__init__()
@@ -118,9 +120,9 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """Frozen detector: uint8 clips in, 400 class scores out. Its layers run in the order in which they are listed.
+    """Frozen detector: uint8 clips -> 400 class scores. Layers run in the order of their definition.
 
-    batch_norm_eps: 1e-5 is what the FVD codes of this field compute with; the original TensorFlow graph has 1e-3.
+    batch_norm_eps: 1e-5 as in common FVD code; the original TensorFlow graph has 1e-3.
     """
 
     def __init__(self, batch_norm_eps: float = 1e-5):
@@ -149,9 +151,9 @@ class I3D(nn.Module):
 
     @classmethod
     def from_release(cls, weights: str | Path | Mapping[str, Tensor], batch_norm_eps: float = 1e-5) -> I3D:
-        """The network with the weights of `i3d_pretrained_400.pt`, given as its path or as a mapping of its entries.
+        """Load the weights of `i3d_pretrained_400.pt`, given as a path or as a mapping of its entries.
 
-        `num_batches_tracked` entries may be absent. Raises FileNotFoundError, or ValueError listing what does not fit.
+        Entries `num_batches_tracked` may be missing. Raises FileNotFoundError, or ValueError for other weights.
         """
         model = cls(batch_norm_eps)
         own = model.state_dict()
@@ -171,14 +173,14 @@ class I3D(nn.Module):
         return model
 
     def train(self, mode: bool = True) -> I3D:
-        """Stay in eval mode whatever the caller's mode: a detector that adapts measures nothing."""
+        """Stay in eval mode: the statistics of the detector must not change."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, video: Tensor, resize: str = "stretch", antialias: bool = False) -> Tensor:
         """uint8 (N, T, H, W, 3) with T >= 9, RGB -> float32 class scores (N, 400), averaged over time.
 
-        `resize`, `antialias`: see `preprocess`. Runs without TF32, which alone would move the scores by 1e-3.
+        `resize`, `antialias`: see `preprocess`. Runs without TF32, which would change the scores by 1e-3.
         """
         if not isinstance(video, Tensor) or video.dtype != torch.uint8 or video.ndim != 5 or video.shape[-1] != 3:
             got = f"{video.dtype} {tuple(video.shape)}" if isinstance(video, Tensor) else type(video).__name__
@@ -190,7 +192,7 @@ class I3D(nn.Module):
 
     @torch.no_grad()
     def scores(self, frames: Tensor) -> Tensor:
-        """What `preprocess` gives -> float32 class scores (N, 400); in float32, with TF32 as the caller has set it."""
+        """Output of `preprocess` -> float32 class scores (N, 400), whatever the autocast; TF32 is left to the caller."""
         with torch.autocast(frames.device.type, enabled=False):
             for layer in self.children():
                 frames = layer(frames)
@@ -198,14 +200,14 @@ class I3D(nn.Module):
 
 
 class ScriptedI3D:
-    """The TorchScript detector of StyleGAN-V, `i3d_torchscript.pt`: the same network, frozen, with its own resizing."""
+    """The TorchScript detector of StyleGAN-V, `i3d_torchscript.pt`: the same network, with resizing included."""
 
     def __init__(self, script: torch.jit.ScriptModule):
         self.script = script
 
     @classmethod
     def load(cls, path: str | Path) -> ScriptedI3D:
-        """Load the file, onto the CPU. FileNotFoundError, or ValueError for a file that is no TorchScript."""
+        """Load the file onto the CPU. FileNotFoundError, or ValueError for a file that is not TorchScript."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no weights at {path}")
         try:
@@ -219,9 +221,8 @@ class ScriptedI3D:
 
     @torch.no_grad()
     def scores(self, frames: Tensor, inside: bool = False) -> Tensor:
-        """What `preprocess` returns -> class scores (N, 400).
+        """Output of `preprocess` -> class scores (N, 400).
 
-        inside: frames are (N, 3, T, H, W) of any size in [0, 255], which the file scales and resizes by itself.
+        inside: frames are (N, 3, T, H, W) of any size in [0, 255]; the TorchScript module scales and resizes them.
         """
-        # by keyword: newer versions of torch refuse the positional form under DataParallel
         return self.script(x=frames.float(), rescale=inside, resize=inside, return_features=True).float()

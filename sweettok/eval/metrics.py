@@ -1,6 +1,6 @@
-"""Pixel metrics of clips against their originals. Letters: B clips, T frames, H W pixels.
+"""Pixel metrics of clips against their originals: uint8 (B, 3, T, H, W) -> float64 on the CPU.
 
-All take uint8 (B, 3, T, H, W), so a score belongs to what a viewer would see, and give float64 on the CPU.
+Letters: B clips, T frames, H W pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PEAK = 255.0
-MAX_PSNR = 100.0  # dB given to identical pixels, whose true value is infinite
+MAX_PSNR = 100.0  # dB, for identical pixels, whose PSNR is infinite
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
 
@@ -33,17 +33,14 @@ def _error(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def _psnr(error: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """In dB on the CPU; squared errors are summed as integers, so that every device and order gives the same value."""
+    """In dB on the CPU. Squared errors are summed as integers, so the result does not depend on device or order."""
     total = error.square().sum(dims).cpu().double()
     count = max(math.prod(error.shape[dim] for dim in dims), 1)
     return (10 * torch.log10(PEAK**2 * count / total)).clamp(max=MAX_PSNR)
 
 
 def psnr(real: Tensor, fake: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each clip in dB, (B,), from the mean squared error over its whole volume.
-
-    At most 100 dB, which identical clips get.
-    """
+    """Peak signal-to-noise ratio of each clip in dB, (B,), from its mean squared error over all frames; at most 100."""
     return _psnr(_error(real, fake), (1, 2, 3, 4))
 
 
@@ -53,9 +50,9 @@ def frame_psnr(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def motion_psnr(real: Tensor, fake: Tensor) -> Tensor:
-    """Like `psnr`, (B,), of the differences from each frame to the next: how well motion and stillness are kept.
+    """Like `psnr`, (B,), of the differences of successive frames: measures errors of motion.
 
-    Errors that stay the same from frame to frame do not count. Clips of one frame have none and get 100 dB.
+    Errors that are the same in all frames do not count. Clips of one frame get 100 dB.
     """
     return _psnr(_error(real, fake).diff(dim=2), (1, 2, 3, 4))
 
@@ -63,14 +60,14 @@ def motion_psnr(real: Tensor, fake: Tensor) -> Tensor:
 def ssim(real: Tensor, fake: Tensor) -> Tensor:
     """Structural similarity of each clip, (B,) (Wang et al. 2004).
 
-    Per frame and colour channel with an 11x11 Gaussian window (sigma 1.5) wherever it fits whole, K1 = 0.01,
-    K2 = 0.03, data range 255, weighted (not sample) covariances; then the mean over places, channels and frames.
+    Per frame and colour channel with an 11x11 Gaussian window (sigma 1.5) without padding, K1 = 0.01, K2 = 0.03, data
+    range 255, weighted (not sample) covariances; then the mean over pixels, channels and frames.
     """
     _check(real, fake)
     batch, _, _, height, width = real.shape
     if min(height, width) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW}x{SSIM_WINDOW}, got {height}x{width}")
-    # Differences and squares of values around zero keep float32 exact enough; the shift is undone in the means.
+    # Values around zero lose less precision when squared in float32; the shift is added to the means again.
     shift = PEAK / 2
     x, y = (video.reshape(-1, 1, height, width).float() - shift for video in (real, fake))
     mean_x, mean_y = _blur(x), _blur(y)
@@ -89,15 +86,15 @@ def _blur(images: Tensor) -> Tensor:
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     window = (window / window.sum()).to(images)
-    count = len(images)  # as channels of their own: convolving a batch of one channel is ten times slower on CPUs
+    count = len(images)  # as channels: convolving a batch of one-channel images is ten times slower on CPUs
     down = F.conv2d(images.movedim(1, 0), window.view(1, 1, -1, 1).expand(count, 1, -1, -1), groups=count)
     return F.conv2d(down, window.view(1, 1, 1, -1).expand(count, 1, -1, -1), groups=count).movedim(0, 1)
 
 
 def mean_with_interval(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean, sample standard deviation and half width of the mean's 95% interval (normal approximation) of `values`.
+    """Mean, sample standard deviation and half width of the 95% interval of the mean (normal approximation).
 
-    A single value has no deviation: both are None.
+    The last two are None for a single value.
     """
     if not values:
         raise ValueError("no values to average")

@@ -1,4 +1,4 @@
-"""How evaluation runs: on how many processes, in which precision, and what overlaps."""
+"""Shared parts of both evaluations: options, batches of each process, overlap of decoding and scoring, precision."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tqdm import tqdm
 
 from sweettok.data.dataset import make_eval_loader, plain_errors
 from sweettok.distributed import from_main, gather_objects, join_processes, together
-from sweettok.eval.distance import check_bootstrap, refusal
+from sweettok.eval.distance import LEAST_REPEATS, refusal
 from sweettok.eval.features import FeatureExtractor, find_i3d, load_extractor
 from sweettok.eval.i3d import convolutions
 from sweettok.eval.protocol import Protocol
 from sweettok.store import sha256
 
-AHEAD = 2  # batches that may wait for their scores
+AHEAD = 2  # batches that may wait to be scored
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of both measurements, beside the protocol.
+    """Options of both evaluations that are not part of the protocol.
 
     Args:
-        i3d: weights of I3D; None takes those in torch's cache, if there are any.
-        bootstrap: number of redrawn sets for an interval of the distance, 0 (none) or at least 20.
-        cache: folder in which the features of the real clips are kept, and found again.
+        i3d: file with the weights of I3D. Default: the one in torch's cache, if there is one.
+        bootstrap: number of resampled sets for an interval of the distance: 0 for none, or at least 20.
+        cache: folder for the features of real clips, reused by later runs.
         batch_size: clips per batch.
         workers: processes that read videos, for each device.
     """
@@ -46,10 +46,12 @@ class Options:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        check_bootstrap(self.bootstrap)
+        if self.bootstrap and self.bootstrap < LEAST_REPEATS:
+            least = f"at least {LEAST_REPEATS} resampled sets"
+            raise ValueError(f"bootstrap must be 0 (no interval), or {least}; got {self.bootstrap}")
 
     def open_detector(self, protocol: Protocol, clips: int) -> tuple[FeatureExtractor | None, Protocol, str | None]:
-        """The feature extractor on this process's device, the protocol with its hash; or why there is no distance."""
+        """The feature extractor and the protocol with its hash; or None, the protocol and why there is no distance."""
         path = from_main(lambda: find_i3d(self.i3d))
         extractor = together(lambda: load_extractor(path, protocol))
         refused = refusal(clips, protocol.scored_frames, extractor)
@@ -60,22 +62,19 @@ class Options:
         return extractor.to(join_processes().device), protocol.filled(detector_file=digest), None
 
     def batches(self, dataset: Dataset, name: str) -> Iterator[Batch]:
-        """This process's share of the items, in batches on its device, with the numbers of the clips as "index" (B,).
-
-        name: on the progress bar.
-        """
+        """Batches of this process's share of a dataset, on its device; "index" (B,) has the numbers of the clips."""
         state = join_processes()
         rank, processes = state.process_index, state.num_processes
         loader = make_eval_loader(dataset, self.batch_size, self.workers, rank, processes)
         numbers = torch.arange(rank, len(dataset), processes).split(self.batch_size)
-        hidden = None if state.is_main_process else True  # None: shown on terminals alone
+        hidden = None if state.is_main_process else True  # None: shown on terminals only
         bar = tqdm(plain_errors(loader), desc=name, total=len(loader), unit="batch", disable=hidden)
         for index, batch in zip(numbers, bar, strict=True):
             yield send_to_device({**batch, "index": index}, state.device, non_blocking=True)
 
 
 def check_agreement(**values: Any) -> None:
-    """Raise ValueError on every process where the processes have different values, as with node-local files."""
+    """Raise ValueError on every process if the processes have different values, for example because of local files."""
     for name, value in values.items():
         found = gather_objects(value)
         rank = next((rank for rank, other in enumerate(found) if other != found[0]), None)
@@ -87,9 +86,9 @@ def check_agreement(**values: Any) -> None:
 
 
 def collect(made: Iterable[Batch], describe: Callable[[Batch], dict[str, Sequence]]) -> dict[int, dict[str, Any]]:
-    """What `describe` returns for each clip of this process's batches, by the clips' numbers.
+    """Apply `describe` to each batch while the next ones are made; returns {number of a clip: its values}.
 
-    describe: batch -> columns with a value for each of its clips. It runs while the next batches are being made.
+    describe: batch -> columns with one value per clip.
     """
     found: dict[int, dict[str, Any]] = {}
 
@@ -104,9 +103,9 @@ def collect(made: Iterable[Batch], describe: Callable[[Batch], dict[str, Sequenc
 
 
 def overlapped(made: Iterable[Any], use: Callable[[Any], None]) -> None:
-    """Call `use` with each item of `made`, in order, on a thread of its own, while the next items are being made.
+    """Call `use` with each item of `made`, in order, on another thread, while the next items are made.
 
-    At most AHEAD wait, so memory stays bounded; exceptions of both sides are raised here.
+    At most AHEAD items wait. Exceptions of both are raised here.
     """
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[Future] = deque()
@@ -119,14 +118,14 @@ def overlapped(made: Iterable[Any], use: Callable[[Any], None]) -> None:
 
 
 def in_order(*parts: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The clips of all parts, in the order of their numbers: the same list for any number of processes."""
+    """The clips of all processes, ordered by number."""
     found = {number: clip for part in parts for number, clip in part.items()}
     return [found[number] for number in sorted(found)]
 
 
 @contextmanager
 def precision(tf32: bool) -> Iterator[None]:
-    """Products and convolutions of float32 values in float32, or with TF32 where the device has it."""
+    """Context in which float32 matrix products and convolutions may use TF32, or not."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:

@@ -1,7 +1,7 @@
-"""Protocols: every choice that a Frechet distance depends on in one frozen object, and presets for published numbers.
+"""Protocols: all settings that a Frechet distance depends on, and presets for published numbers.
 
-A preset leaves open (None) what depends on the data and the model. The run fills these fields in, and its report holds
-the complete protocol and its hash. Numbers measured by different protocols must not be compared.
+Fields that depend on the data and the model are None in a preset. The evaluation sets them, and its report contains the
+complete protocol and its hash. Numbers of different protocols must not be compared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-VERSION = 3  # of the fields and their meaning; part of the hash
+VERSION = 3  # increase when a field or its meaning changes; part of the hash
 CHOICES = {
     "selection": ("first", "seeded"),
     "position": ("first", "center", "last", "random"),
@@ -30,37 +30,38 @@ CHOICES = {
     "dtype": ("float64", "float32"),
 }
 LEAST = {"given_frames": 0, "seed": 0, "num_real": 1, "num_fake": 1, "frames": 1, "stride": 1, "height": 1, "width": 1}
-PREPROCESSING = ("resize", "position", "stride")  # fields that a model's own preprocessing fills in
+PREPROCESSING = ("resize", "position", "stride")  # by default as in the model's `Preprocessing`
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How two sets of clips are measured. None: the run fills it in.
+    """How two sets of clips are compared. Fields that are None are set by the evaluation.
 
     Args:
-        name: of the preset, with the settings that were changed.
-        split: which clips the list of real ones should hold, in words.
+        name: name of the preset, followed by the settings that were changed.
+        split: description of the real clips.
         real_list: SHA-256 of the list of real clips.
-        num_real, num_fake: clips of each side, taken as `selection` states: the first ones, or drawn with `seed`.
-        paired: whether real clip i is the original of fake clip i.
-        frames, stride, position, short: which frames, as in `read_clip`; `seed` also draws random positions.
-        given_frames: frames that a prediction was given; `count_given`: whether they are scored too.
-        height, width: of the clips in pixels; None keeps the tokenizer's size, or that of the files.
+        num_real, num_fake: number of clips of each side.
+        selection: which of more clips are used, the "first" or a random subset ("seeded", by `seed`).
+        paired: whether fake clip i is the reconstruction of real clip i.
+        frames, stride, position, short: frames of a clip, as in `read_clip`; `seed` also determines random positions.
+        given_frames: number of frames that a prediction was conditioned on; count_given: whether they are scored too.
+        height, width: size of the clips in pixels; None for the size of the tokenizer or of the files.
         resize: "stretch", "crop" or "pad", as in `Preprocessing`.
         resize_filter: "decoder" resizes in the video decoder (bilinear), "antialias" in torch (antialiased bilinear).
-        range: values on their way to the detector, "unit" [0, 1], or the model's "centred" [-0.5, 0.5], after which
+        range: value range before quantization, "unit" [0, 1], or the model's "centred" [-0.5, 0.5], with which
             `quantize="floor"` lowers the levels 1 to 63 of real frames by one.
-        quantize: how values become bytes. clamp: whose values are clamped to the range before that.
-        codec: of the files that fake clips were read from; "none" for decoded tokens.
-        autocast: dtype of the tokenizer's arithmetic. tf32: whether matrix products may use TF32.
-        detector: name of a feature extractor, see `sweettok.eval.features`; detector_file: SHA-256 of its weights.
-        batch_norm_eps: of I3D; None for a detector that holds its own.
-        detector_resize: to the detector's size, see `preprocess`, or "inside" a TorchScript detector;
+        quantize: rounding to bytes. clamp: which side is clamped to the range before.
+        codec: codec of the files of fake clips; "none" for decoded tokens.
+        autocast: dtype of the tokenizer's autocast. tf32: whether matrix products may use TF32.
+        detector: feature extractor, see `sweettok.eval.features`; detector_file: SHA-256 of its weights.
+        batch_norm_eps: epsilon of I3D; None for a detector that contains it.
+        detector_resize: resizing to the detector's input, as in `preprocess`, or "inside" a TorchScript detector;
         detector_antialias: whether this resizing is antialiased.
-        ddof, root, dtype: of the distance, see `frechet_distance`.
+        ddof, root, dtype: as in `frechet_distance`.
 
     Raises:
-        ValueError: a value is not among those that its field can take.
+        ValueError: a value is not allowed for its field.
     """
 
     name: str
@@ -118,7 +119,7 @@ class Protocol:
 
     @property
     def scored_frames(self) -> int | None:
-        """Frames that reach the detector."""
+        """Number of frames that the detector receives."""
         return self.frames if self.frames is None or self.count_given else self.frames - self.given_frames
 
     @property
@@ -134,11 +135,11 @@ class Protocol:
         return dataclasses.replace(self, **values)
 
     def completed(self, preprocessing: Any) -> Protocol:
-        """A copy that takes the fields in PREPROCESSING that it leaves open from a model's `Preprocessing`."""
+        """A copy whose fields of PREPROCESSING that are None are set from a model's `Preprocessing`."""
         return self.filled(**{n: getattr(preprocessing, n) for n in PREPROCESSING if getattr(self, n) is None})
 
     def changed(self, settings: Sequence[str]) -> Protocol:
-        """A copy with fields replaced by `field=value` settings, and named after them; ValueError for unknown ones."""
+        """A copy with `field=value` settings applied and added to its name. ValueError for an unknown setting."""
         fields = {field.name: field.type for field in dataclasses.fields(self) if field.name != "name"}
         values = {}
         for setting in settings:
@@ -150,13 +151,8 @@ class Protocol:
         return self.filled(name=" ".join([self.name, *changed]), **values) if changed else self
 
 
-def differing_fields(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of the fields in which two protocols, as plain data, are not the same."""
-    return [name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name]]
-
-
 def _parse(name: str, text: str, kind: str) -> Any:
-    """The value of `text` for a field annotated as `kind`."""
+    """Convert text to the type of a field, given as its annotation."""
     if text.lower() in ("none", "null") and "None" in kind:
         return None
     kind = kind.removesuffix(" | None")
@@ -168,35 +164,27 @@ def _parse(name: str, text: str, kind: str) -> Any:
         raise ValueError(f"{name} takes a {kind}, got {text!r}") from None
 
 
-# ---------------------------------------------------------------------------------------------------------- presets
-
-# No size between the model's (or the files') own and the detector's, float64, bytes by rounding, antialiasing, and the
-# epsilon that the network was trained with. Frames are cut and resized as the model's configuration states.
+# Clips as in the model's configuration, no resizing but to the detector's input, antialiasing, rounding, float64, and
+# the epsilon that the network was trained with.
 _EXACT = Protocol(name="exact", batch_norm_eps=1e-3, detector_antialias=True)
 
-# Published evaluations. What they leave open (seeds, TF32, which clips a training loader happens to give) is fixed.
+# Published evaluations. Choices that they do not fix (seeds, TF32, clips drawn by a training loader) are fixed here.
 _PUBLISHED = Protocol(name="", stride=1, position="center", resize="stretch")
 
-# SweetTok and OmniTokenizer: all clips of the validation list, through the model's range and truncated.
+# SweetTok and OmniTokenizer: all clips of the validation list, in the model's range, truncated to bytes.
 _RFVD = _PUBLISHED.filled(frames=17, height=256, width=256, short="black", range="centred", quantize="floor")
 _RFVD = _RFVD.filled(paired=True, dtype="float32", split="UCF-101 test, split 1 (3,783 clips)")
 
-# SweetTok and OmniTokenizer: 2,048 clips of each side, the generated ones from lossy files. Decoded tokens have no
-# codec, which the report then notes.
+# SweetTok and OmniTokenizer: 2,048 clips per side, generated ones from lossy files. Decoded tokens have no codec; the
+# report then has a note.
 _GFVD = _PUBLISHED.filled(num_real=2048, num_fake=2048, selection="seeded", paired=False, codec="mp4", frames=17)
 _GFVD = _GFVD.filled(height=128, width=128, quantize="floor", detector_resize="crop", dtype="float32")
 _GFVD = _GFVD.filled(split="UCF-101 train, split 1")
 
 # Random clips of 16 frames.
-_DRAWN = {
-    "num_real": 2048,
-    "num_fake": 2048,
-    "selection": "seeded",
-    "paired": False,
-    "position": "random",
-    "frames": 16,
-}
-_TATS = _RFVD.filled(split="UCF-101 train", height=128, width=128, short="error", clamp="fake", **_DRAWN)
+_RANDOM = {"num_real": 2048, "num_fake": 2048, "selection": "seeded", "paired": False, "position": "random"}
+_RANDOM["frames"] = 16
+_TATS = _RFVD.filled(split="UCF-101 train", height=128, width=128, short="error", clamp="fake", **_RANDOM)
 
 # The detector of StyleGAN-V and LARP is a TorchScript file that resizes by itself; its epsilon is not known.
 _SCRIPTED = _PUBLISHED.filled(detector="i3d-torchscript", batch_norm_eps=None, detector_resize="inside", ddof=0)
@@ -213,7 +201,7 @@ PRESETS = {
     "omnitokenizer-gfvd-ucf101": _GFVD,
     "k600-prediction": _GFVD.filled(split=_K600, height=64, width=64, given_frames=5),
     "tats-128": _TATS,
-    "stylegan-v": _SCRIPTED.filled(root="sqrtm", **_DRAWN),
+    "stylegan-v": _SCRIPTED.filled(root="sqrtm", **_RANDOM),
     "larp-128": _LARP,
 }
 PRESETS = {name: protocol.filled(name=name) for name, protocol in PRESETS.items()}
@@ -221,7 +209,7 @@ DEFAULT = "exact"
 
 
 def find_protocol(name: str, settings: Sequence[str] = ()) -> Protocol:
-    """The preset of a name, with `field=value` settings applied. ValueError for an unknown name or setting."""
+    """The preset `name` with `field=value` settings applied. ValueError for an unknown name or setting."""
     if name not in PRESETS:
         raise ValueError(f"no protocol {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name].changed(settings)

@@ -1,7 +1,7 @@
-"""Quality of reconstructed clips: PSNR, SSIM, LPIPS, motion, codebook usage, and the features for rFVD.
+"""Scores of reconstructed clips: PSNR, SSIM, LPIPS, motion, codebook usage, and the features for rFVD.
 
-PSNR, SSIM and LPIPS compare the original bytes with the reconstruction rounded to bytes; what the detector of rFVD sees
-is the protocol's choice. Two baselines know the original: its first frame, and its mean frame, in place of every frame.
+PSNR, SSIM and LPIPS compare the original bytes with the reconstruction rounded to bytes; the input of rFVD's detector
+is set by the protocol. Two baselines repeat the first frame, or the mean frame, of the original.
 
 Letters: B clips, T frames, H W pixels.
 """
@@ -30,12 +30,12 @@ MEANING = {
     "motion": "psnr of the differences from frame to frame",
     "lpips": "VGG-16 version 0.1, mean over frames, rounded bytes",
 }
-MUCH = 0.05  # of decoded values outside of the range
+LARGEST_CLAMPED = 0.05  # fraction of decoded values outside of the range without a note
 Perceptual = Callable[[Tensor, Tensor], Tensor]  # two float image batches (N, 3, H, W) -> (N,)
 
 
 def reconstructed(batches: Iterable[dict[str, Any]], tokenizer: Any, protocol: Protocol) -> Iterator[dict[str, Any]]:
-    """Batches of "video" with their reconstruction "fake" added, and the `RoundTrip` that made it as "trip"."""
+    """Add the reconstruction "fake" and its `RoundTrip` "trip" to batches of "video"."""
     for batch in batches:
         with autocast(batch["video"].device, protocol):
             try:
@@ -47,10 +47,10 @@ def reconstructed(batches: Iterable[dict[str, Any]], tokenizer: Any, protocol: P
 
 @dataclass
 class Scorer:
-    """Scores batches {"video": uint8 (B, 3, T, H, W), "fake": the same or float, "key": names}, perhaps with "trip".
+    """Scores batches {"video": uint8 (B, 3, T, H, W), "fake": the same or float, "key": names, optional "trip"}.
 
-    Calling it returns columns with a value for each clip, which `summarize` and `find_notes` take; `usage` counts the
-    ids of all batches. real_known: leave the features of the real clips out.
+    A call returns columns with one value per clip, for `summarize` and `find_notes`; `usage` counts the ids of all
+    batches. real_known: do not compute the features of the real clips.
     """
 
     protocol: Protocol
@@ -61,7 +61,7 @@ class Scorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Sequence]:
         video, fake, trip = batch["video"], batch["fake"], batch.get("trip")
-        shown = _bytes(fake)
+        shown = fake if fake.dtype == torch.uint8 else to_uint8(fake)
         columns: dict[str, Sequence] = {"key": batch["key"], "order": order_errors(video, shown)}
         columns["reconstruction"] = _metrics(video, shown, self.lpips)
         for name, output in baselines(to_float(video)).items():
@@ -81,12 +81,12 @@ class Scorer:
 
 
 def baselines(video: Tensor) -> dict[str, Tensor]:
-    """Float clips (B, 3, T, H, W) without motion: the first frame, and the mean frame, in place of every frame."""
+    """Float clips (B, 3, T, H, W) that repeat the first frame or the mean frame."""
     return {"first frame": video[:, :, :1].expand_as(video), "mean frame": video.mean(2, keepdim=True).expand_as(video)}
 
 
 def summarize(clips: Sequence[dict[str, Any]], usage: UsageCounter | None) -> dict[str, Any]:
-    """All clips -> means with intervals, the scores of every clip, usage and bits of the ids, as plain data."""
+    """Results of all clips: means with intervals, scores of each clip, usage and bits of the ids."""
     means = {
         kind: {name: mean_with_interval([clip[kind][name] for clip in clips]) for name in clips[0][kind]}
         for kind in ("reconstruction", "first frame", "mean frame")
@@ -102,24 +102,20 @@ def summarize(clips: Sequence[dict[str, Any]], usage: UsageCounter | None) -> di
 
 
 def find_notes(clips: Sequence[dict[str, Any]]) -> list[str]:
-    """What looks wrong with the clips."""
+    """Notes on likely mistakes in the clips."""
     notes = order_notes([clip["order"] for clip in clips])
     notes += pixel_notes(*(pixel_summary([clip[f"{side}_pixels"] for clip in clips]) for side in ("real", "fake")))
     share = _clamped(clips)
-    if share is not None and share > MUCH:
+    if share is not None and share > LARGEST_CLAMPED:
         notes.append(f"{share:.0%} of the decoded values were outside of [-0.5, 0.5]: check their range")
     return notes
 
 
 def _clamped(clips: Sequence[dict[str, Any]]) -> float | None:
-    """The fraction of decoded values outside of the range; None where nothing was decoded."""
+    """Fraction of decoded values outside of the range; None if nothing was decoded."""
     if "clamped" not in clips[0]:
         return None
     return sum(clip["clamped"] for clip in clips) / len(clips)
-
-
-def _bytes(video: Tensor) -> Tensor:
-    return video if video.dtype == torch.uint8 else to_uint8(video)
 
 
 def _metrics(video: Tensor, shown: Tensor, lpips: Perceptual | None = None) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Reports: what was measured, on what, by which software, as JSON and as text. The same run gives the same bytes."""
+"""Reports: results, protocol, data and software versions, as JSON and as text. Equal runs give equal bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DISTANCES = {"rfvd": "rFVD", "gfvd": "gFVD"}
 def make_report(
     kind: str, protocol: Protocol, results: dict[str, Any], refused: str | None, batch_size: int, **parts: Any
 ) -> dict[str, Any]:
-    """A report of a kind, "rfvd" or "gfvd", as plain JSON data. refused: why that distance is missing, if it is."""
+    """A report as JSON data. kind: "rfvd" or "gfvd". refused: the reason if this distance was not measured."""
     versions = {"sweettok": sweettok.__version__, "python": platform.python_version()}
     return {
         "format": FORMAT,
@@ -44,14 +44,14 @@ def checkpoint_hashes(folder: str | Path) -> dict[str, str]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` with sorted keys. ValueError for numbers that JSON cannot hold."""
+    """Write `content` with sorted keys. ValueError for numbers that are not finite."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
     with write_aside(Path(path)) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is empty or a report, of this or an older format: such a file may be replaced by a report."""
+    """Whether a file is empty or a report of any format, and may be replaced by a report."""
     try:
         text = path.read_text(encoding="utf-8")
         return not text.strip() or "protocol_hash" in dict(json.loads(text))
@@ -60,7 +60,7 @@ def is_report(path: Path) -> bool:
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report from its file. FileNotFoundError, or ValueError for a file that is no report or that was altered."""
+    """Read a report. FileNotFoundError, or ValueError for a file that is not a report of this format."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no report at {path}")
@@ -69,18 +69,18 @@ def read_report(path: str | Path) -> dict[str, Any]:
         found = report["format"]
         if found != FORMAT:
             raise ValueError(f"its format is {found}, this version reads {FORMAT}; measure again to compare it")
-        if Protocol(**report["protocol"]).hash != report["protocol_hash"]:
-            raise ValueError("its protocol does not have the hash that it names")
-        report["kind"], report["results"]
+        protocol = Protocol(**report["protocol"])
+        if protocol.hash != report["protocol_hash"]:
+            raise ValueError("its protocol does not match its protocol_hash")
+        return {**report, "kind": report["kind"], "results": report["results"], "protocol": protocol.to_dict()}
     except KeyError as error:
         raise ValueError(f"{path} is no report of `sweettok eval`: it has no entry {error}") from error
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no report of `sweettok eval` that can be read: {error}") from error
-    return report
 
 
 def figures(report: dict[str, Any]) -> dict[str, float | None]:
-    """Bits per clip, the scores and the distances of a report; None for what was not measured."""
+    """Bits per clip, mean scores and distances of a report; None if not measured."""
     results = report["results"]
     scores = results.get("scores", {}).get("reconstruction", {})
     means = {name: scores[name]["mean"] if name in scores else None for name in SCORES}
@@ -88,11 +88,8 @@ def figures(report: dict[str, Any]) -> dict[str, float | None]:
     return {"bits_per_clip": results.get("bits_per_clip"), **means, **distances}
 
 
-# ------------------------------------------------------------------------------------------------------------- text
-
-
 def summary(report: dict[str, Any]) -> str:
-    """The numbers of a report and its notes, in lines of text."""
+    """Results and notes of a report as lines of text."""
     kind, results, protocol = report["kind"], report["results"], report["protocol"]
     clips = f"{protocol['num_real']} real and {protocol['num_fake']} generated clips"
     if protocol["paired"]:
@@ -125,10 +122,10 @@ def _distance(name: str, distance: dict[str, Any]) -> list[str]:
     bootstrap, floor = distance["bootstrap"], distance["noise_floor"]
     if bootstrap is not None:
         low, high = bootstrap["interval95"]
-        lines[0] += f" ({bootstrap['method']} of {bootstrap['repeats']} redrawn sets: {low:.3f} to {high:.3f})"
+        lines[0] += f" ({bootstrap['method']} of {bootstrap['repeats']} resampled sets: {low:.3f} to {high:.3f})"
     if floor is not None:
         lines.append(
-            f"noise floor: {floor['num_clips']} real clips are {floor['real_to_real']:.3f} from as many other real "
-            f"ones, and {floor['real_to_fake']:.3f} from as many fake ones"
+            f"noise floor: {floor['real_to_real']:.3f} between two sets of {floor['num_clips']} real clips; "
+            f"{floor['real_to_fake']:.3f} between as many real and fake clips"
         )
     return lines

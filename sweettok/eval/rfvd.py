@@ -1,4 +1,4 @@
-"""Reconstruction quality: scores of `open_tokenizer`'s or `open_folders`'s clips, and the rFVD."""
+"""Evaluation of reconstructions: scores of each clip, and the rFVD."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ def run(
     lpips: str | Path | None = None,
     vgg: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Score reconstructions, on all processes together.
+    """Evaluate reconstructions on all processes.
 
     Args:
-        lpips: the linear layers of LPIPS, vgg: its backbone. Without `lpips`, or copies in torch's cache, no LPIPS.
+        sets: clips of `open_tokenizer` or `open_folders`.
+        lpips: file with the linear layers of LPIPS; vgg: file of its backbone. Default: the files in torch's cache;
+            without them LPIPS is not measured.
 
     Returns:
-        The report, the same on every process. Without I3D weights it states why there is no rFVD.
+        The report, the same on every process. Without I3D weights it contains the reason why there is no rFVD.
 
     Raises:
-        FileNotFoundError, ValueError (also ClipError): a file cannot be read, or does not fit; the message names it.
+        FileNotFoundError, ValueError (also ClipError): a file cannot be read or has other content than expected.
     """
     device, count = join_processes().device, len(sets.real)
     check_agreement(data=sets.about["sha256"], protocol=protocol.hash)
@@ -70,7 +72,7 @@ def run(
 
 
 def _lpips_files(lpips: str | Path | None, vgg: str | Path | None) -> dict[str, Path] | None:
-    """Where the two parts of LPIPS are; None without its linear layers."""
+    """The files of both parts of LPIPS; None if there are none."""
     if lpips is None:
         if vgg is not None:
             raise ValueError("--vgg is the backbone of LPIPS: give --lpips, its linear layers, too")

@@ -1,4 +1,4 @@
-"""The clips of both sides: videos, or ids that a tokenizer decodes; cut, resized and chosen as a protocol states.
+"""Real and fake clips of an evaluation: videos, or ids that a tokenizer decodes; selected and resized by a protocol.
 
 Letters: T frames, H W pixels, L ids per clip.
 """
@@ -39,8 +39,11 @@ AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float1
 class Sets:
     """Real and fake clips, and the tokenizer that reconstructs the real ones, or decodes the ids of the fake ones.
 
-    fake: None where the tokenizer makes them of the real ones. about: describes the clips in a report. weights: SHA-256
-    of the files of models, where known. notes: what the protocol asks for and the data do not have.
+    Args:
+        fake: None if the tokenizer reconstructs the real clips.
+        about: description of the clips in the report.
+        weights: SHA-256 of the files of models, if known.
+        notes: differences between the protocol and the data.
     """
 
     real: VideoClips
@@ -54,30 +57,29 @@ class Sets:
 def open_tokenizer(
     checkpoint: str | Path, data: str | Path, protocol: Protocol, root: str | Path | None = None
 ) -> tuple[Sets, Protocol]:
-    """The tokenizer in a folder and the videos of a list or folder; and the protocol, completed by the model.
+    """A tokenizer's folder and a list or folder of videos -> the clips, and the protocol completed by the model.
 
-    ValueError when the protocol takes other clips than the tokenizer does.
+    ValueError if the protocol has another clip size than the tokenizer.
     """
     tokenizer = load_tokenizer(checkpoint)
     config = tokenizer.config
-    takes = {"frames": config.num_frames, "height": config.height, "width": config.width}
-    asked = {name: getattr(protocol, name) for name in takes}
-    wrong = [f"{name} {value}" for name, value in asked.items() if value not in (None, takes[name])]
+    size = {"frames": config.num_frames, "height": config.height, "width": config.width}
+    wrong = [f"{n} {getattr(protocol, n)}" for n, value in size.items() if getattr(protocol, n) not in (None, value)]
     if wrong:
-        clips, settings = ", ".join(wrong), " ".join(f"--set {name}={value}" for name, value in takes.items())
+        clips, settings = ", ".join(wrong), " ".join(f"--set {name}={value}" for name, value in size.items())
         reason = f"takes clips of {clips}; this tokenizer needs {settings}, or --protocol exact"
         raise ValueError(f"the protocol {protocol.name} {reason}")
     clips = _choose(load_clips(data, root), protocol.num_real, protocol)
-    protocol = _paired(protocol.filled(**takes).completed(preprocessing_of(tokenizer)), clips)
+    protocol = _paired(protocol.filled(**size).completed(preprocessing_of(tokenizer)), clips)
     weights = {"tokenizer": checkpoint_hashes(checkpoint)}
     return Sets(VideoClips(clips, protocol), None, _describe(data, clips), tokenizer, weights), protocol
 
 
 def open_folders(originals: str | Path, reconstructions: str | Path, protocol: Protocol) -> tuple[Sets, Protocol]:
-    """Two folders (or lists) of videos with the same names; and the protocol, completed by the reconstructions.
+    """Two folders (or lists) of videos with the same names -> the clips, and the protocol completed by the files.
 
-    Unless the protocol states a position, an original must have as many frames as its reconstruction: which part of a
-    longer one was reconstructed cannot be known. ValueError naming the videos that only one of the folders has.
+    Unless the protocol sets a position, an original must have as many frames as its reconstruction, since the
+    reconstructed part of a longer one is unknown. ValueError if only one of the folders has some video.
     """
     real, fake = load_clips(originals), load_clips(reconstructions)
     alone = sorted(set(real.keys) ^ set(fake.keys))
@@ -108,13 +110,13 @@ def open_generated(
         real: a list or folder of videos; `root` as in `load_clips`.
 
     Raises:
-        FileNotFoundError, ValueError: a file cannot be read, or does not fit; the message names it.
+        FileNotFoundError, ValueError: a file cannot be read, or has other content than expected.
     """
     if protocol.paired:
         raise ValueError(f"{protocol.name} is for pairs of original and reconstruction: use rfvd or --set paired=false")
     tokens = (Path(fake) / MANIFEST).is_file()
     if tokens != (checkpoint is not None):
-        advice = "give --checkpoint, the tokenizer that decodes them" if tokens else "leave --checkpoint out"
+        advice = "give --checkpoint, the tokenizer that decodes them" if tokens else "omit --checkpoint"
         raise ValueError(f"{fake} holds {'' if tokens else 'no '}token shards: {advice}")
     asked, tokenizer, weights = protocol, None, {"tokenizer": None, "generator": None}
     if tokens:
@@ -130,7 +132,7 @@ def open_generated(
     reals = VideoClips(clips, protocol, native=asked.size is None and not tokens)
     found = {"num_real": len(reals), "num_fake": len(fakes), "codec": protocol.codec}
     missed = {name: value for name, value in found.items() if getattr(asked, name) not in (None, value)}
-    notes = [f"the protocol asks for {n} {getattr(asked, n)}, here it is {value}" for n, value in missed.items()]
+    notes = [f"the protocol has {n} {getattr(asked, n)}, the data {value}" for n, value in missed.items()]
     sets = Sets(reals, fakes, {"real": _describe(real, clips), "fake": about}, tokenizer, weights, notes)
     return sets, protocol.filled(**found, paired=False, real_list=clips.hash)
 
@@ -138,7 +140,7 @@ def open_generated(
 def _open_tokens(
     folder: str | Path, checkpoint: str | Path, protocol: Protocol
 ) -> tuple[SweetTok, Subset, dict[str, Any], Protocol]:
-    """Tokenizer, generated ids, their description, and the protocol completed by them."""
+    """Tokenizer, generated ids, their description, and the completed protocol."""
     tokenizer, tokens = load_tokenizer(checkpoint), TokenDataset(folder)
     if not isinstance(tokenizer, SweetTok):
         raise ValueError(f"{checkpoint} holds a {type(tokenizer).__name__}, which does not decode token shards")
@@ -156,7 +158,7 @@ def _open_tokens(
 
 
 def chosen(available: int, wanted: int | None, protocol: Protocol) -> list[int]:
-    """Places of the clips to take out of so many: all, the first ones, or a draw by the protocol's seed, in order."""
+    """Sorted indices of the selected clips: all, the first ones, or a random subset by the protocol's seed."""
     if wanted is None or wanted >= available:
         return list(range(available))
     if protocol.selection == "first":
@@ -174,12 +176,12 @@ def _describe(source: str | Path, clips: ClipList) -> dict[str, Any]:
 
 def _paired(protocol: Protocol, real: ClipList) -> Protocol:
     if protocol.paired is False:
-        raise ValueError(f"the protocol {protocol.name} is for sets that are not paired: use gfvd, or another one")
+        raise ValueError(f"the protocol {protocol.name} is for unpaired sets: use gfvd, or another protocol")
     return protocol.filled(paired=True, real_list=real.hash, num_real=len(real), num_fake=len(real))
 
 
 def _complete_for_files(clips: ClipList, protocol: Protocol) -> Protocol:
-    """The protocol with what it leaves open: frame count and size of the first video, centred frames, stretched."""
+    """The protocol with its open fields set: default preprocessing, frame count and size of the first video."""
     protocol = protocol.completed(Preprocessing())
     if protocol.frames is not None and protocol.size is not None:
         return protocol
@@ -191,8 +193,12 @@ def _complete_for_files(clips: ClipList, protocol: Protocol) -> Protocol:
 class VideoClips(Dataset):
     """Clips of video files: {"video": uint8 (3, T, H, W), "key": str}.
 
-    native: the files must have the protocol's size already. stride: of the frames, by default the protocol's.
-    Raises ClipError, naming the file, for one that cannot be read, is too short or has another size.
+    Args:
+        native: the files must have the protocol's size.
+        stride: distance between frames. Default: that of the protocol.
+
+    Raises:
+        ClipError: a file cannot be read, is too short or has another size.
     """
 
     def __init__(self, clips: ClipList, protocol: Protocol, native: bool = False, stride: int | None = None):
@@ -209,20 +215,17 @@ class VideoClips(Dataset):
         height, width = item["video"].shape[-2:]
         if self.native and (height, width) != self.protocol.size:
             others = f"others {self.protocol.height}x{self.protocol.width}"
-            advice = "give the height and width that all are resized to with --set"
+            advice = "set the height and width to resize them to with --set"
             raise ClipError(f"{self.list.paths[index]}: frames are {height}x{width}, {others}: {advice}")
         return {"video": fit(item["video"], self.protocol), "key": item["key"]}
 
     def codec(self) -> str:
-        """Kinds of the files, by their suffixes."""
+        """File name suffixes of the clips."""
         return ",".join(sorted({path.suffix.lower().lstrip(".") for path in self.list.paths}))
 
 
 class Pairs(Dataset):
-    """Clips with their reconstructions: the items of the first, with the "video" of the second as "fake".
-
-    equal: both files of a pair must have the same number of frames.
-    """
+    """Items of `real` with the "video" of `fake` added as "fake". equal: check that both have equally many frames."""
 
     def __init__(self, real: VideoClips, fake: VideoClips, equal: bool):
         self.real, self.fake, self.equal = real, fake, equal
@@ -242,18 +245,18 @@ class Pairs(Dataset):
 
 
 def fit(video: Tensor, protocol: Protocol) -> Tensor:
-    """uint8 (..., H, W) -> the protocol's size, by antialiased bilinear resizing."""
+    """Resize uint8 (..., H, W) to the protocol's size (antialiased bilinear)."""
     return Fit(protocol.resize, tuple(video.shape[-2:]), protocol.size).apply(video)
 
 
 def autocast(device: torch.device, protocol: Protocol) -> AbstractContextManager:
-    """The arithmetic of the tokenizer that a protocol states."""
+    """The protocol's autocast for the tokenizer."""
     dtype = AUTOCAST[protocol.autocast]
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
 def decoded(batches: Iterator[dict[str, Any]], tokenizer: Any, protocol: Protocol) -> Iterator[dict[str, Any]]:
-    """Batches of "ids" (B, L) with their "video" added: float in [-0.5, 0.5], or uint8 where frames must be resized."""
+    """Add "video" to batches of "ids" (B, L): float in [-0.5, 0.5], or uint8 if frames are resized."""
     for batch in batches:
         with autocast(batch["ids"].device, protocol):
             video = tokenizer.decode(batch["ids"]).float()

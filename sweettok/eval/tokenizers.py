@@ -1,4 +1,4 @@
-"""One view of any tokenizer for the evaluation: its ids, the bits they cost, their usage, and the decoded pixels.
+"""Common interface of tokenizers for the evaluation: ids, their bits and usage, and decoded pixels.
 
 Letters: B clips, T frames, H W pixels, L ids per clip.
 """
@@ -19,19 +19,20 @@ from sweettok.hub import read_config
 from sweettok.proxy.model import ProxyTokenizer
 from sweettok.tokenizer.model import SweetTok
 
-OVERSHOOT = 1.5  # decoders of the right range stay closer to zero than this
+OVERSHOOT = 1.5  # larger decoded values show another range
 TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """A batch of clips through a tokenizer.
+    """A batch of clips, encoded and decoded.
 
     Args:
-        output: what `encode` returned. ids: the integers that `decode` takes.
-        lists: ids local to each word list, by its name; sizes: the number of words of each.
-        bits: of one clip.
-        video: float (B, 3, T, H, W), clamped to [-0.5, 0.5]; clamped: (B,) the fraction of values that this changed.
+        output: result of `encode`.
+        ids: input of `decode`.
+        lists: ids within each word list, by name; sizes: number of words of each list.
+        bits: bits of the ids of one clip.
+        video: float (B, 3, T, H, W), clamped to [-0.5, 0.5]; clamped: (B,) fraction of values changed by this.
     """
 
     output: Any
@@ -44,22 +45,22 @@ class RoundTrip:
 
 
 def load_tokenizer(source: str | Path) -> torch.nn.Module:
-    """The SweetTok or ProxyTokenizer of a folder, or of "user/name" on the hub; onto the CPU as `from_pretrained`."""
+    """Load the SweetTok or ProxyTokenizer of a folder or a hub repository onto the CPU."""
     name = read_config(source, *TOKENIZERS)["model"]
     return TOKENIZERS[name].from_pretrained(source)
 
 
 def preprocessing_of(tokenizer: Any) -> Preprocessing:
-    """How the videos that a tokenizer was trained on became clips."""
+    """The preprocessing of a tokenizer's configuration, or the default."""
     return getattr(tokenizer.config, "preprocessing", None) or Preprocessing()
 
 
 def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
     """Encode and decode uint8 clips (B, 3, T, H, W).
 
-    `tokenizer.encode` returns either an object with `ids` (B, L) and a `layout`, or a tensor of codes, of which there
-    are `tokenizer.config.num_codes`. Raises ValueError when the decoded pixels have another shape, are not finite, or
-    lie so far outside of [-0.5, 0.5] that another range must be meant.
+    `tokenizer.encode` returns either an object with `ids` (B, L) and a `layout`, or a tensor of codes below
+    `tokenizer.config.num_codes`. Raises ValueError if decoded pixels have another shape, are not finite, or seem to
+    have another range than [-0.5, 0.5].
     """
     output = tokenizer.encode(video)
     if isinstance(output, Tensor):
@@ -73,8 +74,8 @@ def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
         bits = layout.bits
     decoded = tokenizer.decode(ids)
     if decoded.shape != video.shape or not decoded.isfinite().all():
-        what = "values that are not finite" if decoded.shape == video.shape else f"shape {tuple(decoded.shape)}"
-        raise ValueError(f"the tokenizer decodes clips of shape {tuple(video.shape)} to {what}")
+        result = "values that are not finite" if decoded.shape == video.shape else f"shape {tuple(decoded.shape)}"
+        raise ValueError(f"the tokenizer decodes clips of shape {tuple(video.shape)} to {result}")
     low, high = (value.item() for value in decoded.aminmax())
     if max(-low, high) > OVERSHOOT or (low >= 0 and high > 0.75):
         raise ValueError(f"the tokenizer decodes to values in [{low:.3g}, {high:.3g}], expected [-0.5, 0.5]")
@@ -83,16 +84,13 @@ def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
 
 
 class UsageCounter:
-    """Counts how often each word of each list occurs; batches and counters add up exactly.
-
-    sizes: number of words of each list, by name.
-    """
+    """Counts the occurrences of each word. sizes: {name of a word list: number of words}."""
 
     def __init__(self, sizes: Mapping[str, int]):
         self.counts = {name: torch.zeros(size, dtype=torch.int64) for name, size in sizes.items()}
 
     def update(self, ids: Mapping[str, Tensor]) -> None:
-        """Add ids local to their list, in tensors of any shape. ValueError for an unknown list or id."""
+        """Count {name of a word list: ids within this list, of any shape}. ValueError for an unknown list or id."""
         for name, values in ids.items():
             if name not in self.counts:
                 raise ValueError(f"no word list {name!r}; there are {', '.join(self.counts)}")
@@ -103,25 +101,19 @@ class UsageCounter:
             self.counts[name] += torch.bincount(values, minlength=size)
 
     def summary(self) -> dict[str, dict[str, float | int]]:
-        """Per list: words, ids counted, words used, their fraction, dead words, and perplexity (exp of the entropy)."""
-        return {name: self._summary(counts) for name, counts in self.counts.items()}
-
-    @staticmethod
-    def _summary(counts: Tensor) -> dict[str, float | int]:
-        words, used, total = len(counts), int((counts > 0).sum()), int(counts.sum())
-        share = counts[counts > 0].double() / max(total, 1)
-        return {
-            "words": words,
-            "ids": total,
-            "used": used,
-            "used_fraction": used / words,
-            "dead": words - used,
-            "perplexity": math.exp(-(share * share.log()).sum().item()) if total else 0.0,
-        }
+        """Per list: words, counted ids, used words and their fraction, dead words, perplexity (exp of the entropy)."""
+        result = {}
+        for name, counts in self.counts.items():
+            words, used, total = len(counts), int((counts > 0).sum()), int(counts.sum())
+            share = counts[counts > 0].double() / max(total, 1)
+            perplexity = math.exp(-(share * share.log()).sum().item()) if total else 0.0
+            numbers = {"words": words, "ids": total, "used": used, "used_fraction": used / words, "dead": words - used}
+            result[name] = {**numbers, "perplexity": perplexity}
+        return result
 
 
 def merge_usage(counters: Sequence[UsageCounter | None]) -> UsageCounter | None:
-    """The counts of all counters together; None where there is none."""
+    """The sum of all counters that are not None; None if there are none."""
     found = [counter for counter in counters if counter is not None]
     for other in found[1:]:
         for name, counts in other.counts.items():

@@ -1,4 +1,4 @@
-"""Reconstructions of single videos or images: files to look at and files to compute with."""
+"""Reconstructions of single videos or images, written as videos, pictures, ids and scores."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from sweettok.video.long import DEFAULT_FPS
 from sweettok.video.seams import FrameSteps, seam_excess
 
 STRIP_FRAMES = 6
-NUM_QUERIES = 8  # of each side, whose words are written out
-SUFFIXES = (".mp4", ".png", ".json", ".safetensors")  # of the files for each video
-KIND = "reconstruction"  # of the summaries
+NUM_QUERIES = 8  # queries of each branch whose words are in the summary
+SUFFIXES = (".mp4", ".png", ".json", ".safetensors")  # output files of each video
+KIND = "reconstruction"
 LABELS = ("original", "reconstruction", "difference")
 
 
@@ -47,14 +47,14 @@ def reconstruct(
 ) -> Iterator[dict[str, Any]]:
     """Encode and decode one clip of each video, or an image, and write the results; yields a summary of each.
 
-    Into `out`, by the video's name: NAME.mp4 (original | reconstruction | difference), NAME.png (frames of it),
-    NAME.safetensors (`ids`, as `decode` takes them) and NAME.json (PSNR of each frame, layout of the ids, first words).
-    Videos of one name get numbers.
+    Files in `out`: NAME.mp4 (original | reconstruction | difference), NAME.png (some of its frames), NAME.safetensors
+    (`ids` for `decode`) and NAME.json (the summary: PSNR of each frame, layout of the ids, first words). NAME is the
+    video's file name; videos of the same name are numbered.
 
     Args:
         checkpoint: a model's folder, or its name on the hub.
-        whole: all frames of each video through a SweetTok, in memory that does not grow with its length.
-            NAME.safetensors is then for `LongTokens.load`, and `seams` in the summary is that of `seam_metric`.
+        whole: all frames of each video instead of one clip, in constant memory (SweetTok only). NAME.safetensors is
+            then for `LongTokens.load`, and the summary has `seams` as in `seam_metric`.
         start: first frame of the clip, instead of a position.
         preprocessing: fields of the model's `Preprocessing` to override: resize, position, stride.
 
@@ -66,7 +66,7 @@ def reconstruct(
     if whole and not isinstance(tokenizer, SweetTok):
         raise ValueError(f"{checkpoint} holds a {type(tokenizer).__name__}: whole videos are for a SweetTok")
     if whole and (start is not None or "position" in preprocessing):
-        raise ValueError("a whole video is encoded from its first frame to its last: leave position and start out")
+        raise ValueError("a whole video is encoded from its first frame to its last: omit position and start")
     steps = preprocessing_of(tokenizer).override(**preprocessing)
     names = unique_names(videos)
     for path in (Path(out) / f"{name}{suffix}" for name in names for suffix in SUFFIXES):
@@ -81,7 +81,7 @@ def reconstruct(
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a file is of a former reconstruction, by the summary beside it."""
+    """Whether a file was written by an earlier reconstruction: its summary is in the same folder."""
     try:
         return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["kind"] == KIND
     except (OSError, ValueError, KeyError, TypeError):
@@ -146,12 +146,12 @@ def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, preprocessing: Pre
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """File names without suffix; repeated ones get -1, -2, ... in order."""
+    """File names without suffix; repeated ones get the suffixes -1, -2, ... in order."""
     stems = [Path(path).stem for path in paths]
     total, seen, names = Counter(stems), Counter(), []
     for stem in stems:
         name = stem
-        while total[stem] > 1 and name in total:  # numbers that another file has as its name are left out
+        while total[stem] > 1 and name in total:  # skip numbers that are part of another file's name
             seen[stem] += 1
             name = f"{stem}-{seen[stem]}"
         names.append(name)
@@ -159,7 +159,7 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _meaning(output: TokenOutput | Tensor, codes: int | None = None) -> dict[str, Any]:
-    """The layout of the ids: segments and first words of a language tokenizer, the grid of a plain one."""
+    """Layout of the ids: segments and first words of a SweetTok, or the grid of codes."""
     if isinstance(output, Tensor):
         return {"grid": list(output.shape[1:]), "codes": codes, "words": {}}
     segments = [asdict(segment) for segment in output.layout.segments]

@@ -1,4 +1,4 @@
-"""Facts of the generator for its model cards."""
+"""Model card of the generator."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def usage(model: Any) -> str:
         argument = "given=ids_of_given_frames"
     elif model.config.num_classes:
         argument = f"labels={json.dumps(list((model.class_names or range(model.config.num_classes))[:2]))}"
-    return f"ids = model.sample({argument}, seed=0)  # for the tokenizer's decode"
+    return f"ids = model.sample({argument}, seed=0)  # decode them with the tokenizer"
 
 
 CARD = CardInfo(
-    summary="A transformer that generates video clips as ids of a SweetTok tokenizer, which decodes them.",
+    summary="A transformer that generates video clips as token ids, which a SweetTok tokenizer decodes.",
     tags=("video", "video-generation"),
     sizes=sizes,
     usage=usage,

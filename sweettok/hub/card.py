@@ -1,4 +1,4 @@
-"""Model cards: README.md of saved models, with sizes, settings, facts of the training and measured results."""
+"""Model cards: the README.md of a saved model, with its sizes, settings, training and evaluation results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from huggingface_hub import ModelCardData
 import sweettok
 from sweettok.config import to_dict
 
-MARK = "# written by sweettok ({}); an edited page is kept"  # {}: hash of what follows
+MARK = "# written by sweettok ({}); an edited page is kept"  # {}: hash of the following lines
 MARKED = re.compile(r"---\n" + re.escape(MARK).replace(r"\{\}", r"\w+") + r"\n")
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "motion": "PSNR of motion, dB", "lpips": "LPIPS"}
 Rows = list[tuple[str, ...]]
@@ -23,13 +23,16 @@ Rows = list[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What a class of models contributes to its cards.
+    """The parts of a card that depend on the model class.
 
     Args:
-        summary: one sentence. tags: for the search of the Hub.
-        sizes: model -> rows of name and value. usage: model -> Python code that uses `model`.
-        report: kind of the evaluation reports that measure it. role: name of the model in their "weights".
-        derived: settings that follow from others or from data, and are not listed as settings.
+        summary: one sentence.
+        tags: search tags of the Hub.
+        sizes: model -> table rows (name, value).
+        usage: model -> Python code that uses `model`.
+        report: kind of the evaluation reports of this class, "rfvd" or "gfvd".
+        role: key of the model in the "weights" of these reports.
+        derived: settings that follow from others or from data; they are not listed.
     """
 
     summary: str
@@ -49,13 +52,7 @@ def write_card(
     report: str | Path | Mapping[str, Any] | None,
     license: str | None,
 ) -> str:
-    """The card as text.
-
-    Args:
-        name: what `from_pretrained` loads the model by.
-        weights: SHA-256 of model.safetensors.
-        training, report, license: as in `Pretrained.save_pretrained`.
-    """
+    """Return the card as text; `weights` is the SHA-256 of model.safetensors, the rest as in `save_pretrained`."""
     info, title = model.card_info, type(model).__name__
     data = ModelCardData(library_name="sweettok", license=license, tags=["sweettok", *info.tags, "arxiv:2412.10443"])
     sizes = [("parameters", f"{sum(p.numel() for p in model.parameters()):,}"), *info.sizes(model)]
@@ -76,7 +73,7 @@ def write_card(
 
 
 def is_edited(page: Path) -> bool:
-    """Whether a card exists that `write_card` did not write, or that was changed since."""
+    """Whether a card exists that was not written by `write_card`, or was changed afterwards."""
     if not page.is_file():
         return False
     text = page.read_text(encoding="utf-8", errors="replace")
@@ -89,7 +86,7 @@ def _marked(body: str) -> str:
 
 
 def changed_settings(config: Any, derived: tuple[str, ...] = ()) -> str:
-    """Table of the settings that differ from the defaults, which are the release's."""
+    """Table of the settings that differ from the defaults, which are those of the release."""
     values, defaults = (_flat(to_dict(c), derived) for c in (config, type(config)()))
     changed = [name for name, value in values.items() if value != defaults[name]]
     if not changed:
@@ -99,7 +96,7 @@ def changed_settings(config: Any, derived: tuple[str, ...] = ()) -> str:
 
 
 def _flat(settings: Mapping[str, Any], derived: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value of nested settings, without those of `derived`."""
+    """Nested settings as {dotted name: value}, without those in `derived`."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in derived:
@@ -109,7 +106,7 @@ def _flat(settings: Mapping[str, Any], derived: tuple[str, ...], prefix: str = "
 
 
 def _read_report(report: str | Path | Mapping[str, Any], title: str, info: CardInfo, weights: str) -> list[str]:
-    """Paragraphs of an evaluation report of these weights. ValueError for any other content."""
+    """Paragraphs about an evaluation report. ValueError if it is not a report of these weights."""
     name = "the report" if isinstance(report, Mapping) else str(report)
     try:
         content = report if isinstance(report, Mapping) else json.loads(Path(report).read_text(encoding="utf-8"))
@@ -128,7 +125,7 @@ def _read_report(report: str | Path | Mapping[str, Any], title: str, info: CardI
 
 
 def _report_parts(report: Mapping[str, Any]) -> Iterator[str]:
-    """Paragraphs and a table of the measured numbers, each with its protocol."""
+    """Paragraphs and a table of the results, with the protocol of each."""
     protocol, results, kind = report["protocol"], report["results"], report["kind"]
     rows = []
     for part, scores in sorted(results.get("scores", {}).items(), key=lambda item: item[0] != "reconstruction"):

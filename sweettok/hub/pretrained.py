@@ -1,7 +1,7 @@
 """Base class of models that are saved to folders and loaded from folders or the Hugging Face Hub.
 
 config.json holds "model" (the class), "format", "sweettok" (the version that wrote it), "weights_sha256" (of
-model.safetensors), "training" (facts of the training run, or null), "config" and "assets" (such as the word lists).
+model.safetensors), "training" (facts about the training run, or null), "config" and "assets" (such as the word lists).
 """
 
 from __future__ import annotations
@@ -33,24 +33,8 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 LOGIN = "log in with `hf auth login`, or pass token="
 
 
-def add_origin(saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Format 1 did not record where weights come from."""
-    saved.update(sweettok=None, weights_sha256=None, training=None)
-
-
-def add_preprocessing(saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Format 2 did not record how clips are made from files; models of that time were trained on stretched frames."""
-    if saved["model"] in ("SweetTok", "ProxyTokenizer"):
-        saved["config"]["preprocessing"] = {
-            "resize": "stretch",
-            "position": "center",
-            "stride": 1,
-            "short": "repeat",
-        }
-
-
 # Entry i changes the content of config.json and the tensors, in place, from format i + 1 to format i + 2.
-MIGRATIONS: list[Callable[[dict[str, Any], dict[str, Tensor]], None]] = [add_origin, add_preprocessing]
+MIGRATIONS: list[Callable[[dict[str, Any], dict[str, Tensor]], None]] = []
 FORMAT = len(MIGRATIONS) + 1
 
 
@@ -63,10 +47,10 @@ class Pretrained(nn.Module):
 
     config_class: type
     card_info: ClassVar[card.CardInfo]
-    _loaded: tuple[str, dict[str, Any] | None] | None = None  # SHA-256 of the loaded weights, facts of their training
+    _loaded: tuple[str, dict[str, Any] | None] | None = None  # SHA-256 of the loaded weights, and "training"
 
     def assets(self) -> dict[str, Any]:
-        """Data other than tensors and configuration that belongs to the model, to be stored as JSON."""
+        """JSON data that the model needs besides its tensors and configuration."""
         return {}
 
     @classmethod
@@ -83,18 +67,20 @@ class Pretrained(nn.Module):
         license: str | None = None,
         name: str = "path/to/this/folder",
     ) -> None:
-        """Write config.json, model.safetensors and the model card README.md into `folder`, each file as a whole.
+        """Write config.json, model.safetensors and the model card README.md into `folder`.
 
         A card that was edited by hand is kept.
 
         Args:
-            report: an evaluation report of these weights for the card: a JSON file of `sweettok eval`, or its content.
-            training: facts of the training run, as plain JSON data, for the card and config.json. By default those
-                that were loaded with the weights, if the weights are unchanged.
-            license: license of the weights for the card, as the Hub names it.
-            name: what the card's example loads the model by.
+            report: evaluation report of these weights, shown in the card: a JSON file of `sweettok eval`, or its
+                content.
+            training: facts about the training run for the card and config.json, as JSON data. Default: those loaded
+                with the weights, if the weights are unchanged.
+            license: license of the weights for the card, a license identifier of the Hub.
+            name: folder or repository in the card's example of `from_pretrained`.
 
-        Raises ValueError if the report is of other weights, or if the card that should show it was edited by hand.
+        Raises:
+            ValueError: the report is of other weights, or the card that should show it was edited by hand.
         """
         keeps_card = _keeps_card(Path(folder, CARD), report)
         weights = save({key: tensor.detach().cpu().contiguous() for key, tensor in self.state_dict().items()})
@@ -115,7 +101,7 @@ class Pretrained(nn.Module):
         except TypeError as error:
             raise ValueError(f"training must be plain text, numbers and lists: {error}") from error
         page = card.write_card(self, name, digest, training, report, license)
-        # If this is interrupted, the hash in the old config.json does not match the new weights.
+        # Weights first: if this is interrupted, their hash does not match the old config.json, and loading fails.
         files = {WEIGHTS: weights, CONFIG: text.encode(), **({} if keeps_card else {CARD: page.encode()})}
         for file, content in files.items():
             with write_aside(Path(folder, file)) as aside:
@@ -137,12 +123,14 @@ class Pretrained(nn.Module):
 
         Args:
             repo_id: "user/name"; the repository is created if needed.
-            private: visibility of a new repository; None is the default of the account.
-            token: access token; None is that of `hf auth login` or HF_TOKEN.
-            revision: branch to commit to, created if needed; None is the main branch.
+            private: visibility of a new repository. Default: that of the account.
+            token: access token. Default: that of `hf auth login` or HF_TOKEN.
+            revision: branch to commit to, created if needed. Default: the main branch.
             report, training, license: as in `save_pretrained`.
 
-        Raises ValueError for a wrong report or name, OSError if the Hub cannot be reached or refuses the request.
+        Raises:
+            ValueError: the report or the name is wrong.
+            OSError: the Hub cannot be reached or refuses the request.
         """
         if not REPO_ID.fullmatch(repo_id):
             raise ValueError(f"expected a repository named user/name, got {repo_id!r}")
@@ -176,12 +164,12 @@ class Pretrained(nn.Module):
         """Load a model that `save_pretrained` or `push_to_hub` wrote, onto the CPU, in evaluation mode.
 
         Args:
-            source: a folder; if there is none of that name, the repository "user/name" of the Hub. Downloads go to the
-                cache of huggingface_hub, which is used alone when there is no connection.
+            source: a folder, or the Hub repository "user/name" if no such folder exists. Downloads are cached by
+                huggingface_hub; without a connection the cached files are used.
             revision: branch, tag or commit of the repository.
             cache_dir: another folder for the cache.
-            token: access token; None is that of `hf auth login` or HF_TOKEN.
-            local_files_only: use the cache without asking the Hub.
+            token: access token. Default: that of `hf auth login` or HF_TOKEN.
+            local_files_only: use cached files only.
 
         Raises:
             FileNotFoundError: there is no such folder, repository, revision or file.
@@ -198,7 +186,7 @@ class Pretrained(nn.Module):
         try:
             for migrate in MIGRATIONS[saved["format"] - 1 :]:
                 migrate(saved, tensors)
-            if saved["weights_sha256"] not in (None, sha256(folder / WEIGHTS)):
+            if saved["weights_sha256"] != sha256(folder / WEIGHTS):
                 raise ValueError("they are of different saves, or one of them is damaged")
             model = cls.build(configs.build(cls.config_class, saved["config"]), saved["assets"], tensors)
             model.load_state_dict(tensors)
@@ -209,11 +197,11 @@ class Pretrained(nn.Module):
 
 
 def model_folder(source: str | Path, *models: str, revision: str | None = None, **where: Any) -> Path:
-    """The folder with config.json and model.safetensors: `source`, or the cache of the Hub repository, downloaded.
+    """Local folder with config.json and model.safetensors: `source`, or the cached download of a Hub repository.
 
     Args:
-        models: names of the classes that the model may be of; checked before the weights are downloaded.
-        revision, where: as in `Pretrained.from_pretrained`, which also lists what is raised.
+        models: accepted model classes, by name; checked before the weights are downloaded.
+        revision, where: as in `Pretrained.from_pretrained`, which raises the same errors.
     """
     config_file = _find_file(source, CONFIG, revision, **where)
     if models:
@@ -223,10 +211,7 @@ def model_folder(source: str | Path, *models: str, revision: str | None = None, 
 
 
 def read_config(source: str | Path, *models: str) -> dict[str, Any]:
-    """Content of the config.json of a folder or Hub repository that holds a model of one of these classes.
-
-    Raises as `Pretrained.from_pretrained`.
-    """
+    """Content of the config.json of a folder or Hub repository; `models`: accepted classes, by name."""
     return _parse_config(_find_file(source, CONFIG), source, *models)
 
 
@@ -240,7 +225,7 @@ def _parse_config(path: Path, source: str | Path, *models: str) -> dict[str, Any
         expected = " or ".join(map(repr, models))
         raise ValueError(f"{source} holds {name!r}, expected {expected}: give a folder that its save_pretrained wrote")
     if type(version) is not int or version < 1:
-        raise ValueError(f"{source} is in format {version!r}, expected one of 1 to {FORMAT}")
+        raise ValueError(f"{source} is in format {version!r}, expected a whole number of at least 1")
     if version > FORMAT:
         raise ValueError(
             f"{source} is in format {version}, of sweettok {saved.get('sweettok')}; sweettok {sweettok.__version__} "
@@ -250,7 +235,7 @@ def _parse_config(path: Path, source: str | Path, *models: str) -> dict[str, Any
 
 
 def _keeps_card(page: Path, report: Any) -> bool:
-    """Whether a card was edited by hand and is kept; ValueError if it should show a report."""
+    """Whether a card was edited by hand. ValueError if so and there is a report to show."""
     edited = card.is_edited(page)
     if edited and report is not None:
         raise ValueError(
@@ -260,7 +245,7 @@ def _keeps_card(page: Path, report: Any) -> bool:
 
 
 def _find_file(source: str | Path, file: str, revision: str | None = None, **where: Any) -> Path:
-    """Path of a file in the folder `source`, or in the cache of the repository `source`, downloaded if needed."""
+    """Local path of a file of the folder or repository `source`, downloaded if needed."""
     folder = Path(source)
     if folder.exists():
         if revision is not None:
@@ -278,7 +263,7 @@ def _find_file(source: str | Path, file: str, revision: str | None = None, **whe
         return Path(hf_hub_download(source, file, revision=revision, **where))
 
 
-# Errors of huggingface_hub, the more special first -> what is raised in place of them.
+# Errors of huggingface_hub (subclasses first), and the error and message raised instead.
 ERRORS: list[tuple[type[Exception], type[Exception], str]] = [
     (errors.HFValidationError, ValueError, "{repo} cannot be the name of a repository: {error}"),
     (errors.GatedRepoError, PermissionError, "{repo} is gated: ask for access on its Hub page, then {login}"),
@@ -291,8 +276,8 @@ ERRORS: list[tuple[type[Exception], type[Exception], str]] = [
     (
         errors.LocalEntryNotFoundError,
         FileNotFoundError,
-        "{repo} is no folder, its {file} is not in the cache, and the Hub cannot be reached or was not asked: download "
-        "it once with a connection",
+        "{repo} is not a folder, its {file} is not in the cache, and the Hub cannot be reached or was not contacted: "
+        "download it once with a connection",
     ),
     (errors.EntryNotFoundError, FileNotFoundError, "{repo} holds no {file}"),
 ]
@@ -300,7 +285,7 @@ ERRORS: list[tuple[type[Exception], type[Exception], str]] = [
 
 @contextmanager
 def _readable_errors(repo: str, file: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub, of many lines, into one line that says what to do."""
+    """Turn errors of huggingface_hub, whose messages have many lines, into one line with what to do."""
     try:
         yield
     except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]

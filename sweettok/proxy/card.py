@@ -1,4 +1,4 @@
-"""Facts of the proxy tokenizer for its model cards, and what cards of all tokenizers share."""
+"""Model card of the proxy tokenizer, and parts of the cards of both tokenizers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sweettok.hub import CardInfo
 
 
 def clip_size(config: Any, image: bool = False) -> tuple[str, str]:
-    """The size of a clip, or of an image, as a row of a card."""
+    """Table row with the size of a clip or an image."""
     size = f"{config.height}x{config.width}"
     return ("image", size) if image else ("clip", f"{config.num_frames} frames of {size}")
 
 
 def encode_call(output: str, config: Any, image: bool = False) -> str:
-    """A line of code that encodes a video."""
+    """Line of Python that encodes a video."""
     shape = f"{config.height}, {config.width}" if image else f"{config.num_frames}, {config.height}, {config.width}"
     return f"{output} = model.encode(video)  # (B, 3, {shape}), uint8 or float in [-0.5, 0.5]"
 

@@ -1,4 +1,4 @@
-"""Facts of SweetTok for its model cards."""
+"""Model card of SweetTok."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sweettok.proxy.card import clip_size, encode_call
 
 
 def layout_rows(layout: Any) -> list[tuple[str, ...]]:
-    """Numbers of ids, bits and words, as rows of a card."""
-    what = "a clip" if layout.num_temporal else "an image"
+    """Table rows: ids and bits of a clip, and the word lists."""
+    unit = "a clip" if layout.num_temporal else "an image"
     lists = [
         (f"{part.name} ids", f"{part.length:,}, each one of {part.vocab_size:,} words") for part in layout.segments
     ]
-    return [(f"ids of {what}", f"{layout.length:,}"), (f"bits of {what}", f"{layout.bits:,.0f}"), *lists]
+    return [(f"ids of {unit}", f"{layout.length:,}"), (f"bits of {unit}", f"{layout.bits:,.0f}"), *lists]
 
 
 def sizes(model: Any) -> list[tuple[str, ...]]:
