@@ -9,8 +9,8 @@ import torch
 from sweettok.data.lists import ClipList
 from sweettok.eval import frechet_distance
 from sweettok.eval.cache import RealCache
-from sweettok.eval.pipeline import Options
 from sweettok.eval.distance import half, measure
+from sweettok.eval.pipeline import Options
 from sweettok.eval.protocol import PRESETS
 
 EXACT = PRESETS["exact"]

@@ -13,7 +13,7 @@ from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import read_clip
 from sweettok.data.writer import write_video
 from sweettok.eval import frechet_distance
-from sweettok.eval.cache import OTHERS
+from sweettok.eval.cache import UNRELATED
 from sweettok.eval.features import detector_frames, load_extractor
 from sweettok.eval.protocol import CHOICES, PREPROCESSING, PRESETS, Protocol, find_protocol
 from sweettok.eval.sources import VideoClips, chosen, fit
@@ -49,7 +49,7 @@ def test_hashes_are_stable_and_presets_differ():
     assert EXACT.hash == Protocol(**EXACT.to_dict()).hash and len(EXACT.hash) == 64
     assert len({protocol.hash for protocol in PRESETS.values()}) == len(PRESETS)
     assert all(name == protocol.name for name, protocol in PRESETS.items())
-    assert set(OTHERS) < set(FIELDS)
+    assert set(UNRELATED) < set(FIELDS)
     with pytest.raises(dataclasses.FrozenInstanceError):
         EXACT.seed = 3
 

@@ -173,7 +173,7 @@ def test_the_key_does_not_follow_a_redirect(server, status):
 
 def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX")
-    with pytest.raises(ValueError, match="OPENAI_API_KEY holds characters that no key has") as refused:
+    with pytest.raises(ValueError, match="OPENAI_API_KEY contains characters that are not allowed") as refused:
         Endpoint("http://localhost", "toy")
     assert KEY not in str(refused.value)
 
@@ -347,7 +347,7 @@ def test_an_endpoint_is_compared_with_the_baselines(server, work, tmp_path, caps
     assert first["accuracy"] == pytest.approx(0.8) and first["without_class"] == 6
     assert first["minus"]["listed"]["accuracy"] == pytest.approx(0.8 - report["results"]["listed"]["accuracy"])
     assert report["cost"]["new"] == {"answers": 30, "prompt_tokens": 1200, "completion_tokens": 90}
-    assert report["cost"]["requests"] == 30 and "toy, free" in printed and "6 answers name no class" in printed
+    assert report["cost"]["requests"] == 30 and "toy, free" in printed and "6 answers without a class" in printed
     assert main(given) == 0  # all answers are there
     again = json.loads((tmp_path / "report.json").read_text())
     assert again["results"] == report["results"] and len(server.asked) == 30

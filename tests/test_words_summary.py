@@ -213,7 +213,7 @@ def test_outputs_do_not_replace_inputs_or_other_files(work, tmp_path, capsys):
     ("arguments", "message"),
     [
         ((), "give videos or --tokens"),
-        (("a/x.mp4", "b/x.mp4"), "several videos have one name"),
+        (("a/x.mp4", "b/x.mp4"), "several videos have the same name"),
         (("x.mp4", "--tokens", "y"), "give videos or --tokens"),
         (("--tokens", "TOKENS", "--rows", "30"), "has rows 0 to 29; got 30"),
     ],

@@ -24,9 +24,9 @@ from sweettok.store import check_output
 def add_rfvd(parser: argparse.ArgumentParser) -> None:
     options.add_checkpoint(parser, required=False)
     parser.add_argument("--data", metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
-    parser.add_argument("--originals", metavar="DIR", help="instead of both: a folder of videos ...")
-    parser.add_argument("--reconstructions", metavar="DIR", help="... and of their reconstructions, of the same names")
-    parser.add_argument("--lpips", metavar="PATH", help="LPIPS linear layers (v0.1 vgg.pth); without them no LPIPS")
+    parser.add_argument("--originals", metavar="DIR", help="instead of --checkpoint and --data: folder of videos ...")
+    parser.add_argument("--reconstructions", metavar="DIR", help="... and of reconstructions with the same names")
+    parser.add_argument("--lpips", metavar="PATH", help="LPIPS linear layers (v0.1 vgg.pth); needed for LPIPS")
     parser.add_argument("--vgg", metavar="PATH", help="VGG-16 for LPIPS (default: torchvision's cache)")
     _add_measuring(parser)
 
@@ -41,17 +41,17 @@ def add_gfvd(parser: argparse.ArgumentParser) -> None:
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default=DEFAULT, metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the protocol")
-    group = parser.add_argument_group("clips (default: as the protocol states, or as the model was trained)")
-    group.add_argument("--resize", choices=options.RESIZES, help="how frames get the size")
-    group.add_argument("--position", choices=options.POSITIONS, help="which part of a video a clip is taken from")
+    group = parser.add_argument_group("clips (default: as in the protocol, or as the model was trained)")
+    group.add_argument("--resize", choices=options.RESIZES, help="how frames are resized")
+    group.add_argument("--position", choices=options.POSITIONS, help="position of the clip in the video")
     group.add_argument("--stride", type=options.integer(1), metavar="N", help="distance between the frames of a clip")
-    parser.add_argument("--i3d", metavar="PATH", help=f"{I3D_FILE}; without it there is no FVD")
-    parser.add_argument("--root", metavar="DIR", help="folder that paths in the list start from")
+    parser.add_argument("--i3d", metavar="PATH", help=f"{I3D_FILE}; needed for FVD")
+    parser.add_argument("--root", metavar="DIR", help="folder of relative paths in the list")
     parser.add_argument("--limit", type=options.integer(1), metavar="N", help="only the first N clips")
     repeats = {"type": options.integer(0), "default": 0, "metavar": "K"}
-    parser.add_argument("--bootstrap", help="95%% interval of the FVD from K redrawn sets, at least 20", **repeats)
-    parser.add_argument("--cache", metavar="DIR", help="keep features of real clips here, and use those kept")
-    parser.add_argument("--out", metavar="FILE", help="write the JSON report here")
+    parser.add_argument("--bootstrap", help="95%% interval of the FVD from K resampled sets, at least 20", **repeats)
+    parser.add_argument("--cache", metavar="DIR", help="folder to cache the features of real clips in")
+    parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
     options.add_batch_size(parser, 4)
     options.add_workers(parser)
 
@@ -102,7 +102,6 @@ def gfvd(args: argparse.Namespace) -> None:
 
 
 def _protocol(args: argparse.Namespace) -> Protocol:
-    """The protocol with the changes of the options."""
     changes = [f"{name}={getattr(args, name)}" for name in PREPROCESSING if getattr(args, name) is not None]
     protocol = find_protocol(args.protocol, [*args.set, *changes])
     if args.limit is None:
@@ -151,7 +150,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
             clips = f"{facts['clips']} clips of {clips}, seams {facts['seams']:+.2f} grey levels"
         print(f"{facts['video']}: PSNR {facts['psnr']:.2f} dB, {clips} -> {facts['files']}")
         for branch, queries in facts["words"].items():
-            if queries:  # images have no words of motion
+            if queries:  # images have no temporal queries
                 print(f"  {branch}: " + "; ".join(queries))
 
 

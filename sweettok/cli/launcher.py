@@ -1,7 +1,6 @@
-"""Start a command in several processes: scripts/launch.sh runs this module.
+"""`accelerate launch` with the exit status and error message of the first failed process; used by scripts/launch.sh.
 
-It is `accelerate launch` with the exit status and the error message of the process that failed first. Accelerate and
-torchrun know no status but 0 and 1, and report a failed process by a traceback of their own.
+Accelerate itself exits with 0 or 1, and reports a failed process with a traceback.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-# Names the file in which a process leaves its exit status and, on the following lines, its message.
+# Environment variable: file for the exit status and, on the following lines, the message of a failed process.
 STATUS_FILE = "LAUNCH_STATUS"
 
 
 def report_to_launcher(status: int, text: str) -> bool:
-    """Leave an exit status and a message to the launcher; False if this process was not started by one.
+    """Send an exit status and a message to the launcher; False if there is none.
 
-    The first report counts: processes that merely lost the connection to a failed one come later.
+    Only the first report is used. Processes that only lost the connection to a failed one wait, to report later.
     """
     path = os.environ.get(STATUS_FILE)
     if not path:
@@ -37,10 +36,7 @@ def report_to_launcher(status: int, text: str) -> bool:
 
 
 def launch(argv: Sequence[str]) -> int:
-    """Run `accelerate launch` with these arguments; the exit status of the process that failed first, or 0.
-
-    The last line on stderr is the message of that process.
-    """
+    """Run `accelerate launch`; prints the message and returns the exit status of the first failed process, or 0."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,14 +1,8 @@
-"""Entry point of the `sweettok` command: finds the subcommand, runs it, and turns errors into exit statuses.
+"""Entry point of the `sweettok` command: runs a subcommand and turns errors into exit statuses.
 
-A module `sweettok.cli.<name>` implements one subcommand and is imported only when that subcommand is asked for. It
-defines either a command
-
-    add_arguments(parser)     declares the options
-    run(args) -> int | None   does the work; the exit status, None means 0
-
-or a group of commands
-
-    COMMANDS: dict[str, Command]
+The subcommand <name> is implemented by the module `sweettok.cli.<name>`, which is imported only when it is used. It
+defines either `add_arguments(parser)` and `run(args) -> int | None`, which returns the exit status (None for 0), or a
+group of commands, `COMMANDS: dict[str, Command]`.
 """
 
 from __future__ import annotations
@@ -23,7 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from sweettok.cli.launcher import report_to_launcher
 
-# Subcommand -> one-line description. The module of the same name in this package implements it.
+# Name of each subcommand, and its one-line description.
 SUBCOMMANDS = {
     "train": "train a stage from a configuration file, or resume its run",
     "plan": "print the steps, parameters, FLOPs and memory that a training run needs",
@@ -47,14 +41,14 @@ STATUS_HELP = """exit status:
   130  interrupted with Ctrl-C
 """
 
-# Errors of the input and errors of the environment: one line, no traceback. All others are bugs and keep theirs.
+# Errors of the input and of the environment are printed without traceback. All others are bugs.
 PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 INPUT_ERRORS = (ValueError, EOFError, *PATH_ERRORS)
 ENVIRONMENT_ERRORS = (OSError, FloatingPointError, ImportError, MemoryError)
 
 
 class Command(NamedTuple):
-    """A command of a group: its one-line description, its options and its work."""
+    """A command of a group; `help` is its one-line description."""
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -62,14 +56,14 @@ class Command(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises ValueError for wrong arguments, so that they are reported as any other error is."""
+    """Raises ValueError for wrong arguments, so that they are reported like other errors."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "sweettok") -> int:
-    """Run a subcommand and return its exit status; `argv` defaults to the arguments of the program."""
+    """Run a subcommand and return its exit status. `argv`: the arguments, by default those of the process."""
     argv = sys.argv[1:] if argv is None else list(argv)
 
     def work() -> int | None:
@@ -80,7 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "sweettok") -> int:
 
 
 def build_parser(argv: Sequence[str], prog: str = "sweettok") -> argparse.ArgumentParser:
-    """The parser of the whole command, with the options of the one subcommand that `argv` names."""
+    """The parser of the whole command; only the subcommand that `argv` starts with has its options."""
     parser = Parser(
         prog=prog,
         description="SweetTok: video clips as words, and back.",
@@ -97,7 +91,7 @@ def build_parser(argv: Sequence[str], prog: str = "sweettok") -> argparse.Argume
 
 
 def add_subcommand(parser: argparse.ArgumentParser, module: ModuleType) -> None:
-    """Add the options of a subcommand's module, or the commands of its group."""
+    """Add the options or the commands of a subcommand's module to its parser."""
     commands: dict[str, Command] | None = getattr(module, "COMMANDS", None)
     if commands is None:
         module.add_arguments(parser)
@@ -119,13 +113,13 @@ def sentence(text: str) -> str:
 def run_reporting_errors(work: Callable[[], int | None]) -> int:
     """Run `work` and return the exit status of the process (see STATUS_HELP).
 
-    An error becomes the last line of stderr, `error: ...`. In a process that scripts/launch.sh started, status and line
-    go to the launcher, which prints them once for all processes.
+    The last line on stderr after an error is `error: ...`. In a process of scripts/launch.sh, status and line are sent
+    to the launcher, which prints them once for all processes.
     """
     try:
         status, text = work() or 0, ""
-        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter exits
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout.flush()  # raises BrokenPipeError here, not when the interpreter exits
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
@@ -136,7 +130,7 @@ def run_reporting_errors(work: Callable[[], int | None]) -> int:
         status, text = FAILED, f"error: {describe(error)}"
     except Exception as error:
         text = f"error: {describe(error)}"
-        if type(error).__name__ != "OutOfMemoryError":  # of PyTorch, for accelerators
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported here
             report_to_launcher(FAILED, text)
             raise
         status = FAILED
@@ -150,7 +144,7 @@ def run_reporting_errors(work: Callable[[], int | None]) -> int:
 
 
 def describe(error: Exception) -> str:
-    """The message of an error on one line; of an error of the system, what is wrong with which file."""
+    """The message of an error on one line; for an OSError, the file and the reason."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and types that check numbers."""
+"""Options of several subcommands, and argument types for numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sweettok.data.resize import RESIZES
 
 
 def integer(least: int = 1, most: int | None = None) -> Callable[[str], int]:
-    """Type of an option that takes a whole number from `least` to `most`."""
+    """Argument type: an integer from `least` to `most`."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
@@ -28,7 +28,7 @@ def integer(least: int = 1, most: int | None = None) -> Callable[[str], int]:
 
 
 def real(least: float = 0.0, most: float = math.inf, positive: bool = False) -> Callable[[str], float]:
-    """Type of an option that takes a finite number from `least` to `most`; with `positive` above 0."""
+    """Argument type: a finite number from `least` to `most`; with `positive` above 0."""
     bounds = "above 0" if positive else f"of at least {least:g}"
     bounds += "" if most == math.inf else f" and at most {most:g}"
 
@@ -45,44 +45,38 @@ def real(least: float = 0.0, most: float = math.inf, positive: bool = False) -> 
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, model: str = "the tokenizer", required: bool = True) -> None:
-    """--checkpoint: a model's folder, or its name on the hub."""
     parser.add_argument(
         "--checkpoint", required=required, metavar="MODEL", help=f"{model}: a folder, or user/name on the hub"
     )
 
 
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:
-    """--resize, --position, --start and --stride: how a video file becomes a clip. Not given: as in training."""
     group = parser.add_argument_group("clips (default: as the model was trained)")
-    group.add_argument("--resize", choices=RESIZES, help="how frames get the model's size")
-    group.add_argument("--position", choices=POSITIONS, help="which part of a video a clip is taken from")
+    group.add_argument("--resize", choices=RESIZES, help="how frames are resized to the model's size")
+    group.add_argument("--position", choices=POSITIONS, help="position of the clip in the video")
     group.add_argument("--start", type=integer(0), metavar="N", help="first frame of the clip, instead of --position")
     group.add_argument("--stride", type=integer(1), metavar="N", help="distance between the frames of a clip")
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options of these names that were given."""
+    """{name: value} of those of the named options that were given."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def preprocessing_changes(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_preprocessing` change, by name."""
+    """The options of `add_preprocessing` that were given."""
     return given(args, "resize", "position", "start", "stride")
 
 
 def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
-    """--batch-size: clips that a device processes at once."""
-    parser.add_argument(
-        "--batch-size", type=integer(1), default=default, metavar="N", help=f"clips at once (default: {default})"
-    )
+    text = f"clips per batch (default: {default})"
+    parser.add_argument("--batch-size", type=integer(1), default=default, metavar="N", help=text)
 
 
 def add_workers(parser: argparse.ArgumentParser, default: int = 2) -> None:
-    """--workers: processes that read videos."""
     text = f"processes that read videos, for each device (default: {default})"
     parser.add_argument("--workers", type=integer(0), default=default, metavar="N", help=text)
 
 
 def add_seed(parser: argparse.ArgumentParser, default: int | None = 0) -> None:
-    """--seed of everything drawn at random."""
-    parser.add_argument("--seed", type=integer(0), default=default, metavar="N", help="of what is drawn (default: 0)")
+    parser.add_argument("--seed", type=integer(0), default=default, metavar="N", help="random seed (default: 0)")

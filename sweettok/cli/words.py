@@ -60,7 +60,7 @@ def add_clips(parser: argparse.ArgumentParser) -> None:
 
 
 def open_clips(args: argparse.Namespace) -> dict[str, Callable[[], tuple[TokenOutput, Tensor | None]]]:
-    """Name of each clip, for output files -> a function that returns its ids, and uint8 pixels (3, T, H, W)."""
+    """{name for output files: function that returns the ids of a clip and its uint8 pixels (3, T, H, W)}."""
     if bool(args.videos) == (args.tokens is not None):
         raise ValueError("give videos or --tokens SHARDS, one of them")
     tokenizer = SweetTok.from_pretrained(args.checkpoint).to(join_processes().device)
@@ -77,7 +77,7 @@ def open_clips(args: argparse.Namespace) -> dict[str, Callable[[], tuple[TokenOu
         clips = [partial(encode, tokenizer, path, changes) for path in args.videos]
     named = dict(zip(names, clips, strict=True))
     if len(named) < len(clips):
-        raise ValueError("several videos have one name, and outputs are named after them: give them one by one")
+        raise ValueError("several videos have the same name, which is used for the outputs: process them one by one")
     return named
 
 
@@ -95,7 +95,7 @@ def decode(tokenizer: SweetTok, ids: Tensor, frames: int, pixels: bool) -> tuple
 def add_show(parser: argparse.ArgumentParser) -> None:
     add_clips(parser)
     parser.add_argument("--top", type=integer(1), default=5, metavar="N", help="words of each kind (default: 5)")
-    parser.add_argument("--out", metavar="FILE", help="also write all words with all their places, as JSON")
+    parser.add_argument("--out", metavar="FILE", help="JSON file for all words with all their positions")
     parser.set_defaults(decode=False)
 
 
@@ -137,13 +137,12 @@ def draw_overlays(args: argparse.Namespace) -> None:
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """Settings of episodes; None where they are not given."""
     add, default = parser.add_argument, EpisodeConfig()
     add("--n-way", type=integer(2), metavar="N", help=f"classes of an episode (default: {default.n_way})")
     add("--k-shot", type=integer(1), metavar="K", help=f"examples of each class (default: {default.k_shot})")
     add("--queries", type=integer(1), metavar="Q", help=f"clips to classify per episode (default: {default.queries})")
     add("--num", type=integer(1), metavar="E", help=f"number of episodes (default: {default.num})")
-    add("--labels", metavar="FILE", help="other classes: lines 'key TAB class name' for some or all of the clips")
+    add("--labels", metavar="FILE", help="other classes: lines 'key TAB class name' for some or all clips")
     options.add_seed(parser, default=None)
 
 
@@ -160,16 +159,16 @@ def draw_episodes(args: argparse.Namespace) -> None:
     config = EpisodeConfig(**given(args, *SIZES))
     check_output(args.out, inputs=[args.tokens, args.data, args.classes, args.labels])
     clips = TokenDataset(args.tokens) if args.tokens else load_clips(args.data, classes=args.classes)
-    drawn = episodes.draw(labelled(clips, args.labels, args.tokens or args.data), config)
+    drawn = draw_from(clips, args, config, args.tokens or args.data)
     episodes.write(args.out, drawn, config)
     print(f"{args.out}: {len(drawn)} episodes, {config.n_way}-way {config.k_shot}-shot")
 
 
-def labelled(clips: Any, labels: str | None, source: str) -> episodes.Labelled:
-    """(key, class name) of clips, with their own classes or those of a file."""
-    if labels is not None:
-        return episodes.read_labels(labels, clips.keys)
-    return episodes.labelled_clips(clips.keys, clips.labels, clips.class_names, source)
+def draw_from(clips: Any, args: argparse.Namespace, config: EpisodeConfig, source: str) -> tuple[Episode, ...]:
+    """Draw episodes from clips, with the classes of --labels or their own."""
+    if args.labels is not None:
+        return episodes.draw(episodes.read_labels(args.labels, clips.keys), config)
+    return episodes.draw(episodes.labelled_clips(clips, source), config)
 
 
 def add_fewshot(parser: argparse.ArgumentParser) -> None:
@@ -177,25 +176,25 @@ def add_fewshot(parser: argparse.ArgumentParser) -> None:
     add("--tokens", required=True, metavar="SHARDS", help="folder of token shards with labels and class names")
     options.add_checkpoint(parser, "the tokenizer of these tokens")
     add("--out", required=True, metavar="DIR", help="episodes.json, answers.jsonl and report.json")
-    add("--use", metavar="FILE", help="use the episodes of this file instead of drawing some")
+    add("--use", metavar="FILE", help="file of episodes to use instead of drawing new ones")
     add_sizes(parser)
     add("--words", type=integer(1), default=5, metavar="N", help="words of each kind in a prompt (default: 5)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of words (default: all)")
-    add("--no-instruction", action="store_true", help="prompts of examples alone")
-    add("--repeats", type=integer(0), default=0, metavar="R", help="show the examples R more times (default: 0)")
+    add("--no-instruction", action="store_true", help="prompts of examples only")
+    add("--repeats", type=integer(0), default=0, metavar="R", help="repeat the examples R more times (default: 0)")
     add("--order", choices=prompts.ORDERS, default=default.order, help=f"of examples (default: {default.order})")
-    group = parser.add_argument_group("language model (default: none, baselines alone)")
+    group = parser.add_argument_group("language model (default: none, only baselines)")
     add, default = group.add_argument, Endpoint
     add("--backend", choices=tuple(BACKENDS), default="none", help="a Hugging Face model, or an OpenAI-like server")
     add("--model", metavar="DIR|NAME", help="the local model's folder, or the model's name at the endpoint")
-    answers = "compare class names (default of local), read generated text (default of endpoint), or restrict it"
+    answers = "score class names (default of local), generate text (default of endpoint), or restrict it by a schema"
     add("--answers", choices=("likelihood", "free", "schema"), help=answers)
     add("--precision", choices=("no", "bf16"), help="of a local model (default: no, float32)")
     add("--base-url", metavar="URL", help="of the endpoint, such as http://localhost:8000/v1")
     add("--key-name", metavar="NAME", help=f"environment variable with the key (default: {default.key_name})")
     add("--timeout", type=real(positive=True), metavar="S", help=f"seconds per attempt (default: {default.timeout})")
     add("--retries", type=integer(0), metavar="N", help=f"attempts after the first (default: {default.retries})")
-    add("--concurrency", type=integer(1, 256), metavar="N", help=f"requests at once (default: {default.concurrency})")
+    add("--concurrency", type=integer(1, 256), metavar="N", help=f"parallel requests (default: {default.concurrency})")
     add("--body", type=json_object, metavar="JSON", help="further fields of each request; null removes one")
 
 
@@ -235,7 +234,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def language_model(args: argparse.Namespace) -> LanguageModel | None:
-    """The language model that the options describe. ValueError for options of another one, or missing ones."""
+    """The language model of the options. ValueError for options of another backend, or missing ones."""
     kind, allowed = args.backend, BACKENDS[args.backend]
     chosen = given(args, *BACKENDS["local"], *BACKENDS["endpoint"])
     for name in chosen:
@@ -250,12 +249,11 @@ def language_model(args: argparse.Namespace) -> LanguageModel | None:
 
 
 def find_episodes(args: argparse.Namespace, tokens: TokenDataset) -> tuple[tuple[Episode, ...], EpisodeConfig]:
-    """The episodes of --use, or new ones, and their settings."""
     if args.use is None:
         config = EpisodeConfig(**given(args, *SIZES))
-        return episodes.draw(labelled(tokens, args.labels, args.tokens), config), config
-    if wrong := given(args, *SIZES[:-1], "labels"):  # the order of examples may depend on the seed
-        raise ValueError(f"--use takes episodes as they are: leave out {', '.join(wrong)}")
+        return draw_from(tokens, args, config, args.tokens), config
+    if wrong := given(args, *SIZES[:-1], "labels"):  # --seed is allowed: the order of examples may depend on it
+        raise ValueError(f"--use cannot be combined with {', '.join(wrong)}")
     tasks, config = episodes.read(args.use)
     episodes.check_keys([key for task in tasks for key in task.keys], tokens.keys, args.use)
     return tasks, config

@@ -36,7 +36,7 @@ class FeatureExtractor(Interface):
 
 
 class I3DFeatures:
-    """The 400 class scores of I3D, averaged over time. resize: as in `preprocess`, or "inside" for a TorchScript file."""
+    """The 400 class scores of I3D, averaged over time. resize: as in `preprocess`, or "inside" (TorchScript file)."""
 
     width, min_frames = NUM_CLASSES, MIN_FRAMES
 

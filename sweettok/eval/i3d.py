@@ -192,7 +192,7 @@ class I3D(nn.Module):
 
     @torch.no_grad()
     def scores(self, frames: Tensor) -> Tensor:
-        """Output of `preprocess` -> float32 class scores (N, 400), whatever the autocast; TF32 is left to the caller."""
+        """Output of `preprocess` -> float32 class scores (N, 400), without autocast; TF32 as set by the caller."""
         with torch.autocast(frames.device.type, enabled=False):
             for layer in self.children():
                 frames = layer(frames)

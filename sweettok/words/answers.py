@@ -1,4 +1,4 @@
-"""Answers of a language model, kept in a file as they come, so that an interrupted run continues."""
+"""Answers of a language model, saved as they arrive, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Question = tuple[str, tuple[str, ...]]  # prompt, candidates
 
 
 class AnswerCache:
-    """A file with one JSON line per answer, by a hash of model, prompt and candidates. A context manager.
+    """A JSON Lines file of answers, each with a hash of model, prompt and candidates. A context manager.
 
-    Lines are only appended, by one process at a time; a last line that a killed run left without its end is cut off.
-    Raises ValueError for a file of another kind, InUseError (an OSError) while another process holds it.
+    An incomplete last line, left by a killed run, is removed. Raises ValueError for another kind of file, InUseError
+    (an OSError) while another process uses it.
     """
 
     def __init__(self, path: str | Path):
@@ -49,7 +49,7 @@ class AnswerCache:
         self._release()
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer; safe for several threads."""
+        """Save an answer; thread-safe."""
         line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False)
         with self._threads:
             self.answers[key] = answer
@@ -58,14 +58,13 @@ class AnswerCache:
 
 
 def question_key(model: LanguageModel, question: Question) -> str:
-    """Hash of a model and a question."""
     return hashlib.sha256(json.dumps([model.identity, *question], sort_keys=True).encode()).hexdigest()
 
 
 def ask(model: LanguageModel, questions: Sequence[Question], cache: AnswerCache) -> tuple[list[Answer], list[Answer]]:
-    """The answers to all questions, in order, and those that were not in the cache; each question is asked once.
+    """Answers to all questions, in order, and the new ones, which were not cached; equal questions are asked once.
 
-    Raises the model's first error. No further question is asked after it; answers under way are still kept.
+    Raises the model's first error; no question is asked after it, but answers under way are saved.
     """
     keys = [question_key(model, question) for question in questions]
     pending = {key: question for key, question in zip(keys, questions, strict=True) if key not in cache.answers}

@@ -1,4 +1,4 @@
-"""Classification without a language model: the class whose examples have the most similar words.
+"""Classification without a language model: the class with the most similar words in its examples.
 
 Letters: B clips, V words of all lists together, F width of a feature, n classes, k examples of each, Q queries.
 """
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sweettok.tokenizer.layout import TokenLayout
 
-# Name of each baseline -> what it compares.
 BASELINES = {
     "histogram": "histograms of all words",
     "listed": "the words that a prompt lists, without their counts",
@@ -21,22 +20,22 @@ BASELINES = {
 
 
 def histograms(counts: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> Tensor:
-    """Counts (B, V), or which words there are -> (B, F): square roots of the shares of each kind's words.
+    """Counts (B, V), or bool (B, V) -> (B, F): square roots of the relative frequencies of each kind's words.
 
-    The product of two features is the mean of the Bhattacharyya coefficients of the kinds, between 0 and 1.
+    The dot product of two features is the mean of the kinds' Bhattacharyya coefficients, between 0 and 1.
     """
     parts = [_shares(part).sqrt() for part in _parts(counts, layout, kinds)]
     return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
 def mean_vectors(counts: Tensor, layout: TokenLayout, kinds: Sequence[str], codes: Tensor) -> Tensor:
-    """Counts (B, V) and code vectors (V, C) -> (B, F): the mean vector of each kind's words, side by side."""
+    """Counts (B, V) and code vectors (V, C) -> (B, F): mean vectors of the words of each kind, concatenated."""
     pairs = zip(_parts(counts, layout, kinds), _parts(codes.T, layout, kinds), strict=True)
     return torch.cat([_shares(part) @ table.T for part, table in pairs], dim=1)
 
 
 def nearest_by_product(queries: Tensor, support: Tensor) -> Tensor:
-    """Queries (Q, F), support (n, k, F) -> (Q,) index of the class with the largest mean product."""
+    """Queries (Q, F), support (n, k, F) -> (Q,) index of the class with the largest mean dot product."""
     return (queries @ support.mean(1).T).argmax(1)
 
 
@@ -46,7 +45,7 @@ def nearest_by_distance(queries: Tensor, support: Tensor) -> Tensor:
 
 
 def _parts(values: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> list[Tensor]:
-    """Columns of each of the kinds that have words."""
+    """The columns of each kind that has words."""
     chosen = [layout.kind_ranges[kind] for kind in kinds if len(layout.kind_ranges[kind])]
     if not chosen:
         raise ValueError(f"these ids are of images, which have no words of the kinds {', '.join(kinds)}")

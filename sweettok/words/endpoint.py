@@ -21,20 +21,24 @@ SHOWN = 300  # characters of a server's message in an error
 
 
 class EndpointError(OSError):
-    """The endpoint gave no usable answer in all attempts."""
+    """No attempt gave a valid answer."""
 
 
 @dataclass
 class Endpoint:
-    """Sends prompts to an endpoint; safe for several threads. Redirects, which could lead the key away, are refused.
+    """A language model behind an endpoint; thread-safe. Redirects are refused, as they could disclose the key.
 
-    answers: "free" for a message that begins with a class name, "schema" for one that a JSON schema (`response_format`)
-    restricts to the class names. timeout: seconds that the server may be silent. retries: attempts after the first.
-    concurrency: requests at once. key_name: environment variable with the key, which is optional. body: further fields
-    of each request; None removes a field.
+    Args:
+        answers: "free" for text that starts with a class name, "schema" for class names enforced by a JSON schema
+            (`response_format`).
+        timeout: seconds without data from the server. retries: attempts after the first.
+        concurrency: parallel requests. key_name: environment variable with the API key (optional).
+        body: further fields of each request; None removes a field.
 
-    Raises ImportError without httpx2; ValueError for wrong settings, and for requests that the server refuses;
-    EndpointError if it cannot be reached or fails in all attempts. No message contains the key.
+    Raises:
+        ImportError: httpx2 is not installed.
+        ValueError: a setting is wrong, or the server rejects a request.
+        EndpointError: the server cannot be reached, or all attempts fail. No message contains the key.
     """
 
     base_url: str
@@ -49,7 +53,7 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if self.answers not in ANSWERS:
-            raise ValueError(f"an endpoint answers {' or '.join(ANSWERS)}; got {self.answers!r}")
+            raise ValueError(f"answers of an endpoint must be {' or '.join(ANSWERS)}; got {self.answers!r}")
         if not 0 < self.timeout < math.inf or self.retries < 0 or self.concurrency < 1:
             raise ValueError("timeout must be above 0, retries at least 0, concurrency at least 1")
         try:
@@ -64,7 +68,7 @@ class Endpoint:
             raise ValueError(f"the base URL must begin with http:// or https:// and a host, got {self.base_url!r}")
         key = os.environ.get(self.key_name, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise ValueError(f"{self.key_name} holds characters that no key has")
+            raise ValueError(f"{self.key_name} contains characters that are not allowed in a key")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(headers=headers, timeout=self.timeout, follow_redirects=False)
         self._errors = httpx2.HTTPError
@@ -80,12 +84,12 @@ class Endpoint:
             names = {"type": "object", "properties": names, "required": ["answer"], "additionalProperties": False}
             schema = {"name": "class_name", "strict": True, "schema": names}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-            fields["max_tokens"] = 4 * MAX_NEW_TOKENS  # braces and quotes too
+            fields["max_tokens"] = 4 * MAX_NEW_TOKENS  # for braces and quotes
         fields = {"model": self.model, "temperature": 0, **fields, **self.body}
         return self._request({name: value for name, value in fields.items() if value is not None}, candidates)
 
     def _request(self, fields: dict[str, Any], candidates: Sequence[str]) -> Answer:
-        """The answer to a request, which is repeated after failures that may pass."""
+        """Send a request, again after temporary failures."""
         url = f"{self.base_url}/chat/completions"
         for attempt in range(self.retries + 1):
             wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
@@ -93,21 +97,21 @@ class Endpoint:
                 self.attempts += 1
             try:
                 response = self._client.post(url, json=fields)
-            except self._errors as error:  # refused, broken off, too late
+            except self._errors as error:  # connection errors and timeouts
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if response.is_success:
                     try:
                         return self._read(response.json(), candidates)
                     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-                        problem = f"a reply of unexpected form ({type(error).__name__}: {error})"
+                        problem = f"an unexpected reply ({type(error).__name__}: {error})"
                 else:
                     text = response.text.strip()[:SHOWN] or response.reason_phrase
                     problem = f"status {response.status_code}: {text}"
                     if response.is_redirect:
-                        problem = f"a redirect to {response.headers.get('Location')}: give the address that answers"
+                        problem = f"a redirect to {response.headers.get('Location')}: give the final address"
                     if response.status_code not in RETRIED:
-                        raise ValueError(f"{url} refuses the request with {problem}")
+                        raise ValueError(f"{url} rejects the request with {problem}")
                     requested = response.headers.get("Retry-After", "")
                     wait = min(float(requested), LONGEST_WAIT) if requested.isdecimal() else wait
             if attempt < self.retries:
@@ -117,7 +121,7 @@ class Endpoint:
     def _read(self, reply: dict[str, Any], candidates: Sequence[str]) -> Answer:
         text = choice = reply["choices"][0]["message"]["content"] or ""
         if self.answers == "schema":
-            with suppress(ValueError, KeyError, TypeError):  # of a server that ignores the schema
+            with suppress(ValueError, KeyError, TypeError):  # the server may ignore the schema
                 choice = str(json.loads(text)["answer"])
         usage = reply.get("usage") or {}
         tokens = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))

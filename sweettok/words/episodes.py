@@ -1,7 +1,7 @@
-"""Few-shot tasks: n classes, k labelled clips of each, and clips to classify.
+"""Few-shot tasks (episodes): n classes, k labelled clips of each, and clips to classify.
 
-Episode i depends only on the seed, i, the sizes and the labelled clips, so that fewer episodes are the first of more.
-Files name clips by key and classes by name: one file serves every tokenizer that encoded the same clips.
+Episode i depends only on the seed, i, the sizes and the labelled clips, so a shorter run has the first episodes of a
+longer one. Files refer to clips by key and to classes by name, and can be used with any tokenizer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sweettok.data.lists import some
+from sweettok.data.lists import ClipList, some
+from sweettok.data.tokens import TokenDataset
 from sweettok.store import write_aside
 
 FORMAT = 1
@@ -23,7 +24,7 @@ Labelled = list[tuple[str, str]]  # key and class name of each clip
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """num: episodes. n_way: classes of each. k_shot: examples of a class. queries: clips of an episode to classify."""
+    """num: episodes. n_way: classes per episode. k_shot: examples per class. queries: clips to classify per episode."""
 
     n_way: int = 5
     k_shot: int = 1
@@ -47,14 +48,14 @@ class Episode:
 
     @property
     def keys(self) -> list[str]:
-        """All clips: examples, then queries."""
+        """Keys of all clips: examples, then queries."""
         return [key for shown in self.support for key in shown] + [key for key, _ in self.queries]
 
 
 def draw(labelled: Labelled, config: EpisodeConfig) -> tuple[Episode, ...]:
-    """Draw episodes; no clip is in an episode twice, and the classes take turns in the queries.
+    """Draw episodes. No clip is in an episode twice; the queries are spread evenly over the classes.
 
-    Raises ValueError if too few classes have the clips that an episode needs.
+    Raises ValueError if too few classes have enough clips.
     """
     by_class: dict[str, list[str]] = defaultdict(list)
     for key, name in labelled:
@@ -79,20 +80,18 @@ def draw(labelled: Labelled, config: EpisodeConfig) -> tuple[Episode, ...]:
     return tuple(episodes)
 
 
-def labelled_clips(
-    keys: Sequence[str], labels: Sequence[int] | None, class_names: Sequence[str] | None, source: str
-) -> Labelled:
-    """(key, class name) pairs; ValueError for clips without labels or class names, and for repeated keys."""
-    if labels is None or class_names is None:
-        missing = "labels" if labels is None else "class names"
+def labelled_clips(clips: ClipList | TokenDataset, source: str | Path) -> Labelled:
+    """Pairs (key, class name). ValueError without labels or class names, and for repeated keys."""
+    if clips.labels is None or clips.class_names is None:
+        missing = "labels" if clips.labels is None else "class names"
         raise ValueError(f"{source} has no {missing}: give a list that has them (and --classes FILE), or --labels FILE")
-    if len(set(keys)) < len(keys):
+    if len(set(clips.keys)) < len(clips.keys):
         raise ValueError(f"{source} has several clips with the same name: episodes need distinct names")
-    return [(key, class_names[label]) for key, label in zip(keys, labels, strict=True)]
+    return [(key, clips.class_names[label]) for key, label in zip(clips.keys, clips.labels, strict=True)]
 
 
 def read_labels(path: str | Path, keys: Sequence[str]) -> Labelled:
-    """Pairs from lines `key TAB class name`; ValueError for malformed lines and clips that are not among `keys`."""
+    """Read lines `key TAB class name`. ValueError for malformed lines and clips that are not among `keys`."""
     pairs = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         fields = [text.strip() for text in line.split("\t")]
@@ -107,19 +106,19 @@ def read_labels(path: str | Path, keys: Sequence[str]) -> Labelled:
 
 
 def check_keys(named: Sequence[str], keys: Sequence[str], source: str) -> None:
-    """Raise ValueError unless all clips that a file names are among `keys`."""
+    """Raise ValueError unless all clips of a file are among `keys`."""
     unknown = sorted(set(named) - set(keys))
     if unknown:
         raise ValueError(f"{source}: {len(unknown)} clips are not among the {len(keys)} of the data{some(unknown)}")
 
 
 def episodes_hash(episodes: Sequence[Episode]) -> str:
-    """SHA-256 of the tasks, whatever file they came from."""
+    """SHA-256 of the tasks."""
     return hashlib.sha256(json.dumps([asdict(episode) for episode in episodes]).encode()).hexdigest()
 
 
 def write(path: str | Path, episodes: Sequence[Episode], config: EpisodeConfig) -> None:
-    """Write a file of episodes. ValueError if it exists with others: answers beside it belong to those."""
+    """Write a file of episodes. ValueError if it exists with others, on which saved answers depend."""
     path = Path(path)
     if path.is_file():
         if read(path)[0] != tuple(episodes):
@@ -132,7 +131,7 @@ def write(path: str | Path, episodes: Sequence[Episode], config: EpisodeConfig) 
 
 
 def read(path: str | Path) -> tuple[tuple[Episode, ...], EpisodeConfig]:
-    """Episodes and their settings. FileNotFoundError, or ValueError for a file of another kind."""
+    """Read episodes and their settings. FileNotFoundError, or ValueError for another kind of file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -1,4 +1,4 @@
-"""Few-shot classification of clips by their words, by a language model and by baselines on the same episodes."""
+"""Few-shot classification of clips from their words, by a language model and by baselines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sweettok.words.models import Answer, LanguageModel
 from sweettok.words.prompts import PromptConfig
 from sweettok.words.summary import frequent_only, frequent_words, word_counts
 
-MODEL = "model"  # among the results, beside the baselines
-Predictions = list[list[str | None]]  # for each episode and query: a class name, or None
+MODEL = "model"  # key of the language model in the results
+Predictions = list[list[str | None]]  # class name or None of each query of each episode
 
 
 class ClipWords:
-    """Words of the clips of token shards, by key; of several views of a clip, the first."""
+    """Words of the clips of token shards, by key; only the first view of each clip."""
 
     def __init__(self, tokens: TokenDataset, names: Sequence[str]):
         self.tokens, self.names = tokens, names
@@ -37,18 +37,17 @@ class ClipWords:
         self._rows = {key: place * tokens.manifest.views for place, key in enumerate(tokens.keys)}
 
     def counts(self, keys: Sequence[str]) -> Tensor:
-        """Number of occurrences of each word, float32 (clips, V)."""
+        """Occurrences of each word, float32 (clips, V)."""
         return word_counts(torch.stack([self.tokens[self._rows[key]]["ids"] for key in keys]), self.layout)
 
     def frequent(self, key: str, config: PromptConfig) -> prompts.Words:
-        """The words of a clip that a prompt lists."""
+        """The words of a clip for a prompt."""
         return frequent_words(self.counts([key])[0], self.layout, self.names, config.words, config.kinds)
 
 
 def classify_by_baselines(
     episodes: Sequence[Episode], clips: ClipWords, tokenizer: SweetTok, config: PromptConfig
 ) -> dict[str, Predictions]:
-    """Predictions of each of the baselines."""
     codes, layout, kinds = tokenizer.embedding_matrix().vectors, clips.layout, config.kinds
     methods = {
         "histogram": (lambda counts: baselines.histograms(counts, layout, kinds), nearest_by_product),
@@ -71,7 +70,7 @@ def classify_by_baselines(
 def classify_by_model(
     episodes: Sequence[Episode], clips: ClipWords, model: LanguageModel, config: PromptConfig, cache: AnswerCache
 ) -> tuple[Predictions, dict[str, Any]]:
-    """Predictions of a language model; and token counts of all answers and of the new ones, which were not cached."""
+    """Predictions of a language model, and the token counts of all answers and of the new (not cached) ones."""
     words_of = lru_cache(maxsize=None)(lambda key: clips.frequent(key, config))
     questions = [
         (prompts.build(episode, key, words_of, config, number), tuple(sorted(episode.classes)))
@@ -90,7 +89,7 @@ def _cost(answers: Sequence[Answer]) -> dict[str, int]:
 
 
 def score(episodes: Sequence[Episode], predictions: Predictions) -> dict[str, Any]:
-    """Accuracy: mean over episodes, half the width of its 95% interval (None for one episode), and per class."""
+    """Accuracy: mean over episodes, half width of its 95% interval (None for one episode), and of each class."""
     correct, confusions = defaultdict(list), defaultdict(Counter)
     accuracies = []
     for episode, names in zip(episodes, predictions, strict=True):
@@ -108,7 +107,7 @@ def score(episodes: Sequence[Episode], predictions: Predictions) -> dict[str, An
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """Mean difference of the accuracies of two scores on the same episodes, and half the width of its 95% interval."""
+    """Mean difference of the accuracies of two scores on the same episodes, with its 95% interval."""
     pairs = zip(ours["episode_accuracies"], theirs["episode_accuracies"], strict=True)
     return _mean([a - b for a, b in pairs])
 
@@ -119,7 +118,7 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """A report as tables, in per cent: the accuracy of each method, then of each class with each method."""
+    """A report as text: the accuracy of each method in per cent, then of each class."""
     size, results, model = report["episodes"], report["results"], report["model"]
     sizes = f"{size['n_way']}-way {size['k_shot']}-shot, {size['queries']} queries each"
     lines = [f"{size['num']} episodes, {sizes}; chance {report['chance']:.1%}"]
@@ -127,7 +126,7 @@ def as_text(report: dict[str, Any]) -> str:
         about = f"{model['model']}, {model['answers']}" if name == MODEL else baselines.BASELINES[name]
         lines.append(f"  {name:<10} {_percent(result)}  {about}")
         if result["without_class"]:
-            lines.append(f"  {'':<10} {result['without_class']} answers name no class, and count as wrong")
+            lines.append(f"  {'':<10} {result['without_class']} answers without a class, counted as wrong")
     for name, result in results.get(MODEL, {}).get("minus", {}).items():
         lines.append(f"  {MODEL} minus {name}: {_percent(result)} points")
     for which in ("all", "new") if report["cost"] else ():

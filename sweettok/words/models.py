@@ -18,8 +18,8 @@ MAX_NEW_TOKENS = 16  # of a free answer
 class Answer:
     """Answer of a model to one prompt.
 
-    choice: the candidate that it names, None for none of them. text: what the model wrote, for free answers. scores:
-    log probabilities of the candidates, where they were compared.
+    choice: the chosen candidate, or None. text: generated text of free answers. scores: log probabilities of the
+    candidates of likelihood answers.
     """
 
     choice: str | None
@@ -30,43 +30,47 @@ class Answer:
 
 
 class LanguageModel(Protocol):
-    """What the few-shot evaluation needs of a model."""
+    """Interface of a model in the few-shot evaluation."""
 
-    identity: dict[str, Any]  # differs between models that may answer differently
-    concurrency: int  # prompts that may be processed at once
+    identity: dict[str, Any]  # key of cached answers; different for models that may answer differently
+    concurrency: int  # prompts in parallel
 
     def answer(self, prompt: str, candidates: Sequence[str]) -> Answer: ...
 
 
 def parse_choice(text: str, candidates: Sequence[str]) -> str | None:
-    """The longest candidate that an answer begins with; quotes, stars and letter case do not matter."""
+    """The longest candidate at the start of an answer, ignoring quotes, stars and case; None if there is none."""
     start = text.strip().lstrip("\"'`*<").casefold()
     fitting = [name for name in candidates if start.startswith(name.casefold())]
     return max(fitting, key=len) if fitting else None
 
 
 def continuation(candidate: str) -> str:
-    """What follows a prompt if this is the answer; the end of the line separates `rise` from `rise-again`."""
+    """Text of an answer after the prompt; the line break distinguishes `rise` from `rise-again`."""
     return f" {candidate}\n"
 
 
 class LocalModel:
-    """A causal language model with its tokenizer in a folder, as transformers' `save_pretrained` writes them.
+    """A causal language model and its tokenizer in a folder of transformers' `save_pretrained`.
 
-    Weights are read from safetensors files only; nothing is downloaded, and no code from the folder is run.
+    Only safetensors weights are read; nothing is downloaded, and no code of the folder is run.
 
-    answers: "likelihood" chooses the candidate with the highest log probability, up to the end of its line; "free"
-    generates greedily, and the text must begin with a candidate. precision: "no" for float32, or "bf16".
+    Args:
+        answers: "likelihood" chooses the candidate with the highest log probability; "free" generates greedily, and
+            the text must start with a candidate.
+        precision: "no" for float32, or "bf16".
 
-    Raises ImportError without transformers, FileNotFoundError for a folder without a model, and ValueError for prompts
-    that are longer than the model's context.
+    Raises:
+        ImportError: transformers is not installed.
+        FileNotFoundError: there is no model in the folder.
+        ValueError: a prompt is longer than the model's context.
     """
 
     concurrency = 1
 
     def __init__(self, folder: str | Path, answers: str = "likelihood", precision: str = "no", device: Any = "cpu"):
         if answers not in ("likelihood", "free"):
-            raise ValueError(f"a local model answers by likelihood or free; got {answers!r}")
+            raise ValueError(f"answers of a local model must be likelihood or free; got {answers!r}")
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
@@ -80,7 +84,7 @@ class LocalModel:
         self.model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32).eval()
         self.device, self.answers = device, answers
         self.max_length = getattr(model.config, "max_position_embeddings", None)
-        # Only the last logits of a prompt are needed; some models can only compute all.
+        # Only the last logits of a prompt are needed; not all models have this option.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         files = sorted((path.name, path.stat().st_size, path.stat().st_mtime) for path in folder.glob("*.*"))
         self.identity = {"backend": "local", "model": folder.resolve().name, "files": files}
@@ -104,11 +108,11 @@ class LocalModel:
     def _compare(self, prompt: str, candidates: Sequence[str]) -> Answer:
         sequences = [self._ids(prompt + continuation(name)) for name in candidates]
         self._check_length(max(map(len, sequences)))
-        # A token may join the end of the prompt and the beginning of an answer. Scores begin where the sequences
-        # differ, so that all are scored after the same tokens.
+        # A token may contain the end of the prompt and the start of an answer. Scores start where the sequences
+        # differ, so that all candidates are scored after the same tokens.
         shared = common_length([self._ids(prompt), *sequences])
         if shared == 0:
-            raise ValueError("the model's tokens of the prompt and its answers have no common beginning")
+            raise ValueError("the tokens of the prompt and of its answers have no common prefix")
         prefix = torch.tensor([sequences[0][:shared]], device=self.device)
         output = self.model(prefix, use_cache=True, **self._last_only)
         last, cache, scores = output.logits[:, -1:], output.past_key_values, {}
@@ -133,6 +137,6 @@ class LocalModel:
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     shortest = min(map(len, sequences))
     return next((i for i in range(shortest) if len({ids[i] for ids in sequences}) > 1), shortest)

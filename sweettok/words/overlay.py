@@ -1,8 +1,8 @@
-"""Frames with the words of a clip drawn over them.
+"""Draws the words of a clip over its frames.
 
-There are two panels. The left one shows the frames with the verb and the adverbs of each temporal query in the query's
-cell, the right one the darkened frames with the noun and the adjectives of each spatial query. The most frequent words
-stand below. Cells with the same head word have the same colour in every picture.
+The left panel shows the verb and the adverbs of each temporal query in its grid cell; the right one the noun and the
+adjectives of each spatial query, on darkened frames. Below are the most frequent words. Cells with the same head word
+have the same colour in all pictures.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOOTER = 2 * LINE + 4
 LARGEST = 4096  # pixels: width of a panel
 TINT, INK = 90, 255  # opacity of a cell's colour and of its text
 PANELS = {"temporal": ("verb", "adverb"), "spatial": ("noun", "adjective")}  # left to right
-LISTED = 12  # words of a kind below a panel, as far as they fit
+LISTED = 12  # most words of a kind below a panel
 
 
 def overlay(video: Tensor, output: TokenOutput, clip: int = 0, cell: int = 56) -> Tensor:
@@ -31,13 +31,13 @@ def overlay(video: Tensor, output: TokenOutput, clip: int = 0, cell: int = 56) -
 
     Args:
         video: uint8 (3, T, H, W), the frames of clip number `clip` of `output`.
-        cell: least width of the cell of a temporal query in pixels; frames are enlarged by a whole factor for it.
+        cell: least width of a temporal query's cell in pixels; frames are enlarged by an integer factor for it.
 
     Returns:
-        uint8 (3, T, H', W'). Images have one panel, that of the spatial queries.
+        uint8 (3, T, H', W'). Images have only the panel of the spatial queries.
 
     Raises:
-        ValueError: for pixels of another shape, and cells too narrow for letters or too wide for a video.
+        ValueError: pixels have another shape, or `cell` is too small for text or too large for a video.
     """
     if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[0] != 3:
         raise ValueError(f"expected uint8 pixels (3, T, H, W), got {video.dtype} {tuple(video.shape)}")
@@ -58,7 +58,7 @@ def overlay(video: Tensor, output: TokenOutput, clip: int = 0, cell: int = 56) -
 
 
 def _layers(output: TokenOutput, clip: int, height: int, width: int) -> dict[str, Tensor]:
-    """For each branch with queries: uint8 (4, H + footer, W), colours and opacity of what is drawn over a frame."""
+    """{branch: uint8 (4, H + footer, W)}, colours and opacity of the drawing over a frame."""
     names, summary, queries = output.names, output.summary(clip), output.queries(clip)
     layers = {}
     for branch, kinds in PANELS.items():
@@ -93,13 +93,13 @@ def _draw_cell(draw: Any, box: tuple[int, int, int, int], words: list[str]) -> N
 
 
 def _fitting(draw: Any, text: str, width: int) -> str:
-    """The longest beginning of a text that fits."""
+    """The longest prefix of a text that fits."""
     while text and draw.textlength(text) > width:
         text = text[:-1]
     return text
 
 
 def _blend(frame: Tensor, layer: Tensor) -> Tensor:
-    """A uint8 frame (3, H, W) under colours and opacity (4, H, W)."""
+    """Draw colours with opacity (4, H, W) over a uint8 frame (3, H, W)."""
     colour, opacity = layer[:3].int(), layer[3].int()
     return ((frame.int() * (255 - opacity) + colour * opacity + 127) // 255).to(torch.uint8)

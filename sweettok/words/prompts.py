@@ -1,4 +1,4 @@
-"""From an episode to the text that a language model reads.
+"""Prompts for a language model. Example:
 
 Name each clip from the words that describe it. Answer with exactly one of: fall, rise.
 
@@ -29,9 +29,13 @@ Words = dict[str, list[str]]  # kind -> words
 class PromptConfig:
     """Contents of a prompt.
 
-    words: most frequent words of each kind that describe a clip. instruction: whether a first line lists the classes.
-    repeats: how many more times the examples are shown. order: of the examples: "interleaved" (a class after the
-    other in turn), "grouped" by class, or "shuffled" by `seed` and the number of the episode.
+    Args:
+        words: number of words of each kind per clip, the most frequent ones.
+        kinds: kinds of words.
+        instruction: start with a line that lists the classes.
+        repeats: number of additional repetitions of the examples.
+        order: order of the examples: "interleaved" (one of each class in turn), "grouped" by class, or "shuffled" by
+            `seed` and the number of the episode.
     """
 
     words: int = 5
@@ -51,7 +55,7 @@ class PromptConfig:
 
 
 def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[str, str]]:
-    """(key, class name) of all examples in the order of the prompt, once; `number` is the episode's."""
+    """(key, class name) of each example in the order of the prompt; `number`: number of the episode."""
     grouped = [(key, name) for keys, name in zip(episode.support, episode.classes, strict=True) for key in keys]
     if config.order == "interleaved":
         shots = len(episode.support[0])
@@ -62,7 +66,7 @@ def examples(episode: Episode, config: PromptConfig, number: int) -> list[tuple[
 
 
 def build(episode: Episode, query: str, words_of: Callable[[str], Words], config: PromptConfig, number: int = 0) -> str:
-    """The prompt that asks for the class of the clip `query`; it ends in "Output:"."""
+    """The prompt for the class of the clip `query`."""
 
     def describe(key: str) -> str:
         return "; ".join(f"{kind}s: {', '.join(words)}" for kind, words in words_of(key).items() if words)

@@ -1,4 +1,4 @@
-"""Word counts of clips as tensors, text and plain data; `TokenOutput.summary` counts the words of one clip.
+"""Word counts of clips as tensors, text and JSON data; see also `TokenOutput.summary`.
 
 Letters: B clips, L ids per clip, V words of all lists together.
 """
@@ -17,7 +17,7 @@ from sweettok.tokenizer.output import WordCount
 
 
 def word_counts(ids: Tensor, layout: TokenLayout) -> Tensor:
-    """Global ids (B, L) -> number of occurrences of each word, float32 (B, V)."""
+    """Global ids (B, L) -> occurrences of each word, float32 (B, V)."""
     counts = torch.zeros(len(ids), layout.vocab_size, device=ids.device)
     return counts.scatter_add_(1, ids, torch.ones(1, device=ids.device).expand(ids.shape))
 
@@ -25,12 +25,12 @@ def word_counts(ids: Tensor, layout: TokenLayout) -> Tensor:
 def frequent_words(
     counts: Tensor, layout: TokenLayout, names: Sequence[str], number: int, kinds: Iterable[str] = KINDS
 ) -> dict[str, list[str]]:
-    """Counts (V,) of a clip -> its `number` most frequent words of each kind, in the order of `TokenOutput.summary`."""
+    """Counts (V,) of a clip -> its most frequent words of each kind, in the order of `TokenOutput.summary`."""
     return {kind: [names[i] for i in _frequent(counts, layout.kind_ranges[kind], number)] for kind in kinds}
 
 
 def frequent_only(counts: Tensor, layout: TokenLayout, number: int) -> Tensor:
-    """Counts (B, V) with zeros for all words except those of `frequent_words`."""
+    """Counts (B, V) with zeros for all words that `frequent_words` does not return."""
     kept = torch.zeros_like(counts)
     for row, of_clip in enumerate(counts):
         for ids in layout.kind_ranges.values():
@@ -45,12 +45,12 @@ def _frequent(counts: Tensor, ids: range, number: int) -> list[int]:
 
 
 def as_json(summary: dict[str, list[WordCount]]) -> dict[str, Any]:
-    """A summary as plain data."""
+    """A summary as JSON data."""
     return {kind: [asdict(word) for word in words] for kind, words in summary.items()}
 
 
 def as_text(summary: dict[str, list[WordCount]], number: int) -> str:
-    """A line for each of the `number` most frequent words of each kind: count, share, mean place."""
+    """Lines for the `number` most frequent words of each kind: count, share, mean position."""
     lines = []
     for kind, words in summary.items():
         lines.append(f"  {kind}: {len(words)} different words")
