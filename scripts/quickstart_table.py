@@ -1,4 +1,4 @@
-"""Print what quickstart's stages have learned, beside baselines, from their reports and logs; fail if it is too little.
+"""Print the results of the quickstart's stages and of baselines; exit with 1 if a result is too low.
 
 python scripts/quickstart_table.py tokenizer outputs/tiny     PSNR of every stage on held-out clips
 python scripts/quickstart_table.py generator outputs/tiny     perplexity of held-out words
@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-MARGIN = 2.0  # dB by which the tokenizer must beat both baselines
-FACTOR = 4.0  # by which the generator's perplexity must be below that of guessing
+MARGIN = 2.0  # least gain of the tokenizer over both baselines, dB
+FACTOR = 4.0  # least ratio of the perplexity of guessing to that of the generator
 
 
 def tokenizer(folder: str) -> int:
@@ -29,7 +29,7 @@ def tokenizer(folder: str) -> int:
         print(f"  {name:32} {value:6.2f}")
     baseline = max(psnr["copy of the first frame"], psnr["mean frame of each clip"])
     gain, gain2 = psnr["stage 2"] - baseline, psnr["stage 2"] - psnr["stage 1, argmax codes"]
-    print(f"stage 2 is {gain:+.2f} dB from the better baseline and {gain2:+.2f} dB from stage 1")
+    print(f"stage 2 minus the better baseline: {gain:+.2f} dB; minus stage 1: {gain2:+.2f} dB")
     if gain < MARGIN or gain2 <= 0:
         print(f"error: expected at least +{MARGIN:.0f} dB and more than 0 dB", file=sys.stderr)
         return 1
@@ -40,11 +40,11 @@ def generator(folder: str) -> int:
     lines = (Path(folder) / "generator" / "log.jsonl").read_text().splitlines()
     found = [line for line in map(json.loads, lines) if "eval/perplexity" in line][-1]
     perplexity, uniform = found["eval/perplexity"], found["eval/perplexity_uniform"]
-    print(f"\nperplexity of held-out words: {perplexity:.2f}, by guessing within the lists {uniform:.2f}")
+    print(f"\nperplexity of held-out words: {perplexity:.2f}, of guessing within the lists {uniform:.2f}")
     for name, value in found.items():
         if name.startswith("eval/perplexity/"):
             right = found[name.replace("perplexity", "accuracy")]
-            print(f"  {name.removeprefix('eval/perplexity/'):12} {value:6.2f}, likeliest word right {right:.1%}")
+            print(f"  {name.removeprefix('eval/perplexity/'):12} {value:6.2f}, accuracy {right:.1%}")
     if perplexity * FACTOR > uniform:
         print(f"error: expected a perplexity {FACTOR:.0f} times below that of guessing", file=sys.stderr)
         return 1

@@ -1,10 +1,10 @@
-"""What the release's codebook dropout does: stage 1 of the tiny configuration without and with it, seed for seed.
+"""Effect of the release's codebook dropout: trains stage 1 of the tiny configuration with and without it.
 
     python scripts/bench/codebook_dropout.py [--steps 400] [--dropouts 0.0 0.5] [--out FILE]
 
-Needs what the quickstart leaves in outputs/tiny (clips, prior, proxy). With dropout the codes are drawn anew at every
-step, so the words chosen in training are not those that the finished tokenizer chooses: the latter are counted on the
-held-out clips, whose codes are never dropped. Both curves are in scripts/bench/results/codebook_dropout.json.
+Needs the outputs of the quickstart in outputs/tiny (clips, prior, proxy). Dropout changes the codes at every step of
+training, so the words of the trained tokenizer are also counted on the held-out clips, without dropout. Results are in
+scripts/bench/results/codebook_dropout.json.
 """
 
 import argparse
@@ -30,31 +30,34 @@ KINDS = ("usage", "perplexity")
 def train(dropout: float, steps: int, folder: Path) -> list[dict]:
     """Train stage 1 into `folder`; returns the lines of its log."""
     settings = {
-        "tokenizer.graph_dropout": dropout, "train.output_dir": folder, "train.max_steps": steps,
-        "train.log_every": steps // POINTS, "train.eval_every": steps, "train.save_every": steps,
-    }  # fmt: skip
-    words = [f"{key}={value}" for key, value in settings.items()]
-    subprocess.run([sys.executable, ROOT / "scripts" / "train.py", CONFIG, *words], check=True)
+        "tokenizer.graph_dropout": dropout,
+        "train.output_dir": folder,
+        "train.max_steps": steps,
+        "train.log_every": steps // POINTS,
+        "train.eval_every": steps,
+        "train.save_every": steps,
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    subprocess.run([sys.executable, "-m", "sweettok", "train", CONFIG, *overrides], check=True)
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def curve(lines: list[dict]) -> list[dict]:
-    """Code loss and health of the word lists at each point."""
+    """Code loss, and usage and perplexity of the word lists, at each point of the log."""
     points = []
     for line in lines:
         if "train/code_loss" in line:
-            health = {
-                kind: {name.rpartition("/")[2]: round(value, 4) for name, value in line.items()
-                       if name.startswith(f"train/{kind}/")}
-                for kind in KINDS
-            }  # fmt: skip
-            points.append({"step": line["step"], "code_loss": round(line["train/code_loss"], 4), **health})
+            point = {"step": line["step"], "code_loss": round(line["train/code_loss"], 4)}
+            for kind in KINDS:
+                names = [name for name in line if name.startswith(f"train/{kind}/")]
+                point[kind] = {name.rpartition("/")[2]: round(line[name], 4) for name in names}
+            points.append(point)
     return points
 
 
 @torch.no_grad()
 def held_out(folder: Path, lines: list[dict]) -> dict:
-    """Losses and words of the averaged weights on the validation clips."""
+    """Losses and used words of the averaged weights on the validation clips."""
     tokenizer, counter = SweetTok.from_pretrained(folder / "final"), None
     run = load_config(CONFIG)
     clips = Inputs().clips(run.data.validation, run.data, tokenizer.config.proxy)
@@ -82,12 +85,7 @@ def main() -> None:
             lines = train(dropout, args.steps, Path(folder) / "run")
             results[str(dropout)] = {"held_out": held_out(Path(folder) / "run", lines), "curve": curve(lines)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f'"{dropout}": {{"held_out": {json.dumps(about["held_out"])},\n"curve": [\n'
-        + ",\n".join(json.dumps(point) for point in about["curve"]) + "\n]}"
-        for dropout, about in results.items()
-    ]  # fmt: skip
-    args.out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"{args.out}\nheld-out clips:")
     for dropout, about in results.items():
         found = about["held_out"]

@@ -1,15 +1,15 @@
-"""Reference curves: every stage of configs/tiny trained for a few seeds, by the commands that the quickstart runs.
+"""Reference curves: trains every stage of configs/tiny with several seeds, with the commands of the quickstart.
 
     python scripts/bench/curves.py [--seeds 0 1 2] [--work FOLDER] [--out FILE]
-    python scripts/bench/curves.py --plot         plot the JSON file again
+    python scripts/bench/curves.py --plot         only plot the JSON file
 
-The spatial branch and stage 1 learn from the proxy of their own seed, stage 2 goes on from its stage 1, and the
-generator reads the words of its stage 2. Clips and prior are the same for all. Safe to run again: finished runs are
-reused, broken-off ones continue. A seed takes about ten minutes of one core.
+The spatial branch and stage 1 use the proxy of the same seed, stage 2 starts from stage 1 of the same seed, and the
+generator is trained on tokens of stage 2 of the same seed. Clips and prior are the same for all seeds. The script can
+be run again: finished runs are reused, interrupted ones continue. A seed takes about ten minutes on one core.
 
-The file has, of each stage, some terms of its log: `train` as means over stretches of steps of one length (null where
-the term is not there yet), `held_out` as measured on the validation clips after each fifth of the steps. The picture
-shows one of either kind.
+For each stage, the file has some terms of its log: `train`, means over intervals of equal length (null while a term is
+not logged yet), and `held_out`, on the validation clips after each fifth of the steps. The plot shows the first term of
+each.
 """
 
 import argparse
@@ -36,10 +36,10 @@ from sweettok.store import write_aside
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "tiny"
 DATA_SEED = 0
-STRETCHES = 25  # of a run; a training curve has a mean for each
-EVALUATIONS = 5  # of a run, on the held-out clips
+INTERVALS = 25  # points of a training curve
+EVALUATIONS = 5  # points of a curve on held-out clips
 
-# What is kept of each stage's log; the first of either kind is drawn.
+# Terms of each stage's log in the file; the first ones are plotted.
 WORDS = ("perplexity/adjective", "perplexity/noun", "perplexity/adverb", "perplexity/verb")
 TRAIN = {
     "proxy": ("reconstruction_loss", "commitment_loss", "code_perplexity"),
@@ -59,29 +59,30 @@ HELD_OUT = {
 
 def run(command: Sequence[object], **environment: object) -> None:
     """Run a command from the root of the repository, on the CPU, with one thread."""
-    fixed = {
-        "CUDA_VISIBLE_DEVICES": "", "NUM_PROCESSES": 1, "OMP_NUM_THREADS": 1, "ACCELERATE_CONFIG": "", "SPATIAL": "",
-        "VIRTUAL_ENV": sys.prefix,
-    }  # fmt: skip
+    unset = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "ACCELERATE_CONFIG", "SPATIAL"), "")
+    fixed = {**unset, "NUM_PROCESSES": 1, "OMP_NUM_THREADS": 1, "VIRTUAL_ENV": sys.prefix}
     values = {name: str(value) for name, value in (fixed | environment).items()}
     words = [str(word) for word in command]
     if status := subprocess.run(words, cwd=ROOT, env=os.environ | values).returncode:
-        raise OSError(f"exit status {status} of {' '.join(words[:4])} ...: it says why above; start again to go on")
+        raise OSError(f"exit status {status} of {' '.join(words[:4])} ..., see above; run this again to continue")
+
+
+def sweettok(*arguments: object) -> None:
+    """Run the `sweettok` command."""
+    run([sys.executable, "-m", "sweettok", *arguments])
 
 
 def train(stage: str, seed: int, folder: Path, **settings: object) -> None:
-    """Train a stage into `folder` by its command. Nothing is changed of the configuration but what the run writes."""
+    """Train a stage into `folder` with its shell script. Only settings of seed, inputs and logging are changed."""
     config = CONFIGS / f"{stage}.yaml"
-    settings |= {
-        "train.output_dir": folder / stage, "train.seed": seed, "train.log_every": 1, "train.sample_every": 0,
-        "train.eval_every": load_config(config).train.max_steps // EVALUATIONS,
-    }  # fmt: skip
+    settings |= {"train.output_dir": folder / stage, "train.seed": seed, "train.log_every": 1, "train.sample_every": 0}
+    settings["train.eval_every"] = load_config(config).train.max_steps // EVALUATIONS
     words = [f"{key}={value}" for key, value in settings.items()]
     run(["bash", f"run_train_{stage}.sh", *words], CONFIG=config, STAGE1=folder / "stage1" / "final")
 
 
 def train_all(seed: int, work: Path) -> None:
-    """Every stage for a seed, into `work`/seed-<seed>."""
+    """Train every stage with a seed, in `work`/seed-<seed>."""
     folder, clips = work / f"seed-{seed}", work / "clips"
     data = {"data.train": clips / "train.txt", "data.validation": clips / "val.txt"}
     inputs = {"proxy": folder / "proxy" / "final", "prior": work / "prior"}
@@ -91,34 +92,32 @@ def train_all(seed: int, work: Path) -> None:
     train("stage2", seed, folder, **data)
     tokenizer, tokens = folder / "stage2" / "final", folder / "tokens"
     for part in ("train", "val"):
-        run([sys.executable, "-m", "sweettok", "tokenize", "--checkpoint", tokenizer,
-             "--data", clips / f"{part}.txt", "--classes", clips / "classes.txt", "--out", tokens / part])  # fmt: skip
+        source = "--data", clips / f"{part}.txt", "--classes", clips / "classes.txt"
+        sweettok("tokenize", "--checkpoint", tokenizer, *source, "--out", tokens / part)
     data = {"data.train": tokens / "train", "data.validation": tokens / "val"}
     train("generator", seed, folder, tokenizer=tokenizer, **data)
 
 
 def make_clips(work: Path) -> None:
-    """The clips and the prior of the quickstart."""
-    run([sys.executable, "-m", "sweettok.data", "synthetic", work / "clips", "--num-train", 640, "--num-val", 32,
-         "--frames", 24, "--size", 64, "--seed", DATA_SEED])  # fmt: skip
-    run([sys.executable, "-m", "sweettok.priors", "build", "--captions", work / "clips" / "captions.jsonl",
-         "--out", work / "prior", "--dim", 16, "--neighbors", 2])  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------------------- the file
+    """Make the clips and the prior of the quickstart."""
+    clips, prior = work / "clips", work / "prior"
+    sizes = "--num-train", 640, "--num-val", 32, "--frames", 24, "--size", 64
+    sweettok("data", "synthetic", clips, *sizes, "--seed", DATA_SEED)
+    captions = clips / "captions.jsonl"
+    sweettok("priors", "build", "--captions", captions, "--out", prior, "--dim", 16, "--neighbors", 2)
 
 
 def read_curves(log: Path, stage: str, steps: int) -> dict[str, dict[str, list[float | None]]]:
-    """{"train": {term: a mean for each stretch}, "held_out": {term: values}} of one run, to five digits."""
+    """{"train": {term: mean of each interval}, "held_out": {term: values}} of one run, to five digits."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    length = steps // STRETCHES
+    length = steps // INTERVALS
 
-    def mean(key: str, stretch: int) -> float | None:
-        found = [line[key] for line in lines if key in line and (line["step"] - 1) // length == stretch]
+    def mean(key: str, number: int) -> float | None:
+        found = [line[key] for line in lines if key in line and (line["step"] - 1) // length == number]
         return float(f"{sum(found) / len(found):.5g}") if found else None
 
     return {
-        "train": {term: [mean(f"train/{term}", stretch) for stretch in range(STRETCHES)] for term in TRAIN[stage]},
+        "train": {term: [mean(f"train/{term}", number) for number in range(INTERVALS)] for term in TRAIN[stage]},
         "held_out": {
             term: [float(f"{line[key]:.5g}") for line in lines if (key := f"eval/{term}") in line]
             for term in HELD_OUT[stage]
@@ -127,7 +126,7 @@ def read_curves(log: Path, stage: str, steps: int) -> dict[str, dict[str, list[f
 
 
 def collect(seeds: Sequence[int], work: Path) -> dict:
-    """All that is kept: what made the curves, and {stage: {"steps", kind: {term: {seed: values}}}}."""
+    """Content of the file: versions and settings, and {stage: {"steps", kind: {term: {seed: values}}}}."""
     stages = {}
     for stage in TRAIN:
         steps = load_config(CONFIGS / f"{stage}.yaml").train.max_steps
@@ -136,28 +135,26 @@ def collect(seeds: Sequence[int], work: Path) -> dict:
             kind: {term: {str(seed): runs[seed][kind][term] for seed in seeds} for term in terms[stage]}
             for kind, terms in (("train", TRAIN), ("held_out", HELD_OUT))
         }
-    made = {
-        "torch": torch.__version__, "machine": platform.machine(), "threads": 1, "seeds": list(seeds),
-        "data_seed": DATA_SEED, "settings": {stage: settings_hash(stage) for stage in TRAIN},
-    }  # fmt: skip
+    made = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1, "seeds": list(seeds)}
+    made |= {"data_seed": DATA_SEED, "settings": {stage: settings_hash(stage) for stage in TRAIN}}
     return {"made": made, "stages": stages}
 
 
 def settings_hash(stage: str) -> str:
-    """Of what the stage's file says, comments apart: 12 digits of its SHA-256."""
+    """The first 12 digits of the SHA-256 of a stage's settings, without comments."""
     settings = OmegaConf.to_container(read_settings(CONFIGS / f"{stage}.yaml"))
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write(path: Path, found: dict) -> None:
-    """As JSON with a line for each list."""
+    """Write JSON with each list on one line."""
     text = re.sub(r"\[[^\[\]]*\]", lambda match: " ".join(match[0].split()), json.dumps(found, indent=1))
     with write_aside(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
 def plot_curves(path: Path, found: dict) -> None:
-    """A column per stage: its first training term above, its first held-out term below. One line per seed."""
+    """Plot a column per stage: its first training term above, its first held-out term below, a line per seed."""
     stages = found["stages"]
     figure, axes = plt.subplots(2, len(stages), figsize=(3.6 * len(stages), 6), layout="constrained", squeeze=False)
     for column, (stage, about) in enumerate(stages.items()):
@@ -179,10 +176,10 @@ def plot_curves(path: Path, found: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Reference curves of every stage, at tiny size.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "curves", help="where the runs are kept")
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "curves", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "bench" / "results" / "curves.json")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "curves.png")
-    parser.add_argument("--plot", action="store_true", help="train nothing: plot what --out holds")
+    parser.add_argument("--plot", action="store_true", help="only plot the file --out, without training")
     args = parser.parse_args()
     if not args.plot:
         work = args.work.resolve()

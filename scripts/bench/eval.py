@@ -3,9 +3,9 @@
     python scripts/bench/eval.py [--clips 16] [--size 64] [--frames 17] [--workers 2] [--repeats 2]
                                   [--memory 64 512]
 
-Clips are synthetic files, the tokenizer is a small one with random weights (a folder with --checkpoint), I3D has random
-weights: speed does not depend on them. Memory is that of a whole rfvd in a process of its own, with a pooling of 400
-values in place of I3D, so that many clips take minutes and not hours.
+Clips are synthetic files. The tokenizer (unless --checkpoint is given) and I3D have random weights, on which speed does
+not depend. Memory is measured over a whole rfvd in a separate process, with pooling to 400 values instead of I3D to
+save time.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PROTOCOL = PRESETS["exact"]
 
 
 class Pooled:
-    """400 mean values of a clip."""
+    """Feature extractor: 400 mean values of a clip."""
 
     width, min_frames = 400, 1
 
@@ -104,7 +104,7 @@ def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: Part
         "encode and decode": lambda: list(reconstructed(loaded, tokenizer, protocol)),
         "PSNR, SSIM, motion, checks": lambda: collect(pairs, Scorer(protocol)),
         "I3D, one side": lambda: [i3d(each) for each in frames],
-        "all of it, I3D on both sides": lambda: collect(
+        "everything, I3D on both sides": lambda: collect(
             reconstructed(read(), tokenizer, protocol), Scorer(protocol, i3d)
         ),
     }
@@ -120,7 +120,7 @@ def speeds(folder: Path, checkpoint: Path, args: argparse.Namespace, state: Part
 
 
 def memory_of(count: int, folder: Path, checkpoint: Path, args: argparse.Namespace) -> None:
-    """In a process of its own: the whole rfvd of so many clips, then its peak memory in MiB."""
+    """Run a whole rfvd of `count` clips and print the peak memory of the process in MiB."""
     EXTRACTORS["pooled"] = lambda path, protocol: Pooled()
     source, protocol = open_tokenizer(checkpoint, folder / "clips", PROTOCOL.filled(num_real=count, detector="pooled"))
     run(source, protocol, Options(i3d=checkpoint / "config.json", batch_size=args.batch, workers=0))

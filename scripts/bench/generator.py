@@ -1,11 +1,12 @@
-"""Cost of sampling: seconds a word, words per second; against recomputing, and against the memory that must move.
+"""Cost of sampling: seconds per word and words per second, compared with recomputing and with memory bandwidth.
 
     python scripts/bench/generator.py [--dim 768] [--layers 12] [--heads 12] [--batches 1 4 16] [--threads 1] [--clip]
 
-Times are of `Generator.sample` itself, a few words after a cache that is already filled up to each place; words per
-second over a whole run are their integral. "Recomputing" reads the whole sequence again for every word. The floor is
-the bytes of weights and cache that a word needs over the bandwidth of this machine, measured beside each time: the best
-rate of a sum over a large tensor. `--clip` also draws one whole clip of 3,840 words. Weights are random.
+Times are those of `Generator.sample`, for a few words after a cache that is filled up to some position; times of a whole
+run are their integral. "Recomputing" runs the whole sequence for each word, without a cache. The lower bound is the
+number of bytes of weights and cache that a word needs, divided by the bandwidth of this machine, which is measured next
+to each time as the best rate of a sum over a large tensor. `--clip` also samples a whole clip of 3,840 words. Weights
+are random.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from sweettok.generator.config import GeneratorConfig
 
 PLACES = (16, 128, 256, 512, 1024, 2048, 3820)
 LENGTHS = (128, 512, 3840)
-FEW = {"num_spatial": 2, "num_temporal": 4}  # 18 words of the same lists, drawn after the filled cache
+FEW = {"num_spatial": 2, "num_temporal": 4}  # 18 words, sampled after the filled cache
 
 
 def synchronize(device: torch.device) -> None:
@@ -45,7 +46,7 @@ def bandwidth(device: torch.device, megabytes: int = 512) -> float:
 
 
 class FilledCache(module.Cache):
-    """A cache that holds `filled` places already."""
+    """A cache in which `filled` positions are already used."""
 
     def __init__(self, num_layers: int, length: int, *, filled: int, shape: tuple[int, int, int], weight: torch.Tensor):
         super().__init__(num_layers, filled + length)
@@ -57,7 +58,7 @@ class FilledCache(module.Cache):
 
 
 def step_seconds(model: Generator, batch: int, guided: bool, past: int, device: torch.device) -> float:
-    """Median seconds of a word after `past` places."""
+    """Median seconds per word after `past` positions."""
     config, full, stamps = model.config, model.sequence, []
 
     def stamp(_: int) -> None:
@@ -87,7 +88,7 @@ def recomputed_seconds(model: Generator, batch: int, past: int, device: torch.de
 
 
 def floor_bytes(model: Generator, rows: int, past: int) -> float:
-    """Weights of the layers, the head's rows of a mean segment, and the cache, read once."""
+    """Bytes of the layers' weights, the head's rows (mean over the segments) and the cache."""
     size = model.transformer.norm.weight.element_size()
     segments = model.sequence.layout.segments
     head = sum(s.length * s.vocab_size for s in segments) / model.sequence.layout.length * model.config.dim
@@ -108,7 +109,7 @@ def bench(model: Generator, batch: int, guided: bool, device: torch.device) -> l
         seconds.append(step_seconds(model, batch, guided, past, device))
         floor = floor_bytes(model, rows, past) / rate
         print(
-            f"{label:16} past {past:5} {1e3 * seconds[-1]:8.1f} ms a word, floor {1e3 * floor:7.1f} ms "
+            f"{label:16} past {past:5} {1e3 * seconds[-1]:8.1f} ms per word, lower bound {1e3 * floor:7.1f} ms "
             f"({rate / 1e9:.1f} GB/s), {seconds[-1] / floor:.2f}x",
             flush=True,
         )
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--clip", action="store_true", help="also draw one whole clip")
+    parser.add_argument("--clip", action="store_true", help="also sample a whole clip")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -148,7 +149,7 @@ def main() -> None:
         if device.type == "cpu" and 2 < batch <= 16:
             with patch.object(module.Linear, "BLOCK", 1 << 30):
                 undivided = step_seconds(model, batch, False, PLACES[0], device)
-            print(f"batch {batch:2} with layers' weights undivided, {undivided / plain[0]:.2f}x at past {PLACES[0]}")
+            print(f"batch {batch:2} with unsplit weights, {undivided / plain[0]:.2f}x at past {PLACES[0]}")
         few = [past for past in PLACES if past <= 512]
         again = [recomputed_seconds(model, batch, past, device) for past in few]
         gains = ", ".join(f"{n}: {integral(few, again, n) / integral(PLACES, plain, n):.1f}x" for n in (128, 512))
@@ -160,7 +161,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         floor = sum(floor_bytes(model, 1, past) for past in range(model.sequence.layout.length)) / rate
         print(
-            f"a clip of {model.sequence.layout.length} words: {seconds:.1f} s, floor {floor:.1f} s, "
+            f"a clip of {model.sequence.layout.length} words: {seconds:.1f} s, lower bound {floor:.1f} s, "
             f"{seconds / floor:.2f}x"
         )
 

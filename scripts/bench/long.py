@@ -1,14 +1,15 @@
-"""Cost of a long video: memory and seconds of `encode_long` over a file, against plain `encode` of its clips; seams.
+"""Cost of a long video: memory and time of `encode_long`, compared with `encode` of its clips; and its seams.
 
     python scripts/bench/long.py [--minutes 10] [--checkpoint DIR] [--size 96 128] [--batch 4] [--rounds 10]
 
-The file is drawn: synthetic clips one after the other, 25 frames a second. The tokenizer is that of configs/tiny with
-random weights (speed and memory do not depend on them), or a folder's. Plain encode takes the clips without overlap,
-as many frames in all, read in the same way while the last batch is encoded. Times are those of the first minute, all
-works in turn in every round and in the other order in every second one, so that other work on the machine meets all of
-them: the median counts, by the clock and in processor seconds of all threads. Memory is the resident set of the process
-while the whole file is encoded, looked at ten times a second. Seams (grey levels of 255, see `seam_metric`) are those
-of the first minute, decoded, and told for trained weights only.
+The video consists of synthetic clips, 25 frames per second. The tokenizer is that of configs/tiny with random weights,
+on which speed and memory do not depend, unless --checkpoint is given. "Plain encode" encodes clips without overlap,
+read in the same way while the previous batch is encoded.
+
+Times are medians over the rounds for the first minute of video, in wall-clock seconds and in processor seconds of all
+threads. The functions run in turn in each round, and in reverse order in every second one, so that other load affects
+all of them. Memory is the resident set while the whole file is encoded, sampled ten times per second. Seams (in grey
+levels, see `seam_metric`) of the first minute are measured only with --checkpoint.
 """
 
 import argparse
@@ -33,13 +34,13 @@ from sweettok.video.prefetch import one_ahead
 from sweettok.video.seams import FrameSteps, seam_excess
 
 ROOT = Path(__file__).resolve().parents[2]
-FPS, CLIP, DIFFERENT = 25, 50, 20  # frames of a synthetic clip, and how many clips until they come again
+FPS, CLIP, DIFFERENT = 25, 50, 20  # frames per second, frames of a synthetic clip, number of different clips
 MINUTE = 60 * FPS
-PAGES = 4096 / 2**20  # MiB
+PAGES = 4096 / 2**20  # MiB per page
 
 
 class Memory:
-    """Resident MiB of this process over time, while the block runs."""
+    """Context that records the resident memory of this process in MiB."""
 
     def __enter__(self) -> "Memory":
         self.seen, self.done = [], Event()
@@ -56,7 +57,7 @@ class Memory:
         self.thread.join()
 
     def peaks(self) -> str:
-        """The peak of each quarter of the time."""
+        """Text with the peak of each quarter of the time."""
         quarter = max(1, len(self.seen) // 4)
         peaks = [max(self.seen[part * quarter : (part + 1) * quarter], default=0) for part in range(4)]
         return f"{' / '.join(f'{peak:.1f}' for peak in peaks)} MiB, last over first {peaks[3] / peaks[0]:.4f}"
@@ -99,7 +100,7 @@ def read(tokenizer: SweetTok, path: Path) -> None:
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and of all processors together."""
+    """Wall-clock seconds, and processor seconds of all threads."""
     start = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start[0], time.process_time() - start[1]
@@ -115,8 +116,8 @@ def seams(tokenizer: SweetTok, path: Path) -> None:
         for block in tokenizer.decode_blocks(tokens, undo_resize=False):
             steps.add(block)
         excess = seam_excess(steps.values, tokens.chunks, original.values)
-        print(f"seams, overlap {overlap}: {excess:+.3f} grey levels; between all frames {steps.values.mean():.3f}, "
-              f"in the source {original.values.mean():.3f}", flush=True)  # fmt: skip
+        means = f"between all frames {steps.values.mean():.3f}, in the source {original.values.mean():.3f}"
+        print(f"seams, overlap {overlap}: {excess:+.3f} grey levels; {means}", flush=True)
 
 
 def main() -> None:
@@ -133,7 +134,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.mp4"
         draw(path, args.minutes, tuple(args.size))
-        tokenizer.encode_long(path, batch_size=args.batch, max_frames=20 * FPS)  # first calls take memory once
+        tokenizer.encode_long(path, batch_size=args.batch, max_frames=20 * FPS)  # warm-up
         print(f"{tokenizer.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
         with Memory() as memory:
             tokens = tokenizer.encode_long(path, batch_size=args.batch)
@@ -144,7 +145,7 @@ def main() -> None:
 
 
 def compare(tokenizer: SweetTok, path: Path, batch_size: int, rounds: int) -> None:
-    """Print the median seconds of each work, and the ratios."""
+    """Print the median seconds of each function, and the ratios."""
     tokens = tokenizer.encode_long(path, batch_size=batch_size, max_frames=MINUTE)
     works = {
         "encode_long": lambda: tokenizer.encode_long(path, batch_size=batch_size, max_frames=MINUTE),
@@ -161,8 +162,8 @@ def compare(tokenizer: SweetTok, path: Path, batch_size: int, rounds: int) -> No
         print(f"{name:14} {each[0]:.4f} s, {each[1]:.4f} processor s per second of video")
     ratios = [long / short for long, short in zip(middle["encode_long"], middle["plain encode"], strict=True)]
     plain_clips = -(-tokens.chunks.num_frames // tokens.chunks.length)
-    print(f"encode_long / plain encode: {ratios[0]:.3f} by the clock, {ratios[1]:.3f} in processor s; clips "
-          f"{len(tokens.ids)} / {plain_clips} = {len(tokens.ids) / plain_clips:.3f}", flush=True)  # fmt: skip
+    clips = f"{len(tokens.ids)} / {plain_clips} = {len(tokens.ids) / plain_clips:.3f}"
+    print(f"encode_long / plain encode: {ratios[0]:.3f} in wall-clock s, {ratios[1]:.3f} in processor s; clips {clips}")
 
 
 if __name__ == "__main__":

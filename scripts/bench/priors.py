@@ -2,10 +2,10 @@
 
     python scripts/bench/priors.py [--captions 1000000] [--processes 2] [--dim 256]
 
-The captions are JSON lines, tagged already, with 7 or 8 words drawn by Zipf's law from lists of 15,000 to 60,000; the
-most frequent are kept, as many as in the published priors. Packing is measured, then counting and edges (with vectors
-given), then all of it again with vectors made from the captions; no tagger. Memory is the peak so far of the main
-process, and that of the largest worker.
+The captions are already tagged JSON lines of 7 or 8 words, drawn by Zipf's law from lists of 15,000 to 60,000 words, of
+which as many are kept as in the published priors. Measured are packing; counting and edges, with given vectors; and the
+same with vectors made from the captions. There is no tagger. Memory is the peak so far of the main process, and that of
+the largest worker.
 """
 
 import argparse
@@ -24,9 +24,10 @@ from sweettok.priors.captions import PARTS_OF_SPEECH
 from sweettok.priors.chunks import pack_files
 from sweettok.priors.summary import describe
 
-LISTS = {"adjective": (30_000, 2), "noun": (60_000, 3), "adverb": (15_000, 1), "verb": (30_000, 2)}  # words, a caption
+# Length of each word list, and words of it per caption.
+LISTS = {"adjective": (30_000, 2), "noun": (60_000, 3), "adverb": (15_000, 1), "verb": (30_000, 2)}
 KEPT = {"adjective": 5078, "noun": 5403, "adverb": 1872, "verb": 9267}
-AT_ONCE = 20_000
+BLOCK = 20_000  # captions drawn at once
 
 
 class GivenVectors:
@@ -37,17 +38,17 @@ class GivenVectors:
 
 
 def write_captions(path: Path, count: int) -> None:
-    """A word is its rank in its list, so that counts fall as one over the rank; the last verb is left out at times."""
+    """Words are numbered by rank, with counts proportional to 1 / rank; half of the captions omit the last verb."""
     rng = np.random.default_rng(0)
     chances = {part: 1 / np.arange(1, words + 1) for part, (words, _) in LISTS.items()}
     with open(path, "w", encoding="utf-8") as file:
-        for start in range(0, count, AT_ONCE):
+        for start in range(0, count, BLOCK):
             drawn = {
-                part: rng.choice(words, (AT_ONCE, number), p=chances[part] / chances[part].sum())
+                part: rng.choice(words, (BLOCK, number), p=chances[part] / chances[part].sum())
                 for part, (words, number) in LISTS.items()
             }
-            few = rng.integers(0, 2, AT_ONCE)
-            for row in range(min(AT_ONCE, count - start)):
+            few = rng.integers(0, 2, BLOCK)
+            for row in range(min(BLOCK, count - start)):
                 words = [[f"{part[:3]}{i}", part] for part in PARTS_OF_SPEECH for i in drawn[part][row].tolist()]
                 record = {"key": str(start + row), "text": "", "words": words[: len(words) - few[row]]}
                 file.write(json.dumps(record) + "\n")

@@ -1,9 +1,9 @@
-"""Cost of the full-size tokenizer: seconds and GFLOP to encode and to decode a clip, as a share of this machine's peak.
+"""Cost of the full-size tokenizer: seconds and GFLOP to encode and to decode a clip, relative to the machine's peak.
 
     python scripts/bench/tokenizer.py [--batch 1] [--repeats 3] [--threads N] [--dtypes fp32 bf16] [--device auto]
 
-Weights are random (speed does not depend on them). The peak is the best rate of a large matrix multiply, measured
-in the same run between the passes, so that the share means something on a noisy machine.
+Weights are random, on which speed does not depend. The peak is the best rate of a large matrix multiplication, measured
+between the passes, so that other load on the machine affects both.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def seconds(run, device: torch.device) -> float:
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype | None, size: int, repeats: int = 3) -> float:
-    """GFLOP/s of the fastest of a few square matrix multiplies."""
+    """GFLOP/s of the fastest of a few square matrix multiplications."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype or torch.float32) for _ in range(2))
     seconds(lambda: a @ b, device)
     return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(repeats)) / 1e9

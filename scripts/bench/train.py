@@ -1,13 +1,13 @@
-"""Cost of a training step by part, for each stage, on clips that are made up and read from files as in a training.
+"""Cost of the parts of a training step of each stage, with synthetic clips that are read from files as in training.
 
     python scripts/bench/train.py [--stages proxy spatial stage1 stage2 generator] [--config-size tiny|full]
                                   [--steps 10] [--workers 1] [--threads 1] [key=value ...]
 
-Seconds a step: waiting for data; the frozen teacher; the rest of the losses; backward; optimizers and moving average;
-and what is left, as clipping and moving the batch. The device is waited for between the parts. Sizes and batches are
-those of configs/tiny, or of the UCF-101 configurations with one clip a step. Weights are random, perceptual networks
-untrained, discriminators play from the start. The first steps, in which caches fill, are not counted. Settings that
-follow change each stage's, as train.gradient_checkpointing=true. ACCELERATE_USE_CPU=true leaves a GPU out.
+The parts are: waiting for data; the frozen teacher; forward and losses; backward; optimizers and moving average; and
+the rest, such as gradient clipping and moving the batch. The device is synchronized between the parts. Sizes and
+batches are those of configs/tiny, or of the UCF-101 configurations with one clip per step. Weights are random,
+perceptual networks untrained, and discriminators active from the first step. Warm-up steps are not counted. Overrides
+such as train.gradient_checkpointing=true apply to each stage. ACCELERATE_USE_CPU=true does not use a GPU.
 """
 
 import argparse
@@ -48,7 +48,7 @@ CLIPS, WARM_UP = 16, 2
 
 
 def prepare(folder: Path, run: RunConfig, size: str) -> None:
-    """Clips, word graphs, a proxy, a tokenizer and token shards, for the sizes of a stage-1 configuration."""
+    """Write clips, word graphs, a proxy, a tokenizer and token shards with the sizes of a stage-1 configuration."""
     config = run.tokenizer
     write_synthetic(folder / "clips", CLIPS, 1, config.num_frames + 4, (config.height, config.width))
     prior = Prior(**{side: random_graph(*lists) for side, lists in WORDS[size].items()})
@@ -59,19 +59,16 @@ def prepare(folder: Path, run: RunConfig, size: str) -> None:
     tokenizer.use_proxy(proxy)
     tokenizer.save_pretrained(folder / "tokenizer")
     keys, labels = [f"clip{i}" for i in range(CLIPS)], [0] * CLIPS
-    manifest = TokenManifest(
-        "tokenized", tokenizer.ids_hash(), tokenizer.layout, CLIPS, clips_hash(keys, labels), config.num_frames,
-        num_classes=101,
-    )  # fmt: skip
+    clips = CLIPS, clips_hash(keys, labels), config.num_frames
+    manifest = TokenManifest("tokenized", tokenizer.ids_hash(), tokenizer.layout, *clips, num_classes=101)
     writer = ShardWriter(folder / "tokens", manifest, keys, labels)
     for rows in writer.pending():
-        ids = [torch.randint(s.vocab_start, s.vocab_start + s.vocab_size, (len(rows), s.length))
-               for s in tokenizer.layout.segments]  # fmt: skip
-        writer.write(rows, torch.cat(ids, dim=1))
+        local = [torch.randint(s.vocab_size, (len(rows), s.length)) for s in tokenizer.layout.segments]
+        writer.write(rows, tokenizer.layout.to_global(torch.cat(local, dim=1)))
 
 
 def settings(stage: str, size: str, folder: Path, workers: int) -> list[str]:
-    """Overrides that put made inputs in the place of real ones."""
+    """Overrides that replace the inputs of a configuration by those of `prepare`."""
     clips = folder / ("tokens" if stage == "generator" else "clips/train.txt")
     inputs = {
         "proxy": [],
@@ -93,7 +90,7 @@ def settings(stage: str, size: str, folder: Path, workers: int) -> list[str]:
 
 
 class Parts:
-    """Seconds of each part, without those of the parts inside it."""
+    """Seconds of each part, without those of nested parts."""
 
     def __init__(self, device: torch.device):
         self.device, self.open, self.last = device, [], 0.0
@@ -115,7 +112,7 @@ class Parts:
         self.open.pop()
 
     def watch(self, owner: object, method: str, name: str) -> None:
-        """Count the calls of a method of this object as a part."""
+        """Count the time of a method of `owner` as a part."""
         function = getattr(owner, method)
 
         @wraps(function)
@@ -126,7 +123,7 @@ class Parts:
         setattr(owner, method, watched)
 
     def each(self, iterator: Iterator, name: str) -> Iterator:
-        """The same items; what it takes to get each is counted as a part."""
+        """Yield the items of `iterator`, counting its time as a part."""
         while True:
             with self.part(name):
                 item = next(iterator, None)
@@ -136,7 +133,7 @@ class Parts:
 
 
 def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> tuple[Session, Iterator]:
-    """What the loop needs for its steps, with every part under watch."""
+    """Session and batches for `train_step`, with the time of every part counted."""
     set_seed(run.train.seed)
     task = build_task(run)
     session = start(task, run, accelerator)
@@ -153,7 +150,7 @@ def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> t
 
 
 def bench(run: RunConfig, steps: int) -> None:
-    """Train a few steps and print their mean."""
+    """Train a few steps and print their mean times."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = make_accelerator(run.train)
     parts, clock = Parts(accelerator.device), Clock()
@@ -166,8 +163,8 @@ def bench(run: RunConfig, steps: int) -> None:
     total = sum(parts.seconds.values())
     times = " ".join(f"{parts.seconds[name] / steps:8.3f}" for name in PARTS)
     batch = run.train.global_batch_size
-    print(f"{run.stage:10} {batch:5} {total / steps:8.3f} {times} {parts.seconds['data'] / total:6.1%} "
-          f"{batch * steps / total:8.2f}", flush=True)  # fmt: skip
+    rates = f"{parts.seconds['data'] / total:6.1%} {batch * steps / total:8.2f}"
+    print(f"{run.stage:10} {batch:5} {total / steps:8.3f} {times} {rates}", flush=True)
 
 
 def main() -> None:
@@ -186,7 +183,7 @@ def main() -> None:
         folder = Path(name)
         run = load_config(str(files).format("stage1"), settings("stage1", size, folder, 0))
         prepare(folder, run, size)
-        print(f"{size}, {args.threads} threads, {args.workers} workers, torch {torch.__version__}; seconds a step")
+        print(f"{size}, {args.threads} threads, {args.workers} workers, torch {torch.__version__}; seconds per step")
         names = " ".join(f"{name:>8}" for name in ("step", *PARTS))
         print(f"{'':10} clips {names} waited  clips/s")
         for stage in args.stages:
