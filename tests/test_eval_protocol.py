@@ -244,7 +244,7 @@ def test_files_of_mixed_sizes_need_a_size(tmp_path):
         write_video(tmp_path / f"{name}.mkv", video, 8, lossless=True)
     clips = load_clips(tmp_path)
     protocol = EXACT.filled(frames=9, height=16, width=16).completed(Preprocessing())
-    with pytest.raises(ValueError, match="b.mkv: frames are 16x24, others 16x16: give the height and width"):
+    with pytest.raises(ValueError, match="b.mkv: frames are 16x24, others 16x16: set the height and width"):
         VideoClips(clips, protocol, native=True)[1]
     for name in CHOICES["resize_filter"]:
         assert VideoClips(clips, protocol.filled(resize_filter=name))[1]["video"].shape == (3, 9, 16, 16)

@@ -382,7 +382,7 @@ def test_bad_arguments_are_errors(folder, tmp_path, capsys):
     assert "give --lpips" in error("--vgg", tmp_path / "vgg.pth")
     assert "no protocol 'best'; there are exact, sweettok-rfvd-ucf101" in error("--protocol", "best")
     assert "this tokenizer needs --set frames=9" in error("--protocol", "sweettok-rfvd-ucf101")
-    assert "not paired: use gfvd" in error("--protocol", "sweettok-gfvd-ucf101", *tiny_clips)
+    assert "for unpaired sets: use gfvd" in error("--protocol", "sweettok-gfvd-ucf101", *tiny_clips)
     assert "a setting is FIELD=VALUE" in error("--set", "colour=red")
     assert "are too few for 9 at stride 2" in error("--set", "stride=2")
     generator = tmp_path / "generator"

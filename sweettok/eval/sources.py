@@ -86,9 +86,9 @@ def open_folders(originals: str | Path, reconstructions: str | Path, protocol: P
     if alone:
         reason = f"must hold videos of the same names; {len(alone)} are in one of them only{some(alone)}"
         raise ValueError(f"{originals} and {reconstructions} {reason}")
-    place_of = {key: place for place, key in enumerate(fake.keys)}
+    index_of = {key: index for index, key in enumerate(fake.keys)}
     real = _choose(real, protocol.num_real, protocol)
-    fake = fake.subset(place_of[key] for key in real.keys)
+    fake = fake.subset(index_of[key] for key in real.keys)
     native, equal = protocol.size is None, protocol.position is None
     protocol = _paired(_complete_for_files(fake, protocol), real)
     videos, outputs = VideoClips(real, protocol, native), VideoClips(fake, protocol, native, stride=1)
@@ -261,8 +261,8 @@ def decoded(batches: Iterator[dict[str, Any]], tokenizer: Any, protocol: Protoco
         with autocast(batch["ids"].device, protocol):
             video = tokenizer.decode(batch["ids"]).float()
         position = "center" if protocol.position == "random" else protocol.position
-        places = clip_places(video.shape[2], protocol.frames, position)
-        video = video[:, :, places.start : places.stop]
+        frames = clip_places(video.shape[2], protocol.frames, position)
+        video = video[:, :, frames.start : frames.stop]
         if tuple(video.shape[-2:]) != protocol.size:
             video = fit(to_uint8(video, "floor" if protocol.quantize == "floor" else "nearest"), protocol)
         yield {**batch, "video": video}

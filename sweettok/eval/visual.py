@@ -116,13 +116,13 @@ def _whole(tokenizer: SweetTok, path: str | Path, stem: Path, preprocessing: Pre
     tokens = tokenizer.encode_long(path, resize=preprocessing.resize, stride=preprocessing.stride)
     tokens.save(f"{stem}.safetensors")
     scores, strip, changes = [], [], (FrameSteps(), FrameSteps())
-    places = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
+    shown = set(np.linspace(0, tokens.chunks.num_frames - 1, STRIP_FRAMES).round().astype(int))
 
     def panes() -> Iterator[Tensor]:
         with tokenizer.open_long(path, preprocessing.resize, tokens.stride) as (stream, _):
             for block in tokenizer.decode_blocks(tokens, undo_resize=False):
                 pair = torch.stack(list(islice(stream.frames, block.shape[1])), dim=1), to_uint8(block)
-                kept = [place for place in range(block.shape[1]) if len(scores) + place in places]
+                kept = [i for i in range(block.shape[1]) if len(scores) + i in shown]
                 strip.append([video[:, kept] for video in pair])
                 scores.extend(frame_psnr(*(video[None] for video in pair))[0].tolist())
                 for each, video in zip(changes, pair, strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 import sweettok
-from sweettok.config import to_dict
+from sweettok.config import flatten, to_dict
 
 MARK = "# written by sweettok ({}); an edited page is kept"  # {}: hash of the following lines
 MARKED = re.compile(r"---\n" + re.escape(MARK).replace(r"\{\}", r"\w+") + r"\n")
@@ -87,22 +87,13 @@ def _marked(body: str) -> str:
 
 def changed_settings(config: Any, derived: tuple[str, ...] = ()) -> str:
     """Table of the settings that differ from the defaults, which are those of the release."""
-    values, defaults = (_flat(to_dict(c), derived) for c in (config, type(config)()))
-    changed = [name for name, value in values.items() if value != defaults[name]]
+    values, defaults = (flatten(to_dict(c)) for c in (config, type(config)()))
+    names = [name for name in values if not set(derived) & set(name.split("."))]
+    changed = [name for name in names if values[name] != defaults[name]]
     if not changed:
         return "All settings are the release's."
     rows = [(f"`{name}`", f"`{_plain(values[name])}`", f"`{_plain(defaults[name])}`") for name in changed]
     return "Settings that differ from the release's:\n\n" + _table(("setting", "here", "release"), rows)
-
-
-def _flat(settings: Mapping[str, Any], derived: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {dotted name: value}, without those in `derived`."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name not in derived:
-            nested = isinstance(value, Mapping)
-            found |= _flat(value, derived, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
 
 
 def _read_report(report: str | Path | Mapping[str, Any], title: str, info: CardInfo, weights: str) -> list[str]:

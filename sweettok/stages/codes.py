@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from sweettok import pixels
-from sweettok.config import build, to_dict
+from sweettok.config import build, flatten, to_dict
 from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss
 from sweettok.priors.graph import Prior, WordGraph
@@ -180,14 +180,6 @@ def proxy_config(path: str, earlier: Sequence[RunConfig] = ()) -> ProxyConfig | 
         return build(ProxyConfig, json.loads(about.read_text(encoding="utf-8"))["config"])
     except (OSError, ValueError, KeyError):  # the stage reports what is wrong with the folder when it reads it
         return None
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def released_parameter(name: str) -> str:
