@@ -2,11 +2,11 @@
 
     python scripts/bench/generator.py [--dim 768] [--layers 12] [--heads 12] [--batches 1 4 16] [--threads 1] [--clip]
 
-Times are those of `Generator.sample`, for a few words after a cache that is filled up to some position; those of a whole
-run are their integral. "Recomputing" runs the whole sequence for each word, without a cache. The lower bound is the
-number of bytes of weights and cache that a word needs, divided by the bandwidth of this machine, which is measured next
-to each time as the best rate of a sum over a large tensor. `--clip` also samples a whole clip of 3,840 words. Weights
-are random.
+Times are those of `Generator.sample`, for a few words after a cache that is filled up to some position; the time of a
+whole run is their integral. "Recomputing" runs the whole sequence for each word, without a cache. The lower bound is
+the number of bytes of weights and cache that a word needs, divided by the bandwidth of this machine, which is measured
+next to each time as the best rate of a sum over a large tensor. `--clip` also samples a whole clip of 3,840 words.
+Weights are random.
 """
 
 import argparse
