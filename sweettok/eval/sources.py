@@ -118,7 +118,7 @@ def open_generated(
     if tokens != (checkpoint is not None):
         advice = "give --checkpoint, the tokenizer that decodes them" if tokens else "omit --checkpoint"
         raise ValueError(f"{fake} holds {'' if tokens else 'no '}token shards: {advice}")
-    asked, tokenizer, weights = protocol, None, {"tokenizer": None, "generator": None}
+    requested, tokenizer, weights = protocol, None, {"tokenizer": None, "generator": None}
     if tokens:
         tokenizer, fakes, about, protocol = _open_tokens(fake, checkpoint, protocol)
         generator = fakes.dataset.manifest.settings.get("generator")
@@ -126,13 +126,13 @@ def open_generated(
     else:
         clips = _choose(load_clips(fake), protocol.num_fake, protocol)
         about, protocol = _describe(fake, clips), _complete_for_files(clips, protocol)
-        fakes = VideoClips(clips, protocol, native=asked.size is None, stride=1)  # the stride is of real clips
+        fakes = VideoClips(clips, protocol, native=requested.size is None, stride=1)  # the stride is of real clips
         protocol = protocol.filled(codec=fakes.codec())
     clips = _choose(load_clips(real, root), protocol.num_real, protocol)
-    reals = VideoClips(clips, protocol, native=asked.size is None and not tokens)
+    reals = VideoClips(clips, protocol, native=requested.size is None and not tokens)
     found = {"num_real": len(reals), "num_fake": len(fakes), "codec": protocol.codec}
-    missed = {name: value for name, value in found.items() if getattr(asked, name) not in (None, value)}
-    notes = [f"the protocol has {n} {getattr(asked, n)}, the data {value}" for n, value in missed.items()]
+    missed = {name: value for name, value in found.items() if getattr(requested, name) not in (None, value)}
+    notes = [f"the protocol has {n} {getattr(requested, n)}, the data {value}" for n, value in missed.items()]
     sets = Sets(reals, fakes, {"real": _describe(real, clips), "fake": about}, tokenizer, weights, notes)
     return sets, protocol.filled(**found, paired=False, real_list=clips.hash)
 
