@@ -39,8 +39,15 @@ def add_gfvd(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--protocol", default=DEFAULT, metavar="NAME", help=f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the protocol")
+    parser.add_argument(
+        "--protocol",
+        default=DEFAULT,
+        metavar="NAME",
+        help=f"{DEFAULT} (default), or one of {', '.join(list(PRESETS)[1:])}",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the protocol"
+    )
     group = parser.add_argument_group("clips (default: as in the protocol, or as the model was trained)")
     group.add_argument("--resize", choices=options.RESIZES, help="how frames are resized")
     group.add_argument("--position", choices=options.POSITIONS, help="position of the clip in the video")
@@ -58,7 +65,9 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs=2, metavar="REPORT")
-    parser.add_argument("--force", action="store_true", help="compare different protocols, and show their differences")
+    parser.add_argument(
+        "--force", action="store_true", help="compare reports of different protocols, and show the differences"
+    )
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +78,8 @@ def add_table(parser: argparse.ArgumentParser) -> None:
 def add_reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("videos", nargs="+", metavar="VIDEO")
     options.add_checkpoint(parser)
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--whole", action="store_true", help="all of each video, in overlapping clips")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--whole", action="store_true", help="encode whole videos, in overlapping clips")
     options.add_preprocessing(parser)
 
 
@@ -157,7 +166,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 COMMANDS = {
     "rfvd": Command("measure PSNR, SSIM, LPIPS, rFVD and codebook usage over a list of videos", add_rfvd, rfvd),
     "gfvd": Command("measure the FVD of generated clips: tokens that a tokenizer decodes, or videos", add_gfvd, gfvd),
-    "compare": Command("show two reports side by side; refused when their protocols differ", add_compare, run_compare),
+    "compare": Command("compare two reports of the same protocol", add_compare, run_compare),
     "table": Command("show all reports of a folder as a table and a plot", add_table, run_table),
-    "reconstruct": Command("encode and decode videos, and write both side by side", add_reconstruct, run_reconstruct),
+    "reconstruct": Command("encode and decode videos, and compare them side by side", add_reconstruct, run_reconstruct),
 }

@@ -94,7 +94,9 @@ def decode(tokenizer: SweetTok, ids: Tensor, frames: int, pixels: bool) -> tuple
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     add_clips(parser)
-    parser.add_argument("--top", type=integer(1), default=5, metavar="N", help="words of each kind (default: 5)")
+    parser.add_argument(
+        "--top", type=integer(1), default=5, metavar="N", help="printed words of each kind (default: 5)"
+    )
     parser.add_argument("--out", metavar="FILE", help="JSON file for all words with all their positions")
     parser.set_defaults(decode=False)
 
@@ -115,7 +117,7 @@ def show(args: argparse.Namespace) -> None:
 def add_overlay(parser: argparse.ArgumentParser) -> None:
     add_clips(parser)
     add = parser.add_argument
-    add("--out", required=True, metavar="DIR", help="NAME.mp4, and NAME.png of the middle frame")
+    add("--out", required=True, metavar="DIR", help="folder for NAME.mp4, and NAME.png of the middle frame")
     add("--cell", type=integer(LINE, LARGEST), default=56, metavar="PIXELS", help="width of a cell (default: 56)")
     add("--fps", type=real(0.1, 240), default=8, help="frames per second of the videos (default: 8)")
     parser.set_defaults(decode=True)
@@ -151,7 +153,7 @@ def add_episodes(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--tokens", metavar="SHARDS", help="folder of token shards with labels")
     source.add_argument("--data", metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos with labels")
     parser.add_argument("--classes", metavar="FILE", help="with a list: class names, one per line")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the episodes, as JSON")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON file for the episodes")
     add_sizes(parser)
 
 
@@ -175,22 +177,22 @@ def add_fewshot(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, PromptConfig()
     add("--tokens", required=True, metavar="SHARDS", help="folder of token shards with labels and class names")
     options.add_checkpoint(parser, "the tokenizer of these tokens")
-    add("--out", required=True, metavar="DIR", help="episodes.json, answers.jsonl and report.json")
+    add("--out", required=True, metavar="DIR", help="folder for episodes.json, answers.jsonl and report.json")
     add("--use", metavar="FILE", help="file of episodes to use instead of drawing new ones")
     add_sizes(parser)
     add("--words", type=integer(1), default=5, metavar="N", help="words of each kind in a prompt (default: 5)")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of words (default: all)")
     add("--no-instruction", action="store_true", help="prompts of examples only")
     add("--repeats", type=integer(0), default=0, metavar="R", help="repeat the examples R more times (default: 0)")
-    add("--order", choices=prompts.ORDERS, default=default.order, help=f"of examples (default: {default.order})")
+    add("--order", choices=prompts.ORDERS, default=default.order, help=f"order of examples (default: {default.order})")
     group = parser.add_argument_group("language model (default: none, only baselines)")
     add, default = group.add_argument, Endpoint
     add("--backend", choices=tuple(BACKENDS), default="none", help="a Hugging Face model, or an OpenAI-like server")
     add("--model", metavar="DIR|NAME", help="the local model's folder, or the model's name at the endpoint")
     answers = "score class names (default of local), generate text (default of endpoint), or restrict it by a schema"
     add("--answers", choices=("likelihood", "free", "schema"), help=answers)
-    add("--precision", choices=("no", "bf16"), help="of a local model (default: no, float32)")
-    add("--base-url", metavar="URL", help="of the endpoint, such as http://localhost:8000/v1")
+    add("--precision", choices=("no", "bf16"), help="precision of a local model (default: no, float32)")
+    add("--base-url", metavar="URL", help="URL of the endpoint, such as http://localhost:8000/v1")
     add("--key-name", metavar="NAME", help=f"environment variable with the key (default: {default.key_name})")
     add("--timeout", type=real(positive=True), metavar="S", help=f"seconds per attempt (default: {default.timeout})")
     add("--retries", type=integer(0), metavar="N", help=f"attempts after the first (default: {default.retries})")
