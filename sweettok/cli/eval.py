@@ -40,7 +40,8 @@ def add_gfvd(parser: argparse.ArgumentParser) -> None:
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--protocol",
+    protocols = f"one of {', '.join(PRESETS)} (default: {DEFAULT})"
+    parser.add_argument("--protocol", default=DEFAULT, metavar="NAME", help=protocols)
         default=DEFAULT,
         metavar="NAME",
         help=f"{DEFAULT} (default), or one of {', '.join(list(PRESETS)[1:])}",
