@@ -39,13 +39,8 @@ def add_gfvd(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
     protocols = f"one of {', '.join(PRESETS)} (default: {DEFAULT})"
     parser.add_argument("--protocol", default=DEFAULT, metavar="NAME", help=protocols)
-        default=DEFAULT,
-        metavar="NAME",
-        help=f"{DEFAULT} (default), or one of {', '.join(list(PRESETS)[1:])}",
-    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the protocol"
     )

@@ -255,7 +255,8 @@ def find_episodes(args: argparse.Namespace, tokens: TokenDataset) -> tuple[tuple
         config = EpisodeConfig(**given(args, *SIZES))
         return draw_from(tokens, args, config, args.tokens), config
     if wrong := given(args, *SIZES[:-1], "labels"):  # --seed is allowed: the order of examples may depend on it
-        raise ValueError(f"--use cannot be combined with {', '.join(wrong)}")
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise ValueError(f"--use cannot be combined with {names}")
     tasks, config = episodes.read(args.use)
     episodes.check_keys([key for task in tasks for key in task.keys], tokens.keys, args.use)
     return tasks, config
