@@ -256,7 +256,7 @@ def test_episodes_are_shared_between_runs(work, tmp_path, capsys):
     [
         (("--model", "x"), "--model cannot be used with --backend none"),
         (("--backend", "local", "--model", "x", "--retries", "1"), "--retries cannot be used with --backend local"),
-        (("--backend", "local", "--model", "x", "--answers", "schema"), "by likelihood or free"),
+        (("--backend", "local", "--model", "x", "--answers", "schema"), "must be likelihood or free"),
         (("--backend", "endpoint", "--model", "x"), "--backend endpoint needs --base-url"),
         (("--backend", "endpoint", "--model", "x", "--base-url", "localhost"), "must begin with http"),
         (("--backend", "endpoint", "--model", "x", "--base-url", "http://a", "--body", "[]"), "expected a JSON object"),

@@ -164,7 +164,7 @@ def test_refusals_are_not_tried_again(server):
 def test_the_key_does_not_follow_a_redirect(server, status):
     other = Server()
     server.reply = lambda number, path, body: (status, {"Location": f"{other.url}/chat/completions"}, b"")
-    with pytest.raises(ValueError, match=f"a redirect to {other.url}/chat/completions: give the address") as refused:
+    with pytest.raises(ValueError, match=f"a redirect to {other.url}/chat/completions: give the final address") as refused:
         endpoint(server)[0].answer("prompt", NAMES)
     assert other.asked == [] and len(server.asked) == 1 and KEY not in str(refused.value)
     other.shutdown()
@@ -470,7 +470,7 @@ def test_local_models_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(AutoModelForCausalLM=0, AutoTokenizer=0))
     with pytest.raises(FileNotFoundError, match="holds no config.json"):
         LocalModel(tmp_path)
-    with pytest.raises(ValueError, match="by likelihood or free; got 'schema'"):
+    with pytest.raises(ValueError, match="must be likelihood or free; got 'schema'"):
         LocalModel(tmp_path, answers="schema")
 
 
