@@ -164,7 +164,7 @@ def test_refusals_are_not_tried_again(server):
 def test_the_key_does_not_follow_a_redirect(server, status):
     other = Server()
     server.reply = lambda number, path, body: (status, {"Location": f"{other.url}/chat/completions"}, b"")
-    with pytest.raises(ValueError, match=f"a redirect to {other.url}/chat/completions: give the final address") as refused:
+    with pytest.raises(ValueError, match=f"a redirect to {other.url}/.*: give the final address") as refused:
         endpoint(server)[0].answer("prompt", NAMES)
     assert other.asked == [] and len(server.asked) == 1 and KEY not in str(refused.value)
     other.shutdown()
