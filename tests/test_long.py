@@ -17,7 +17,7 @@ from sweettok.pixels import to_float
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import LongTokens
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, default_overlap
-from sweettok.video.prefetch import one_ahead
+from sweettok.video.long import one_ahead
 from sweettok.video.seams import FrameSteps, seam_metric, seam_places
 
 LENGTH = 9  # of the tiny tokenizer's clips, of 16x16
@@ -50,7 +50,7 @@ def test_every_frame_is_covered_and_weights_sum_to_one(length, overlap):
         starts = chunks.starts
         assert starts[0] == 0 and all(a < b for a, b in itertools.pairwise(starts))
         assert all(b - a <= length - overlap for a, b in itertools.pairwise(starts))
-        assert starts[-1] + length == max(frames, length) and chunks.padding == max(0, length - frames)
+        assert starts[-1] + length == max(frames, length)
         assert len(chunks) == 1 + max(0, -((length - frames) // (length - overlap)))  # none more than needed
         weights = chunks.weights()
         assert weights.min() >= 0 and torch.allclose(weights.sum(0), torch.ones(frames))
@@ -111,10 +111,10 @@ def test_the_cutter_keeps_one_clip():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 9, 1), "num_frames and length must be at least 1, got 0 and 9"),
+        ((0, 9, 1), "num_frames must be a whole number of at least 1; got 0"),
         ((9, 9, 9), r"overlap must be 0..8 frames of clips of 9, got 9"),
         ((9, 9, -1), r"overlap must be 0..8"),
-        ((9.5, 9, 1), "num_frames must be a whole number, got 9.5"),
+        ((9.5, 9, 1), "num_frames must be a whole number of at least 1; got 9.5"),
     ],
 )
 def test_bad_maps_are_refused(arguments, message):
@@ -142,7 +142,7 @@ def test_any_number_of_frames(tokenizer, frames):
     video = waves(frames)
     tokens = tokenizer.encode_long(video, batch_size=2)
     chunks = tokens.chunks
-    padded = torch.cat([video, video[:, -1:].expand(-1, chunks.padding, -1, -1)], dim=1)
+    padded = torch.cat([video, video[:, -1:].expand(-1, max(0, chunks.length - chunks.num_frames), -1, -1)], dim=1)
     for row, start in enumerate(chunks.starts):
         clip = padded[:, start : start + LENGTH][None]
         assert torch.equal(tokens.ids[row], tokenizer.encode(clip).ids[0])

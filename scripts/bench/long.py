@@ -29,8 +29,7 @@ from sweettok.data.synthetic import synthetic_clip
 from sweettok.data.writer import write_video
 from sweettok.priors import Prior, WordGraph
 from sweettok.video.chunks import ClipCutter
-from sweettok.video.long import batched
-from sweettok.video.prefetch import one_ahead
+from sweettok.video.long import batched, one_ahead
 from sweettok.video.seams import FrameSteps, seam_excess
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""What surrounds the forward pass of SweetTok: its layout, its checks, and how it is saved and loaded."""
+"""Everything of SweetTok but its forward pass: layout of the ids, checks, saving and loading, initial weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from sweettok.config import to_dict
 from sweettok.hub import Pretrained
+from sweettok.layers.initialisation import init_linears
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.model import PixelDecoder
 from sweettok.tokenizer.card import CARD
@@ -19,20 +21,25 @@ from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.tokenizer.config import TokenizerConfig, WordsConfig
 from sweettok.tokenizer.decoder import QueryDecoder
 from sweettok.tokenizer.encoder import QueryEncoder
-from sweettok.tokenizer.initialisation import warm_start
 from sweettok.tokenizer.layout import TokenLayout
-from sweettok.tokenizer.output import LongTokens, TokenOutput
+from sweettok.tokenizer.output import EmbeddingMatrix, LongTokens, TokenOutput
 from sweettok.tokenizer.quantizer import LanguageQuantizer
-from sweettok.tokenizer.resize import resized
 from sweettok.video.clips import ClipMethods
 from sweettok.video.long import LongMethods
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Settings that ids of a clip tensor do not depend on, and the prefixes of such weights.
+# Settings that the ids of a clip tensor do not depend on, and the prefixes of such weights.
 NOT_HASHED = ("pixel_path", "head_hidden", "decoder_spatial", "decoder_temporal", "preprocessing")
 NOT_HASHED_WEIGHTS = ("decoder.", "pixel_decoder.")
+# Parameters with a row for each position of the latent grid; the size of no other parameter depends on the grid.
+GRID_TABLES = (
+    "encoder.temporal_queries",
+    "encoder.temporal_positions",
+    "decoder.temporal_positions",
+    "decoder.positions",
+)
 
 
 class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]):
@@ -48,8 +55,6 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
     temporal_quantizer: LanguageQuantizer | None  # None in a tokenizer of images
     decoder: QueryDecoder
     pixel_decoder: PixelDecoder | None  # None if config.pixel_path is "none"
-
-    # ------------------------------------------------------------------------------------------------ words and ids
 
     @property
     def layout(self) -> TokenLayout:
@@ -67,17 +72,17 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
         )
 
     def clip_layout(self, num_frames: int) -> TokenLayout:
-        """Layout of the ids of a clip of so many frames; 1 is an image."""
+        """Layout of the ids of a clip of `num_frames` frames; 1 is an image."""
         return self.layout.spatial if num_frames == 1 else self.layout
 
     def layout_of(self, ids: Tensor) -> TokenLayout:
-        """The layout of an image if `ids` (B, L) has its length, else that of a clip; nothing else is checked."""
+        """The layout of an image if `ids` (B, L) has its length, else that of a clip, without any check."""
         image = self.layout.spatial
         return image if isinstance(ids, Tensor) and ids.shape[1:] == (image.length,) else self.layout
 
     @property
     def quantizers(self) -> dict[str, LanguageQuantizer]:
-        """Branch -> its quantizer; "spatial" alone in a tokenizer of images."""
+        """Quantizers by branch; only "spatial" in a tokenizer of images."""
         spatial, temporal = self.spatial_quantizer, self.temporal_quantizer
         return {"spatial": spatial} if temporal is None else {"spatial": spatial, "temporal": temporal}
 
@@ -106,11 +111,9 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
         return self.output(ids.long())
 
     def output(self, ids: Tensor, num_frames: int | None = None) -> TokenOutput:
-        """As `describe`, for ids that need no check."""
+        """As `describe`, without the check."""
         layout = self.layout_of(ids)
         return TokenOutput(ids, layout, self.vocabulary[: len(layout.segments)], self.config.query_grids, num_frames)
-
-    # ---------------------------------------------------------------------------------------------- shapes and checks
 
     @property
     def device(self) -> torch.device:
@@ -123,11 +126,11 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
         return 1 if self.temporal_quantizer is None else self.config.num_frames
 
     def num_slices(self, num_frames: int) -> int:
-        """Length t of the latent grid of a clip of so many frames."""
+        """Length t of the latent grid of a clip of `num_frames` frames."""
         return self.config.proxy.grid(num_frames, self.config.height, self.config.width)[0]
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise ValueError, naming what would fit, for a clip or image that this tokenizer cannot take."""
+        """Raise ValueError for a clip or image of a shape that does not fit; the message names one that does."""
         if self.temporal_quantizer is None and num_frames != 1:
             raise ValueError(
                 f"this is the spatial branch alone, which takes images: clips of 1 frame; got {num_frames} frames. "
@@ -137,7 +140,7 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
         self.config.check_clip(self.config.num_frames if num_frames == 1 else num_frames, height, width)
 
     def check_ids(self, ids: Tensor, num_frames: int | None) -> int:
-        """The number of frames to decode `ids` to; ValueError for other ids and for numbers that do not fit."""
+        """Check ids (B, L); return the number of frames that they decode to, `num_frames` or the configured number."""
         layout = self.layout_of(ids)
         layout.check(ids)
         if num_frames is None:
@@ -155,17 +158,15 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
             raise ValueError(f"weights are {dtype}, expected float32: call .float(), and use torch.autocast for speed")
 
     def require_pixel_decoder(self) -> PixelDecoder:
-        """The pixel decoder; ValueError if there is none."""
+        """The pixel decoder. Raises ValueError if there is none."""
         if self.pixel_decoder is None:
             raise ValueError(
                 "this tokenizer has no pixel decoder: load stage-2 weights, or give from_release the proxy's file too"
             )
         return self.pixel_decoder
 
-    # ------------------------------------------------------------------------------------------------ folders, weights
-
     def assets(self) -> dict[str, Any]:
-        """The word lists, which config.json holds beside the settings."""
+        """The word lists, which are saved in config.json beside the settings."""
         return {"words": {branch: quantizer.codebook.graph_words for branch, quantizer in self.quantizers.items()}}
 
     @classmethod
@@ -182,9 +183,10 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
         return make(config, Prior(spatial, graph("temporal")) if "temporal" in assets["words"] else spatial)
 
     def ids_hash(self) -> str:
-        """SHA-256 of all weights and settings that ids depend on; decoders are left out, so stage 2 keeps it.
+        """SHA-256 of all weights and settings that the ids depend on.
 
-        Tokenizers with equal hashes give equal ids for every clip tensor, and decode each other's.
+        Tokenizers with equal hashes give equal ids for every clip tensor. Decoders are left out, so the hash of a
+        stage-2 tokenizer equals that of its stage-1 tokenizer.
         """
         settings = {name: value for name, value in to_dict(self.config).items() if name not in NOT_HASHED}
         settings["proxy"] = {name: value for name, value in settings["proxy"].items() if name not in NOT_HASHED[-1:]}
@@ -195,20 +197,46 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
                 digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def warm_start(self, video: Tensor) -> None:
-        """Fit fresh weights to the proxy (see `use_proxy`) and to float clips (B, 3, T, H, W), before any training.
+    def init_weights(self) -> None:
+        """Linear layers as in `init_linears`; queries and positions normal with standard deviation dim^-0.5.
 
-        Images fit the spatial branch alone.
+        The pixel decoder keeps its weights: they come from a trained proxy.
         """
-        warm_start(self.encoder, self.quantizers, self.decoder, self.require_pixel_decoder(), video)
+        encoder, decoder, dim = self.encoder, self.decoder, self.config.block.dim
+        init_linears(encoder, dim)
+        init_linears(decoder, dim)
+        for tokens in (
+            encoder.spatial_queries,
+            encoder.spatial_positions,
+            encoder.temporal_queries,
+            encoder.temporal_positions,
+            decoder.spatial_positions,
+            decoder.temporal_positions,
+            decoder.positions,
+            decoder.mask_token,
+        ):
+            if tokens is not None:
+                nn.init.normal_(tokens, std=dim**-0.5)
+
+    def warm_start(self, video: Tensor) -> None:
+        """Fit fresh weights to float clips (B, 3, T, H, W) and to the proxy (see `use_proxy`), before any training.
+
+        Latents and codes are centred on the clips, and the head starts from the proxy's codes. Images fit the spatial
+        branch only.
+        """
+        for branch, deviation in self.encoder.start_centred(video).items():
+            quantizer = self.quantizers[branch]
+            quantizer.codebook.start_spread(deviation, quantizer.list_sizes)
+        self.decoder.start_head(self.require_pixel_decoder().codebook.embeddings)
 
     def at_size(self, height: int, width: int) -> Self:
         """A copy for frames of another size, in pixels; at the present size it is equal bit for bit.
 
-        Tables with an entry per place of the latent grid are interpolated (bicubic); nothing else depends on the size.
-        The ids of a clip change: each of the spatial ones covers a larger or smaller part of the frame, and there is a
-        temporal query per place of the new grid (see `num_tokens`). No weight was trained at the new size: train it
-        further before use, especially with `temporal_peg: scrambled`, which depends on the grid. `ids_hash` differs.
+        Tables with a row for each position of the latent grid are interpolated (bicubic); nothing else depends on the
+        size. The ids of a clip change: each spatial query covers a larger or smaller part of the frame, and there is a
+        temporal query for each position of the new grid (see `num_tokens`). No weight was trained at the new size:
+        train it further before use, especially with `temporal_peg: scrambled`, which depends on the grid. `ids_hash`
+        differs.
 
         Raises ValueError, with the multiples that fit, for a size that patches and windows do not divide.
         """
@@ -216,13 +244,48 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
             raise ValueError(f"height and width must be whole numbers of pixels; got {height!r} and {width!r}")
         config = replace(self.config, proxy=replace(self.config.proxy, height=height, width=width))
         make: Any = type(self)
-        model = make(config, self.prior)
-        model.load_state_dict(resized(self.state_dict(), self.config.grid[1:], config.grid[1:]))
+        model, state = make(config, self.prior), self.state_dict()
+        if config.grid != self.config.grid:
+            state |= {
+                name: _resized(state[name], self.config.grid, config.grid) for name in GRID_TABLES if name in state
+            }
+        model.load_state_dict(state)
         return model.to(self.encoder.spatial_queries).train(self.training)
+
+    @torch.no_grad()
+    def embedding_matrix(self, offset: int = 0) -> EmbeddingMatrix:
+        """All words with their projected vectors (V, C), float32, in the order of global ids, with either lookup.
+
+        To append them to the embedding table (rows, width) of a language model:
+
+            words = tok.embedding_matrix(offset=len(table))
+            table = torch.cat((table, project(words.vectors)))      # project: your layer, C -> width
+            tokens = words.to_table(out.ids)                        # and back: words.from_table(tokens)
+
+        In training mode, dropout gives other vectors at every call. Raises ValueError for a negative offset.
+        """
+        if offset < 0:
+            raise ValueError(f"offset must be at least 0, the rows of the table that come first; got {offset}")
+        names = tuple(word for words in self.vocabulary for word in words)
+        return EmbeddingMatrix(names, torch.cat([q.codebook() for q in self.quantizers.values()]), offset)
+
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Global ids (B, L) -> the projected vector of each (B, L, C), float32, in the order of the ids.
+
+        The latent of a query is made of them: the mean of its modifiers' vectors and the vector of its head word, or
+        with lookup union the vector of its one word. Raises ValueError for ids that are not in their segment's range.
+        """
+        return self.embedding_matrix().vectors[self.describe(ids).ids.to(self.device)]
+
+
+def _resized(table: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]) -> Tensor:
+    """Table (h w, D) of latent grid `old` (t, h, w), row-major -> that of grid `new`, as positions of ViTs."""
+    grid = table.float().T.unflatten(1, old[1:])[None]
+    return interpolate(grid, size=new[1:], mode="bicubic", antialias=True)[0].flatten(1).T
 
 
 def check_words(words: WordsConfig, prior: Prior | WordGraph) -> WordsConfig:
-    """The sizes of the word lists of a prior; ValueError where the configuration has another size."""
+    """Sizes of the word lists of a prior. Raises ValueError if `words` has another size."""
     spatial, temporal = (prior.spatial, prior.temporal) if isinstance(prior, Prior) else (prior, None)
     found = {"adjectives": spatial.num_modifiers, "nouns": spatial.num_heads}
     if temporal is not None:

@@ -1,4 +1,4 @@
-"""Model card of SweetTok."""
+"""Facts of SweetTok for its model cards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from sweettok.proxy.card import clip_size, encode_call
 
 
 def layout_rows(layout: Any) -> list[tuple[str, ...]]:
-    """Table rows: ids and bits of a clip, and the word lists."""
-    unit = "a clip" if layout.num_temporal else "an image"
-    lists = [
-        (f"{part.name} ids", f"{part.length:,}, each one of {part.vocab_size:,} words") for part in layout.segments
-    ]
-    return [(f"ids of {unit}", f"{layout.length:,}"), (f"bits of {unit}", f"{layout.bits:,.0f}"), *lists]
+    """Numbers of ids, bits and words, as rows of a card."""
+    kind = "a clip" if layout.num_temporal else "an image"
+    lists = [(f"{s.name} ids", f"{s.length:,}, each one of {s.vocab_size:,} words") for s in layout.segments]
+    return [(f"ids of {kind}", f"{layout.length:,}"), (f"bits of {kind}", f"{layout.bits:,.0f}"), *lists]
 
 
 def sizes(model: Any) -> list[tuple[str, ...]]:
@@ -27,7 +25,7 @@ def usage(model: Any) -> str:
 
 
 CARD = CardInfo(
-    summary="A video tokenizer whose tokens are words: it turns clips into short strings of ids, and ids into clips.",
+    summary="A video tokenizer whose tokens are words: it turns clips into short sequences of ids, and ids into clips.",
     tags=("video", "video-tokenizer"),
     sizes=sizes,
     usage=usage,

@@ -21,9 +21,9 @@ class LanguageCodebook(nn.Module):
 
     Word vectors and graph are buffers: they belong to the prior, are never trained, and are saved with the weights.
 
-    In evaluation mode the codes are computed once and kept. `eval`, `load_state_dict`, `to` and the like, and calls
-    outside compiled graphs compute them anew when weights have changed. Two changes need `refresh()`: those that are
-    made in evaluation mode before a compiled graph runs, which takes the codes as they are, and writes through `.data`.
+    In evaluation mode the codes are computed once and kept. `eval`, `load_state_dict`, `to` and calls outside compiled
+    graphs compute them again when weights have changed. Call `refresh()` after writes through `.data`, and after
+    changes in evaluation mode before a compiled graph runs.
     """
 
     places: Tensor  # (2, E) entries of the normalised adjacency
@@ -41,11 +41,13 @@ class LanguageCodebook(nn.Module):
         self.register_buffer("values", None, persistent=False)
         self._set_adjacency()
         self._codes: Tensor | None = None
-        self._sources: list[tuple[Tensor, int]] = []  # what the kept codes were computed from, and its versions
+        self._sources: list[
+            tuple[Tensor, int]
+        ] = []  # inputs of the kept codes, and their versions
         self.register_load_state_dict_post_hook(_refresh)
 
     def forward(self) -> Tensor:
-        """Codes (V, C), float32: with gradients where weights learn, drawn anew at every call in training mode."""
+        """Codes (V, C), float32; in training mode dropout gives others at every call."""
         if self.training or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
             return self.project()
         if not torch.compiler.is_compiling():
@@ -53,7 +55,7 @@ class LanguageCodebook(nn.Module):
         return self.project() if self._codes is None else self._codes
 
     def project(self) -> Tensor:
-        """Codes (V, C), float32, computed from the present weights; dropout acts in training mode."""
+        """Codes (V, C), float32, computed from the present weights, with dropout in training mode."""
         with torch.autocast(self.vectors.device.type, enabled=False):
             hidden = F.relu(self.conv1(self.vectors, self.places, self.values))
             return self.conv2(F.dropout(hidden, self.dropout, self.training), self.places, self.values)
@@ -66,9 +68,9 @@ class LanguageCodebook(nn.Module):
 
     @torch.no_grad()
     def start_spread(self, deviation: Tensor, list_sizes: tuple[int, ...]) -> None:
-        """Scale and shift a fresh projection so that the codes are centred, with this deviation in every channel.
+        """Scale and shift a fresh projection so that the codes have mean 0 and this deviation in every channel.
 
-        Middle and deviation are means over the lists (consecutive words) that are searched apart from each other.
+        Mean and deviation are averaged over the lists (consecutive words) that are searched separately.
         """
         tables = self.project().split(list_sizes)
         scale = deviation / torch.stack([table.std(0) for table in tables]).mean(0)
@@ -77,7 +79,7 @@ class LanguageCodebook(nn.Module):
         self.conv2.bias.copy_(scale * (self.conv2.bias - middle))
 
     def refresh(self) -> None:
-        """Compute the adjacency and, in evaluation mode, the codes anew."""
+        """Recompute the adjacency and, in evaluation mode, the codes."""
         self._codes, self._sources = None, []
         self._set_adjacency()
         self._update()
@@ -93,9 +95,9 @@ class LanguageCodebook(nn.Module):
         return self
 
     def _update(self) -> None:
-        """Keep the codes of the present weights; nothing in training mode, and of weights that cannot be watched."""
+        """Keep the codes of the present weights, except in training mode and where changes cannot be detected."""
         sources = [*self.parameters(), self.vectors, self.edges]
-        # Inference tensors do not count what is written to them; parts of sharded ones are whole only in a forward.
+        # Inference tensors have no version counter; sharded ones are whole only during a forward.
         if self.training or any(x.is_inference() or hasattr(x, "device_mesh") for x in sources):
             self._codes, self._sources = None, []
             return
@@ -112,7 +114,7 @@ class LanguageCodebook(nn.Module):
         if type(self.edges) is Tensor and not self.edges.is_meta:
             adjacency = normalised_adjacency(self.edges, len(self.vectors))
             self.places, self.values = adjacency.indices().clone(), adjacency.values().clone()
-        else:  # without values none can be merged
+        else:  # meta or sharded: the values are not known, so no entries can be merged
             entries = 2 * self.edges.shape[1] + len(self.vectors)
             self.places, self.values = self.edges.new_zeros(2, entries), self.vectors.new_zeros(entries)
 

@@ -12,7 +12,7 @@ from sweettok.tokenizer.layout import LOOKUPS
 
 @dataclass(frozen=True)
 class WordsConfig:
-    """Sizes of the four word lists; null takes what the prior holds, a number must match it."""
+    """Sizes of the four word lists; null: as in the prior. A number must match the prior."""
 
     adjectives: int | None = None  # words of the spatial branch's modifiers
     nouns: int | None = None  # words of the spatial branch's heads
@@ -29,7 +29,7 @@ class TokenizerConfig:
     encoder_spatial: str = "ttwwtttt"  # layers of the spatial encoder: "t" full attention, "w" windows; ends in "t"
     encoder_temporal: str = "tttt"  # layers of the temporal encoder
     decoder_spatial: str = "tttttttt"  # layers of the decoder within a time slice; ends in "t"
-    decoder_temporal: str = "tttt"  # blocks of the decoder that read the temporal latents
+    decoder_temporal: str = "tttt"  # blocks of the decoder that attend to the temporal latents
     spatial_query_grid: tuple[int, int] = (16, 16)  # rows and columns of spatial queries
     num_null_kv: int = 2  # learned key-value pairs of the decoder's cross-attention
     head_hidden: int = 1024  # hidden width of the layer that predicts the proxy's codes
@@ -48,7 +48,7 @@ class TokenizerConfig:
     temporal_source: str = "differences"
     # From logits to pixels: "expected" code vector (stage 2), "argmax", the likeliest code (stage 1), or "none".
     pixel_path: str = "expected"
-    # How clips are made from files, set by training from its `data` settings, then the default
+    # How clips are made from files by default; training sets it from its `data` settings
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self):
@@ -88,15 +88,10 @@ class TokenizerConfig:
         self._check_windows()
 
     def _check_windows(self) -> None:
+        if "w" not in self.encoder_spatial + self.decoder_spatial:
+            return
         size = self.block.window_size
-        _, h, w = self.grid
-        grids = {}
-        if "w" in self.encoder_spatial:
-            grids = {"latent grid": (h, w), "tokenizer.spatial_query_grid": self.spatial_query_grid}
-        elif "w" in self.decoder_spatial:
-            grids = {"latent grid": (h, w)}
-        if "w" in self.decoder_spatial:
-            grids["tokenizer.spatial_query_grid"] = self.spatial_query_grid
+        grids = {"latent grid": self.grid[1:], "tokenizer.spatial_query_grid": self.spatial_query_grid}
         for name, (rows, columns) in grids.items():
             if rows % size or columns % size:
                 hint = ""
@@ -105,7 +100,7 @@ class TokenizerConfig:
                 raise ValueError(f"{name} {rows}x{columns} does not divide into windows of {size}x{size}{hint}")
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise ValueError, naming what would fit, for a clip that the tokenizer cannot take; images are no clips."""
+        """Raise ValueError for clips of a shape that does not fit, also for images; the message names one that does."""
         if (height, width) != (self.height, self.width):
             raise ValueError(
                 f"frames are {height}x{width}, but this tokenizer's tables are for {self.height}x{self.width}: "
@@ -150,5 +145,5 @@ class TokenizerConfig:
 
     @property
     def num_temporal_queries(self) -> int:
-        """One query per place of the latent grid."""
+        """One query for each position of the latent grid."""
         return self.grid[1] * self.grid[2]

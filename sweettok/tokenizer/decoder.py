@@ -1,4 +1,4 @@
-"""DQAE decoder: quantized queries -> logits over the proxy's codes at every place of the latent grid.
+"""DQAE decoder: quantized queries -> logits over the proxy's codes at every position of the latent grid.
 
 Letters: B batch, t h w latent grid, S spatial queries, M = h*w temporal queries, D width, K proxy codes.
 """
@@ -19,7 +19,7 @@ HEAD_SHARPNESS = 6.0  # norm of a unit code's row in a head that starts from the
 class QueryDecoder(nn.Module):
     """Latents of both branches -> logits (B, K, t, h, w), all slices at once (release).
 
-    Images, and decoders without `motion`, go without the temporal latents and the blocks that would read them.
+    For images, temporal latents and motion blocks are not used; without `motion` the decoder has none.
     """
 
     def __init__(self, config: TokenizerConfig, motion: bool = True):
@@ -64,8 +64,8 @@ class QueryDecoder(nn.Module):
         angles = self.spatial.angles(self.grid, spatial.device)
         x = (self.mask_token + self.positions).expand(spatial.shape[0], 1, -1, -1)
         for i, layer in enumerate(self.spatial.layers):
-            # Every slice starts out equal and only the zero padding of the causal convolution, two slices deep,
-            # makes them differ: until then the equal ones at the end are computed once.
+            # All slices start equal. Only the zero padding of the causal convolution makes them differ, two more
+            # slices with each one, so the equal slices at the end are computed once.
             grown = min(num_slices, x.shape[1] + 2) if layer.peg is not None else x.shape[1]
             x = self.spatial.recomputed(self.spatial.step, layer, extended(x, grown), self.grid, angles, appearance[i])
             if motion is not None and (i + 1) % self.motion_every == 0:
@@ -76,7 +76,7 @@ class QueryDecoder(nn.Module):
 
     @torch.no_grad()
     def start_head(self, codes: Tensor) -> None:
-        """Let the logits start as similarities to the proxy's codes (K, c), so that like codes learn together."""
+        """Make the initial logits similarities to the proxy's codes (K, c), so that similar codes learn together."""
         layer = self.head[-1]
         directions = nn.init.orthogonal_(torch.empty(layer.in_features, codes.shape[1])).T.to(codes)
         layer.weight.copy_(HEAD_SHARPNESS * codes @ directions)
@@ -84,7 +84,7 @@ class QueryDecoder(nn.Module):
 
 
 class MotionBlock(nn.Module):
-    """Gives every slice of place n the temporal latent of place n: cross-attention, then feed-forward."""
+    """Cross-attention of all slices at position n to the temporal latent of position n, then feed-forward."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()

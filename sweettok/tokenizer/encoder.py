@@ -1,4 +1,4 @@
-"""DQAE encoder: spatial queries read appearance, temporal queries read motion.
+"""DQAE encoder: spatial queries attend to appearance, temporal queries to motion.
 
 Letters: B batch, t h w latent grid, S spatial queries, M = h*w temporal queries, D width.
 """
@@ -18,7 +18,7 @@ from sweettok.tokenizer.config import TokenizerConfig
 class QueryEncoder(nn.Module):
     """Patch grid -> one vector per spatial query and one per temporal query (paper, decoupled query autoencoder).
 
-    Without `motion` there is no temporal branch, and clips are images: of one frame.
+    Without `motion` there is no temporal branch, and clips are images (one frame).
     """
 
     def __init__(self, config: TokenizerConfig, motion: bool = True):
@@ -38,7 +38,7 @@ class QueryEncoder(nn.Module):
         if not motion:
             self.patches.tubes = self.temporal_queries = self.temporal_positions = None
             return
-        # Temporal query n belongs to grid place n (row-major).
+        # Temporal query n belongs to position n of the grid (row-major).
         self.temporal_queries = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal = TemporalTransformer(config.encoder_temporal, **block.temporal, norm_out=False)
@@ -48,7 +48,7 @@ class QueryEncoder(nn.Module):
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.
 
-        An image, a clip of one frame, has no motion: its temporal vectors are None.
+        For images (T = 1) the temporal vectors are None.
         """
         patches = self.patches(video)
         spatial = normalize(self.spatial_branch(patches).float(), dim=-1)
@@ -76,7 +76,7 @@ class QueryEncoder(nn.Module):
 
     @torch.no_grad()
     def start_centred(self, video: Tensor) -> dict[str, Tensor]:
-        """Shift fresh output layers so that the latents of `video` differ in direction; their deviations, by branch."""
+        """Shift fresh output layers so that the latents of `video` have mean 0; return their deviations by branch."""
         patches, deviations = self.patches(video), {}
         branches = {"spatial": (self.spatial_branch, self.spatial_out)}
         if patches.shape[1] > 1:

@@ -39,7 +39,7 @@ class TokenLayout(SegmentLayout):
             raise ValueError(f"lookup must be one of {', '.join(LOOKUPS)}; got {self.lookup!r}")
 
     def sizes(self) -> tuple[tuple[str, int, int], ...]:
-        """Of adjective, noun, adverb, verb; of spatial, temporal under lookup union. For images the first half."""
+        """Segments adjective, noun, adverb, verb; with lookup union spatial, temporal. For images the first half."""
         sizes: tuple[tuple[str, int, int], ...]
         if self.lookup == "union":
             sizes = (

@@ -1,9 +1,9 @@
-"""SweetTok: a clip becomes a short string of words and comes back (arXiv 2412.10443).
+"""SweetTok: clips to short sequences of words, and back to clips (arXiv 2412.10443).
 
     patches -> spatial queries  -> adjectives + noun  --+
             -> temporal queries -> adverbs + verb     --+-> logits over proxy codes -> pixels
 
-An image takes the upper path alone, to the logits of one time slice.
+An image uses the upper path only, and gives the logits of one time slice.
 
 Letters: B batch, T frames, H W pixels, t h w latent grid, S spatial queries, M temporal queries, K proxy codes,
 L ids per clip, C width of a code.
@@ -24,11 +24,9 @@ from sweettok.tokenizer.base import check_words, make_quantizer
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.tokenizer.decoder import QueryDecoder
 from sweettok.tokenizer.encoder import QueryEncoder
-from sweettok.tokenizer.initialisation import init_weights
 from sweettok.tokenizer.output import QueryFeatures, TokenOutput
 from sweettok.tokenizer.quantizer import Quantized
-from sweettok.tokenizer.release_methods import ReleaseMethods
-from sweettok.tokenizer.vectors import VectorMethods
+from sweettok.tokenizer.release import ReleaseMethods
 from sweettok.video.clips import Source
 
 
@@ -45,16 +43,16 @@ class Prediction(NamedTuple):
         return (self.spatial,) if self.temporal is None else (self.spatial, self.temporal)
 
 
-class SweetTok(ReleaseMethods, VectorMethods):
-    """The tokenizer. `decode` inverts `encode` exactly on the side of the ids, for any batch size.
+class SweetTok(ReleaseMethods):
+    """The tokenizer: `encode` turns clips into ids, `decode` turns ids into clips.
 
-    An image, which is a clip of one frame, has spatial ids alone. Only spatial pretraining trains this path; the
-    published weights are of clips: with those, repeat the image to a clip.
+    An image is a clip of one frame and has spatial ids only. Only spatial pretraining trains this path; with weights
+    trained on clips, such as the published ones, repeat the image to a clip.
 
     Args:
         config: sizes and recipe.
-        prior: the word graphs; the sizes in `config.words` must match it. The spatial graph alone makes a tokenizer
-            of images, which is the spatial branch alone.
+        prior: the word graphs; the sizes in `config.words` must match it. With the spatial graph alone, it is a
+            tokenizer of images, which has only the spatial branch.
     """
 
     def __init__(self, config: TokenizerConfig, prior: Prior | WordGraph):
@@ -67,14 +65,14 @@ class SweetTok(ReleaseMethods, VectorMethods):
         self.temporal_quantizer = None if temporal is None else make_quantizer(config, temporal)
         self.decoder = QueryDecoder(config, motion)
         self.pixel_decoder = None if config.pixel_path == "none" else PixelDecoder(config.proxy)
-        init_weights(self)
+        self.init_weights()
 
     def forward(self, video: Tensor) -> Tensor:
         """Reconstruction (B, 3, T, H, W) in [-0.5, 0.5]; in evaluation mode it equals decode(encode(video).ids)."""
         return self.to_pixels(self.predict(video).logits).clamp(-0.5, 0.5)
 
     def predict(self, video: Tensor) -> Prediction:
-        """Clips (B, 3, T, H, W) -> logits over the proxy's codes, and the lookups on the way (stage 1).
+        """Clips (B, 3, T, H, W) -> logits over the proxy's codes, and the lookups of both branches (stage 1).
 
         Takes the tensors that `encode` takes, but does not check that float values are in [-0.5, 0.5].
         """

@@ -1,4 +1,4 @@
-"""What SweetTok returns: ids with the words they stand for, query features, and word vectors.
+"""Results of SweetTok: ids with their words, query features, and word vectors.
 
 Letters: B clips, L ids per clip, S spatial queries, M temporal queries, V words of all lists, C width of a code.
 """
@@ -20,15 +20,12 @@ from sweettok.video.long import LongVideo
 
 @dataclass(frozen=True)
 class WordCount:
-    """One word of a clip.
-
-    share: its part of the clip's words of the same kind. places: (row, column) of the queries that chose it.
-    """
+    """One word of a clip."""
 
     word: str
     count: int
-    share: float
-    places: tuple[tuple[int, int], ...]
+    share: float  # of the clip's words of the same kind
+    places: tuple[tuple[int, int], ...]  # (row, column) of the queries that chose it
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -39,21 +36,12 @@ class WordCount:
 
 @dataclass(frozen=True, repr=False)
 class TokenOutput(TokenBatch):
-    """Ids (B, L) int64 of a batch of clips or images, and the words they stand for.
-
-    `len(out)` is B. `out[i]` is clip i alone, still a batch; `out[2:5]` several; a loop yields clip after clip.
-
-    Attributes:
-        layout: segments of the ids.
-        vocabulary: the word list of each segment.
-        grids: rows and columns in which the queries of each branch stand, row by row; both cover the whole frame.
-        num_frames: frames of the encoded clips, None if unknown; the ids themselves do not contain it.
-    """
+    """Ids (B, L) int64 of a batch of clips or images, and their words; see `TokenBatch` for indexing."""
 
     layout: TokenLayout
-    vocabulary: tuple[tuple[str, ...], ...]
-    grids: dict[str, tuple[int, int]]
-    num_frames: int | None = None
+    vocabulary: tuple[tuple[str, ...], ...]  # the word list of each segment
+    grids: dict[str, tuple[int, int]]  # (rows, columns) of each branch's queries, row-major; both cover the whole frame
+    num_frames: int | None = None  # of the encoded clips, None if unknown
 
     def __repr__(self) -> str:
         segments = ", ".join(f"{segment.length} {segment.name}" for segment in self.layout.segments)
@@ -78,8 +66,8 @@ class TokenOutput(TokenBatch):
     def words(self, clip: int = 0, max_queries: int | None = None) -> dict[str, list[str]]:
         """Words of each query of a clip: {"spatial": ["small red | square", ...], "temporal": [...]}.
 
-        Modifiers, nearest first, stand before the bar and the head word after it; under lookup union each query has a
-        single word. `max_queries` limits each list. For images the second list is empty.
+        Modifiers, nearest first, are before the bar, the head word is after it; with lookup union each query has one
+        word. `max_queries` limits each list. For images the second list is empty.
         """
         names = self.names
 
@@ -90,7 +78,7 @@ class TokenOutput(TokenBatch):
         return {branch: [text(ids) for ids in queries[:max_queries]] for branch, queries in self.queries(clip).items()}
 
     def summary(self, clip: int = 0, top: int | None = None) -> dict[str, list[WordCount]]:
-        """Words of a clip by kind (adjective, noun, adverb, verb), most frequent first, with their places.
+        """Words of a clip by kind (adjective, noun, adverb, verb), most frequent first, with their queries' positions.
 
         Words with equal counts keep the order of their lists. `top` limits each list.
         """

@@ -1,7 +1,7 @@
 """Lookup of latent vectors in a language codebook; one class, used for the spatial and for the temporal branch.
 
-Letters: B batch, N queries, C width of a code. A latent is as many codes wide as lists are searched: a modifier half
-and a head half, or one code where the words of both lists are searched together.
+Letters: B batch, N queries, C width of a code. A latent has the width of one code for each list that is searched: a
+modifier half and a head half, or one code where the words of both lists are searched together.
 """
 
 from __future__ import annotations

@@ -16,36 +16,25 @@ from torch import Tensor
 
 
 def default_overlap(length: int) -> int:
-    """Frames that neighbouring clips share by default: 2 of 17, 1 of 9, none of fewer than 8.
-
-    This takes at most 1/7 more clips than no overlap.
-    """
+    """Frames that neighbouring clips share by default: 2 of 17, 1 of 9, 0 of fewer than 8."""
     return length // 8
 
 
 @dataclass(frozen=True)
 class ChunkMap:
-    """Which frames of a video each clip holds, and how neighbouring clips are blended.
-
-    Args:
-        num_frames: T, of the video.
-        length: L, of each clip.
-        overlap: frames over which one clip fades into the next.
+    """The frames of a video that each clip holds, and how neighbouring clips are blended.
 
     Clips start every `length - overlap` frames; the last one starts earlier, so that it ends with the video. Only a
     video of fewer than L frames is padded, by repeating its last frame.
     """
 
-    num_frames: int
-    length: int
-    overlap: int
+    num_frames: int  # T, of the video
+    length: int  # L, of each clip
+    overlap: int  # frames over which one clip fades into the next
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "length", "overlap"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        if self.num_frames < 1 or self.length < 1:
-            raise ValueError(f"num_frames and length must be at least 1, got {self.num_frames} and {self.length}")
+        check_least("num_frames", self.num_frames)
+        check_least("length", self.length)
         check_overlap(self.overlap, self.length)
 
     @cached_property
@@ -56,19 +45,14 @@ class ChunkMap:
 
     @cached_property
     def joints(self) -> tuple[int, ...]:
-        """First frame in which each clip is visible: 0, then `overlap` frames before the end of the clip before it."""
+        """First visible frame of each clip: 0, then `overlap` frames before the end of the previous clip."""
         return (0, *(start + self.length - self.overlap for start in self.starts[:-1]))
-
-    @property
-    def padding(self) -> int:
-        """Number of padded frames, in the only clip of a short video."""
-        return max(0, self.length - self.num_frames)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def shares(self, clip: int) -> Tensor:
-        """(L,) float32: weight of this clip in each of its frames, against all clips before it.
+        """(L,) float32: weight of this clip in each of its frames against the earlier clips.
 
         0 before its joint, 1 after the overlap, linear between.
         """
@@ -96,17 +80,14 @@ def check_least(name: str, value: object, least: int = 1) -> None:
 
 
 def check_overlap(overlap: int, length: int) -> None:
-    if not 0 <= overlap < length:
+    if not isinstance(overlap, Integral) or not 0 <= overlap < length:
         raise ValueError(f"overlap must be 0..{length - 1} frames of clips of {length}, got {overlap}")
 
 
 class ClipCutter:
-    """Cuts a stream of frames into the clips of a `ChunkMap`; keeps one clip in memory.
+    """Cuts a stream of frames (3, H, W) into the clips (3, L, H, W) of a `ChunkMap`; keeps one clip in memory.
 
-    Args:
-        frames: each (3, H, W), all of one shape; their number need not be known.
-
-    Iterating yields clips (3, L, H, W). Afterwards `num_frames` is the length of the stream.
+    After iteration `num_frames` is the length of the stream.
     """
 
     def __init__(self, frames: Iterable[Tensor], length: int, overlap: int):
@@ -132,7 +113,7 @@ def blend(clips: Iterable[Tensor], chunks: ChunkMap) -> Iterator[Tensor]:
     """The clips of a chunk map, float (3, L, H, W), in order -> consecutive blocks (3, n, H, W) of the video.
 
     A block holds the frames that no later clip changes; at most the overlap is kept in memory. Frames of one clip
-    alone, and of clips that are equal, are returned bit for bit.
+    only, and of clips that are equal, do not change.
     """
     kept = None
     for clip, video in enumerate(clips):

@@ -1,4 +1,4 @@
-"""Clips for a tokenizer, from files and tensors: one batch, or many that threads read ahead.
+"""Clips for a tokenizer from files and tensors: one batch, or many that are read ahead by threads.
 
 Letters: B clips, T frames, H W pixels.
 """
@@ -6,28 +6,90 @@ Letters: B clips, T frames, H W pixels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from sweettok import pixels
-from sweettok.segments import TokenBatch
+from sweettok.segments import SegmentLayout, TokenBatch
 from sweettok.video.chunks import check_least
-from sweettok.video.prefetch import in_order
-from sweettok.video.protocol import ClipTokenizer
 
 Source = Tensor | str | Path | Sequence[str | Path]  # clips, a file, or files as one batch
 Output = TypeVar("Output", bound=TokenBatch)
+Item = TypeVar("Item")
+
+
+class ClipTokenizer(Protocol):
+    """What this package needs of a tokenizer of clips (B, 3, T, H, W); a base class of tokenizers.
+
+    Attributes:
+        config: has `num_frames`, `height`, `width` of a clip, and `preprocessing`, how it is made from a file.
+        long_class: class of the ids of its long videos, see `LongVideo`.
+    """
+
+    config: Any
+    long_class: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs are moved there."""
+        ...
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of the clips that it was trained on; 1 for a tokenizer of images."""
+        ...
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise ValueError for clips of a shape that does not fit."""
+
+    def clip_layout(self, num_frames: int) -> SegmentLayout:
+        """Layout of the ids of a clip of `num_frames` frames."""
+        ...
+
+    def ids_hash(self) -> str:
+        """SHA-256 of all weights and settings that the ids depend on."""
+        ...
+
+    def encode(self, source: Tensor) -> Any:
+        """uint8 or float clips (B, 3, T, H, W) -> a TokenBatch."""
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) -> float32 clips (B, 3, T, H, W) in [-0.5, 0.5]."""
+        ...
+
+    def describe(self, ids: Tensor) -> Any:
+        """Ids (B, L) -> what `encode` returns with these ids."""
+
+
+def in_order(tasks: Iterable[Callable[[], Item]], ahead: int, workers: int = 1) -> Generator[Item, None, None]:
+    """Yield the results of `tasks` in their order; threads run up to `ahead` of them before they are needed.
+
+    Closing the generator waits for running tasks and starts no others, so that their sources can be closed afterwards.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
+    waiting: deque[Future[Item]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class ClipReader:
-    """Reads clips in the shape of one tokenizer; for the options see `ClipMethods`. ValueError for unknown values."""
+    """Reads clips in the shape of one tokenizer; for the options see `ClipMethods`."""
 
     def __init__(
         self,
@@ -43,14 +105,14 @@ class ClipReader:
         self.preprocessing = tokenizer.config.preprocessing.override(resize=resize, position=position, stride=stride)
 
     def file(self, path: str | Path) -> Tensor:
-        """uint8 (3, T, H, W) of a video file, (3, 1, H, W) of an image; ClipError names the file."""
+        """A video file -> uint8 (3, T, H, W), an image -> (3, 1, H, W). Raises ClipError."""
         config = self.tokenizer.config
         size = (config.height, config.width)
         clip: Tensor = self.preprocessing.read(path, self.tokenizer.clip_frames, size, self.start)
         return clip
 
     def clip(self, source: str | Path | Tensor, name: str) -> tuple[str, Tensor]:
-        """A file, or a tensor (3, T, H, W) -> its name in errors, and the clip; that of a tensor is float32."""
+        """A file or a tensor (3, T, H, W) -> its name for errors, and the clip (uint8 of a file)."""
         if isinstance(source, str | Path):
             return str(source), self.file(source)
         if not isinstance(source, Tensor):
@@ -63,7 +125,7 @@ class ClipReader:
         return name, video[0]
 
     def stack(self, clips: Sequence[tuple[str, Tensor]]) -> Tensor:
-        """Named clips -> (B, 3, T, H, W) on the tokenizer's device; ValueError unless all have one shape."""
+        """Named clips of one shape -> (B, 3, T, H, W) on the tokenizer's device."""
         first, video = clips[0]
         for name, other in clips:
             if other.shape != video.shape:
@@ -80,29 +142,19 @@ class ClipReader:
 class ClipMethods(ClipTokenizer, Generic[Output]):
     """Mixin of tokenizers: clips from files.
 
-    The options resize, position, start and stride say how a clip is made from a video file. By default they are those
-    of `config.preprocessing`, which training saves with the model:
+    Options set how a clip is made from a video file; by default as in training, `config.preprocessing`:
 
         resize: how frames get the tokenizer's size: "stretch", "crop" or "pad"
-        position: which part of the video: "first", "center" or "last"
-        start: the first frame of the clip, from 0, instead of a position
-        stride: every stride-th frame is taken
+        position: part of the video that the clip is taken from: "first", "center" or "last"
+        start: first frame of the clip, from 0, instead of a position
+        stride: distance between the frames of the clip
     """
 
-    def read(
-        self,
-        source: Source,
-        *,
-        resize: str | None = None,
-        position: str | None = None,
-        start: int | None = None,
-        stride: int | None = None,
-    ) -> Tensor:
-        """Clips (B, 3, T, H, W) of any source that `encode` takes: uint8 of files; tensors are returned as they are.
+    def read(self, source: Source, **options: Any) -> Tensor:
+        """Source of `encode` -> clips (B, 3, T, H, W): uint8 of files; tensors are returned unchanged.
 
-        Raises ValueError for options with a tensor, and as `encode` does.
+        Options are those of the class. Raises ValueError for options with a tensor, and as `encode` does.
         """
-        options: dict[str, Any] = {"resize": resize, "position": position, "start": start, "stride": stride}
         if not isinstance(source, str | Path | list | tuple):
             given = [name for name, value in options.items() if value is not None]
             if given:
@@ -118,9 +170,9 @@ class ClipMethods(ClipTokenizer, Generic[Output]):
         return reader.stack([(str(path), reader.file(path)) for path in paths])
 
     def prepare(self, source: Source, **options: Any) -> Tensor:
-        """Any source that `encode` takes -> float32 clips (B, 3, T, H, W) in [-0.5, 0.5] on the tokenizer's device.
+        """Source of `encode` -> float32 clips (B, 3, T, H, W) in [-0.5, 0.5] on the tokenizer's device.
 
-        Options are those of `read`. Raises ValueError for other shapes, types and ranges.
+        Options are those of the class. Raises ValueError for other shapes, types and ranges.
         """
         video = self.read(source, **options)
         if isinstance(video, Tensor) and video.ndim == 4 and 1 < len(video) == self.config.num_frames:
@@ -143,8 +195,8 @@ class ClipMethods(ClipTokenizer, Generic[Output]):
                 as needed. All must have the same number of frames.
             options: resize, position, start and stride of files, as in `encode`.
 
-        Raises ValueError at once for wrong arguments and for no clips. For a clip that cannot be read or does not fit
-        it is raised with its batch, and names the file (ClipError) or the number of the tensor, from 0.
+        Raises ValueError at once for wrong arguments and for no clips. A clip that cannot be read or does not fit
+        raises it with its batch; the message names the file (ClipError) or the number of the tensor, from 0.
         """
         check_least("batch_size", batch_size)
         check_least("workers", workers)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, repeat, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
 
@@ -25,11 +26,10 @@ from sweettok.data.preprocess import FrameStream, open_frames
 from sweettok.data.resize import Fit
 from sweettok.data.writer import write_video
 from sweettok.pixels import to_uint8
-from sweettok.segments import SegmentLayout, TokenBatch
+from sweettok.segments import SegmentLayout
 from sweettok.store import check_output, write_aside
 from sweettok.video.chunks import ChunkMap, ClipCutter, blend, check_least, default_overlap
-from sweettok.video.prefetch import one_ahead
-from sweettok.video.protocol import ClipTokenizer
+from sweettok.video.clips import ClipTokenizer, Item, Output, in_order
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,7 +38,6 @@ FORMAT = 1
 METADATA_KEY = "sweettok_long_tokens"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")  # of files that can hold H.264
 DEFAULT_FPS = 25.0  # for videos whose rate is unknown
-Output = TypeVar("Output", bound=TokenBatch)
 Long = TypeVar("Long", bound="LongVideo[Any]")
 
 
@@ -47,24 +46,16 @@ class LongVideo(Generic[Output]):
     """The ids of a long video, and all that decoding needs besides the tokenizer.
 
     A subclass for each tokenizer sets `output_class`, which has `to_dict` and `from_dict`.
-
-    Attributes:
-        output: the ids (N, L) of its clips, in order, on the CPU.
-        chunks: which frames each clip holds.
-        fit: how the source's frames were resized.
-        fps: frames per second of the frames that were encoded, None if unknown.
-        tokenizer_hash: `ids_hash()` of the tokenizer.
-        stride: every stride-th frame of the source was encoded.
     """
 
     output_class: ClassVar[Any]
 
-    output: Output
-    chunks: ChunkMap
-    fit: Fit
-    fps: float | None
-    tokenizer_hash: str
-    stride: int = 1
+    output: Output  # the ids (N, L) of its clips, in order, on the CPU
+    chunks: ChunkMap  # the frames of each clip
+    fit: Fit  # how the source's frames were resized
+    fps: float | None  # frames per second of the encoded frames, None if unknown
+    tokenizer_hash: str  # `ids_hash()` of the tokenizer
+    stride: int = 1  # every stride-th frame of the source was encoded
 
     def __post_init__(self) -> None:
         self.layout.check(self.ids)
@@ -90,7 +81,7 @@ class LongVideo(Generic[Output]):
 
     @property
     def bits(self) -> float:
-        """Bits of all clips, overlaps included, if the ids of a segment were uniform."""
+        """Bits of all clips if the ids of a segment were uniform; frames in two clips count twice."""
         return len(self.ids) * self.layout.bits
 
     @property
@@ -122,7 +113,7 @@ class LongVideo(Generic[Output]):
 
     @staticmethod
     def is_file(path: str | Path) -> bool:
-        """Whether `save` of any tokenizer's class wrote this file."""
+        """Whether `save` wrote this file, for any tokenizer."""
         try:
             with safe_open(path, framework="pt") as file:
                 return METADATA_KEY in (file.metadata() or {})
@@ -131,19 +122,19 @@ class LongVideo(Generic[Output]):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a file that `save` wrote. FileNotFoundError if there is none, ValueError if it is another file."""
+        """Read a file that `save` wrote. Raises FileNotFoundError, or ValueError for other files."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no {path}: expected a file written by {cls.__name__}.save")
         try:
             with safe_open(path, framework="pt") as file:
                 if METADATA_KEY not in (metadata := file.metadata() or {}):
-                    raise ValueError(f"{cls.__name__}.save did not write it")
+                    raise ValueError(f"it was not written by {cls.__name__}.save")
                 data = json.loads(metadata[METADATA_KEY])
                 if data["format"] != FORMAT:
                     raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
                 output = cls.output_class.from_dict(file.get_tensor("ids").long(), data)
             chunks, fit = ChunkMap(**data["chunks"]), Fit(**data["fit"])
-            return cls(output, chunks, fit, data["fps"], data["tokenizer_hash"], data.get("stride", 1))
+            return cls(output, chunks, fit, data["fps"], data["tokenizer_hash"], data["stride"])
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no ids of a long video: {error}") from error
 
@@ -154,13 +145,13 @@ class LongMethods(ClipTokenizer, Generic[Long]):
     def num_tokens(self, T: int | None = None, H: int | None = None, W: int | None = None) -> int:
         """Number of ids of T frames of H x W pixels; by default of the configured clip.
 
-        T = 1 is an image. More frames than in a configured clip are counted as `encode_long` encodes them by default.
-        Raises ValueError, naming what fits, for a size that `encode` does not take.
+        T = 1 is an image. More frames than in a clip are counted as `encode_long` encodes them by default. Raises
+        ValueError for a size that `encode` does not take; the message names one that fits.
         """
         return self._num_clips(T, H, W) * self.clip_layout(self.clip_frames if T is None else T).length
 
     def bits(self, T: int | None = None, H: int | None = None, W: int | None = None) -> float:
-        """Bits of these ids if the ids of a segment were uniform; sizes and errors as of `num_tokens`."""
+        """Bits of these ids if the ids of a segment were uniform; arguments and errors are those of `num_tokens`."""
         return self._num_clips(T, H, W) * self.clip_layout(self.clip_frames if T is None else T).bits
 
     def _num_clips(self, num_frames: int | None, height: int | None, width: int | None) -> int:
@@ -185,13 +176,13 @@ class LongMethods(ClipTokenizer, Generic[Long]):
     ) -> Long:
         """A video of any length and size -> the ids (N, L) of its N overlapping clips, with all that decoding needs.
 
-        A source that is shorter than a clip, such as an image, is padded with its last frame; `decode_long` removes it.
+        A source shorter than a clip, such as an image, is padded with its last frame; `decode_long` removes it.
 
         Args:
             source: path of a video or image, which is decoded once from front to back, one batch ahead of the encoder;
                 or a tensor (3, T, H, W) or (1, 3, T, H, W), uint8 or float in [-0.5, 0.5].
-            overlap: frames that neighbouring clips share, by default `default_overlap`. More frames make smoother
-                transitions and more clips.
+            overlap: frames that neighbouring clips share, by default `default_overlap`. A larger overlap gives
+                smoother transitions and more clips.
             batch_size: clips encoded together.
             resize: how frames get the tokenizer's size, "stretch", "crop" or "pad"; default `config.preprocessing`.
             stride: of a file, every stride-th frame is taken; default `config.preprocessing`.
@@ -199,8 +190,8 @@ class LongMethods(ClipTokenizer, Generic[Long]):
             progress: show a progress bar on terminals.
 
         Raises:
-            ClipError: a file or frame cannot be read; both are named. Reading has no time limit: `sweettok data scan`
-                finds files at which it hangs.
+            ClipError: a file or frame cannot be read; the message names both. Reading has no time limit:
+                `sweettok data scan` finds files that hang.
             ValueError: wrong arguments.
         """
         length = self.clip_frames
@@ -209,7 +200,7 @@ class LongMethods(ClipTokenizer, Generic[Long]):
         ids: list[Tensor] = []
         with self.open_long(source, resize, stride, max_frames) as (stream, stride):
             cutter = ClipCutter(stream.frames, length, overlap)
-            hidden = None if progress else True  # None: shown on terminals alone
+            hidden = None if progress else True  # None: shown on terminals only
             with closing(one_ahead(batched(cutter, batch_size))) as batches, tqdm(unit="clip", disable=hidden) as bar:
                 for clips in batches:
                     ids.append(self.encode(clips).ids.cpu())
@@ -222,7 +213,7 @@ class LongMethods(ClipTokenizer, Generic[Long]):
     def open_long(
         self, source: str | Path | Tensor, resize: str | None, stride: int | None, max_frames: int | None = None
     ) -> Iterator[tuple[FrameStream, int]]:
-        """The frames that `encode_long` encodes with these options, at this tokenizer's size; and their stride."""
+        """Frames that `encode_long` encodes with these options, at this tokenizer's size, and their stride."""
         if isinstance(source, Tensor):
             if stride not in (None, 1):
                 raise ValueError("stride: only for files; the frames of a tensor are taken as they are")
@@ -302,7 +293,13 @@ class LongMethods(ClipTokenizer, Generic[Long]):
 
 
 def batched(clips: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Clips -> tensors (B, *clip) of `batch_size` of them; the last one may be smaller."""
+    """Clips -> batches (B, *clip) of `batch_size` clips; the last one may be smaller."""
     clips = iter(clips)
     while batch := list(islice(clips, batch_size)):
         yield torch.stack(batch)
+
+
+def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Yield the items of an iterator; a thread makes the next one while one is in use. Close it after use."""
+    with closing(in_order(repeat(partial(next, items, None)), ahead=1)) as made:
+        yield from takewhile(lambda item: item is not None, made)

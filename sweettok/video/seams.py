@@ -1,6 +1,6 @@
-"""Seams: how much more a decoded long video changes where one clip fades into the next than inside clips.
+"""How much more a decoded long video changes at seams, where one clip fades into the next, than inside clips.
 
-Letters: T frames, H W pixels. All values are grey levels of 255, mean absolute difference over pixels and channels.
+Letters: T frames, H W pixels. Changes are mean absolute differences over pixels and channels, in grey levels of 255.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from sweettok.video.chunks import ChunkMap
 
 
 def seam_metric(video: Tensor, chunks: ChunkMap, reference: Tensor | None = None) -> float:
-    """uint8, or float in [-0.5, 0.5], (3, T, H, W) -> the excess of motion at seams, in grey levels per frame.
+    """Video (3, T, H, W), uint8 or float in [-0.5, 0.5] -> mean change at seams minus that of all other frame pairs.
 
-        d[t] = mean |video[t + 1] - video[t]|, less that of the reference where it is given
-        seam_metric = mean of d over the seams - mean of d over all other pairs of frames
-
-    A seam is the run of `overlap + 1` pairs of frames over which one clip fades into the next. A constant video has 0,
-    and so has one of a single clip. Without a reference, faster motion at the seams counts too. The reference may have
-    another size. Raises ValueError for videos of another length than the map's.
+    The change at t is mean |video[t + 1] - video[t]|, less that of the reference if it is given, which may have another
+    size. A seam is the run of `overlap + 1` pairs of frames over which one clip fades into the next. A video of a
+    single clip gives 0. Without a reference, faster motion at the seams counts too. Raises ValueError for videos of
+    another length than the map's.
     """
     steps = FrameSteps(video).values
     return seam_excess(steps, chunks, None if reference is None else FrameSteps(reference).values)
 
 
 class FrameSteps:
-    """d[t] of a video that is added in consecutive blocks (3, n, H, W); keeps one frame in memory."""
+    """Changes of a video that is added in consecutive blocks (3, n, H, W); keeps one frame in memory."""
 
     def __init__(self, *blocks: Tensor):
         self._steps = [torch.zeros(0, dtype=torch.float64)]
@@ -35,7 +33,7 @@ class FrameSteps:
             self.add(block)
 
     def add(self, block: Tensor) -> None:
-        """The next frames, uint8, or float in [-0.5, 0.5]."""
+        """Add the next frames, uint8 or float in [-0.5, 0.5]."""
         block = block.float() if block.dtype == torch.uint8 else block.float() * 255
         joined = block if self._last is None else torch.cat((self._last, block), dim=1)
         self._steps.append(joined.diff(dim=1).abs().mean(dim=(0, 2, 3), dtype=torch.float64).cpu())
@@ -49,7 +47,7 @@ class FrameSteps:
 
 def seam_excess(steps: Tensor, chunks: ChunkMap, reference: Tensor | None = None) -> float:
     """`seam_metric` from the `FrameSteps` (T - 1,) of the video and of the reference."""
-    for given in (steps, *([] if reference is None else [reference])):
+    for given in (steps, steps if reference is None else reference):
         if len(given) != chunks.num_frames - 1:
             raise ValueError(f"the chunk map is of {chunks.num_frames} frames, the video has {len(given) + 1}")
     if reference is not None:
