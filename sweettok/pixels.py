@@ -1,4 +1,4 @@
-"""Bytes to floats and back: the only place where pixel values change their range."""
+"""Conversion of pixel values between uint8 and float, and checks of videos."""
 
 import warnings
 
@@ -34,10 +34,10 @@ def as_clips(video: Tensor) -> Tensor:
 def check_video(video: Tensor, check_range: bool = True) -> Tensor:
     """Clips (B, 3, T, H, W), uint8 or float in [-0.5, 0.5] -> float32 clips; ValueError for anything else.
 
-    Looking at the values makes the host wait for the device; `check_range=False` leaves that out.
+    `check_range=False` does not check the values, which would make the host wait for the device.
     """
     if not isinstance(video, Tensor):
-        advice = ": give torch.from_numpy of it" if type(video).__name__ == "ndarray" else ""
+        advice = ": give torch.from_numpy(video)" if type(video).__name__ == "ndarray" else ""
         raise ValueError(f"video must be a torch tensor, got {type(video).__name__}{advice}")
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(
@@ -67,7 +67,7 @@ def check_video(video: Tensor, check_range: bool = True) -> Tensor:
 
 
 def _remedy(shape: torch.Size) -> str:
-    """What brings a video of a usual shape into the right one."""
+    """Advice that turns a usual shape into the expected one."""
     if len(shape) == 4 and shape[0] == 3:
         return ": give video[None]"
     if len(shape) == 5 and shape[2] == 3:

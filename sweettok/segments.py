@@ -1,4 +1,4 @@
-"""Ids of a clip as consecutive segments, each with its own vocabulary range; shared by every tokenizer.
+"""Ids of a clip as consecutive segments, each with its own vocabulary range.
 
 Letters: B clips, L ids per clip.
 """
@@ -37,7 +37,7 @@ class Segment:
 class SegmentLayout:
     """Lengths, vocabulary ranges and id arithmetic of the segments of a sequence.
 
-    Local ids count from 0 in every segment's vocabulary; global ids give each segment its own range, in their order.
+    Local ids count from 0 in every segment's vocabulary; global ids give each segment its own range, in order.
     Subclasses define `sizes`.
     """
 
@@ -104,20 +104,10 @@ class SegmentLayout:
             row, place = wrong[0].tolist()
             segment = next(s for s in self.segments if s.start <= place < s.start + s.length)
             raise ValueError(
-                f"id {int(ids[row, place])} at place {place} of clip {row} is no {segment.name}: those are "
+                f"id {int(ids[row, place])} at position {place} of clip {row} is no {segment.name}: those are "
                 f"{segment.vocab_start}..{segment.vocab_start + segment.vocab_size - 1} "
                 f"({len(wrong)} such ids in all)"
             )
-
-
-@dataclass(frozen=True)
-class PlainLayout(SegmentLayout):
-    """A layout given by its sizes: (name, number of ids, size of the vocabulary) of each segment."""
-
-    segment_sizes: tuple[tuple[str, int, int], ...]
-
-    def sizes(self) -> tuple[tuple[str, int, int], ...]:
-        return self.segment_sizes
 
 
 @dataclass(frozen=True, repr=False)

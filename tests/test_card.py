@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 
 from sweettok import Generator, ProxyTokenizer, SweetTok
 from sweettok.cli.main import main
-from sweettok.data.manifest import TokenManifest, clips_hash
+from sweettok.data.lists import clips_hash
+from sweettok.data.manifest import TokenManifest
 from sweettok.data.tokens import ShardWriter
 from sweettok.data.writer import write_video
 from sweettok.eval.features import EXTRACTORS

@@ -121,9 +121,7 @@ def test_lists_shorter_than_a_batch_and_unshuffled():
 def test_resuming_continues_the_order():
     sampler = GlobalBatchSampler(7, 4, 0, 1, 2, seed=1)
     straight = list(islice(iter(sampler), 20))
-    assert sampler.micro_batches == 2
     sampler.advance(3)
-    assert sampler.epoch == 12 / 7
     resumed = GlobalBatchSampler(7, 4, 0, 1, 2, seed=1)
     resumed.load_state_dict(sampler.state_dict())
     assert list(islice(iter(resumed), 14)) == straight[6:]

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file, save_file
 from sweettok.cli.main import main
 from sweettok.data import tokens
 from sweettok.data.dataset import GlobalBatchSampler, make_loader
-from sweettok.data.lists import ClipList
-from sweettok.data.manifest import StoredLayout, TokenManifest, clips_hash, shard_name
+from sweettok.data.lists import ClipList, clips_hash
+from sweettok.data.manifest import StoredLayout, TokenManifest, shard_name
 from sweettok.data.tokens import ShardWriter, TokenDataset, verify
 from sweettok.store import InUseError
 from sweettok.tokenizer.layout import TokenLayout
@@ -284,7 +284,7 @@ def test_arguments_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="rank must be 0..1"):
         ShardWriter(tmp_path, manifest(), KEYS, LABELS, 2, 2)
     with pytest.raises(ValueError, match="one line without tabs"):
-        clips_hash(("a\tb",))
+        ShardWriter(tmp_path, manifest(), ("a\tb", *KEYS[1:]), LABELS)
     for change, text in (
         ({"kind": "found"}, "kind must be one of"),
         ({"clips_per_video": 0}, "clips_per_video must be at least 1"),

@@ -9,7 +9,6 @@ from sweettok.data.writer import (
     compare,
     film_strip,
     mark,
-    side_by_side,
     tile,
     write_lines,
     write_png,
@@ -114,20 +113,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_side_by_side_and_compare():
+def test_compare():
     one, two = waves(3, 20, 30), waves(3, 20, 30).flip(3)
-    joined = side_by_side(one, two)
-    assert joined.shape == (3, 3, 20, 60)
-    assert torch.equal(joined[..., :30], one) and torch.equal(joined[..., 30:], two)
-    three = compare(one, two)
-    assert torch.equal(three[..., :60], joined)
-    assert torch.equal(three[..., 60:].int(), (one.int() - two.int()).abs())
-    with pytest.raises(ValueError, match="one shape"):
-        side_by_side(one, two[..., :-1])
+    joined = compare(one, two)
+    assert joined.shape == (3, 3, 20, 90)
+    assert torch.equal(joined[..., :30], one) and torch.equal(joined[..., 30:60], two)
+    assert torch.equal(joined[..., 60:].int(), (one.int() - two.int()).abs())
     with pytest.raises(ValueError, match="one shape"):
         compare(one, two[:, :-1])
-    with pytest.raises(ValueError, match="one shape"):
-        side_by_side()
 
 
 def test_tile():
@@ -149,15 +142,15 @@ def test_tile():
 
 def test_labels_are_drawn_in_the_corner_of_a_copy():
     clip = torch.full((3, 2, 40, 80), 100, dtype=torch.uint8)
-    marked = side_by_side(clip, clip, labels=("real", "fake"))
+    marked = compare(clip, clip, labels=("real", "fake", "difference"))[..., :160]
     assert (clip == 100).all()
     changed = (marked != 100).any(dim=0)[0]
     assert changed[:20, :40].any() and changed[:20, 80:120].any()
     assert not changed[20:].any() and not changed[:, 60:80].any()
     assert marked.amax() > 200
     assert not torch.equal(marked[..., :80], marked[..., 80:])
-    with pytest.raises(ValueError, match="2 clips need as many labels, got 1"):
-        side_by_side(clip, clip, labels=("real",))
+    with pytest.raises(ValueError, match="shorter"):
+        compare(clip, clip, labels=("real", "fake"))
 
 
 def test_a_mark_may_be_larger_than_the_picture():

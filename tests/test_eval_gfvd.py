@@ -10,7 +10,8 @@ import tiny
 import torch
 
 from sweettok.cli.main import main as cli
-from sweettok.data.manifest import TokenManifest, clips_hash
+from sweettok.data.lists import clips_hash
+from sweettok.data.manifest import TokenManifest
 from sweettok.data.tokens import ShardWriter
 from sweettok.data.writer import write_video
 from sweettok.eval import I3D, frechet_distance

@@ -11,7 +11,8 @@ import tiny
 import torch
 
 from sweettok.cli.main import main
-from sweettok.data.manifest import TokenManifest, clips_hash
+from sweettok.data.lists import clips_hash
+from sweettok.data.manifest import TokenManifest
 from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.tokens import ShardWriter, TokenDataset
 from sweettok.data.writer import write_video

@@ -108,7 +108,7 @@ def test_union_checks_the_two_ranges(place, low, high):
     for wrong in (low - 1, high + 1):
         changed = ids.clone()
         changed[0, place] = wrong
-        with pytest.raises(ValueError, match=f"id {wrong} at place {place} of clip 0 is no .* are {low}..{high} "):
+        with pytest.raises(ValueError, match=f"id {wrong} at position {place} of clip 0 is no .* are {low}..{high} "):
             UNION.check(changed)
     with pytest.raises(ValueError, match="no segment 'noun'; there are spatial, temporal"):
         UNION.segment("noun")
@@ -128,7 +128,7 @@ def test_check_finds_each_wrong_id(place):
     for wrong in (segment.vocab_start - 1, segment.vocab_start + segment.vocab_size, -1, 10**6):
         ids = random_ids(TINY, 3)
         ids[1, place] = wrong
-        with pytest.raises(ValueError, match=f"id {wrong} at place {place} of clip 1 is no {segment.name}: those are "):
+        with pytest.raises(ValueError, match=f"id {wrong} at position {place} of clip 1 is no {segment.name}: those"):
             TINY.check(ids)
 
 

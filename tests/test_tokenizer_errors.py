@@ -68,11 +68,11 @@ def put(place, value):
 
 
 WRONG_IDS = {
-    "negative": (put(0, -1), "id -1 at place 0 of clip 1 is no adjective: those are 0..10"),
-    "too large": (put(59, 48), "id 48 at place 59 of clip 1 is no verb: those are 31..47"),
-    "noun for an adjective": (put(3, 11), "id 11 at place 3 of clip 1 is no adjective: those are 0..10"),
-    "adjective for a noun": (put(8, 10), "id 10 at place 8 of clip 1 is no noun: those are 11..23"),
-    "verb for an adverb": (put(12, 31), "id 31 at place 12 of clip 1 is no adverb: those are 24..30"),
+    "negative": (put(0, -1), "id -1 at position 0 of clip 1 is no adjective: those are 0..10"),
+    "too large": (put(59, 48), "id 48 at position 59 of clip 1 is no verb: those are 31..47"),
+    "noun for an adjective": (put(3, 11), "id 11 at position 3 of clip 1 is no adjective: those are 0..10"),
+    "adjective for a noun": (put(8, 10), "id 10 at position 8 of clip 1 is no noun: those are 11..23"),
+    "verb for an adverb": (put(12, 31), "id 31 at position 12 of clip 1 is no adverb: those are 24..30"),
     "floats": (lambda ids: ids.float(), "ids must be integers, got torch.float32"),
     "one clip without a batch": (lambda ids: ids[0], r"must have shape \(batch >= 1, 60\), got \(60,\)"),
     "one id too few": (lambda ids: ids[:, 1:], r"must have shape \(batch >= 1, 60\), got \(3, 59\)"),

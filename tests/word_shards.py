@@ -5,7 +5,8 @@ from pathlib import Path
 import tiny
 import torch
 
-from sweettok.data.manifest import TokenManifest, clips_hash
+from sweettok.data.lists import clips_hash
+from sweettok.data.manifest import TokenManifest
 from sweettok.data.tokens import ShardWriter
 from sweettok.tokenizer.layout import TokenLayout
 

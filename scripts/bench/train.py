@@ -28,7 +28,8 @@ from accelerate.utils import set_seed
 
 from sweettok import ProxyTokenizer, SweetTok
 from sweettok.data.dataset import make_loader
-from sweettok.data.manifest import TokenManifest, clips_hash
+from sweettok.data.lists import clips_hash
+from sweettok.data.manifest import TokenManifest
 from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import ShardWriter
 from sweettok.priors import Prior, save_prior

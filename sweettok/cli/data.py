@@ -25,15 +25,19 @@ from sweettok.store import check_output, check_output_folder
 def _scan_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("list", type=Path, help="list file, CSV file or folder of clips")
-    add("--root", type=Path, help="folder that the paths in the list start from (default: the list's)")
-    add("--against", type=Path, help="another list that must share no clip with it, such as the validation list")
-    add("--against-root", type=Path, help="folder that the other list's paths start from")
-    add("--frames", type=integer(), default=17, help="frames of the clips to be cut (default: 17)")
-    add("--stride", type=integer(), default=1, help="distance between these frames in the video (default: 1)")
+    add("--root", type=Path, help="folder that paths in the list are relative to (default: the list's)")
+    add(
+        "--against",
+        type=Path,
+        help="another list, such as the validation list, that must share no clip with it",
+    )
+    add("--against-root", type=Path, help="folder that paths in the other list are relative to")
+    add("--frames", type=integer(), default=17, help="frames of a clip (default: 17)")
+    add("--stride", type=integer(), default=1, help="distance between the frames of a clip (default: 1)")
     add_workers(parser, min(8, os.cpu_count() or 1))
     seconds = DataConfig.read_timeout
-    add("--timeout", type=real(0, 1e6, positive=True), default=seconds, metavar="SECONDS",
-        help=f"how long reading a file may take (default: {seconds:g}, as data.read_timeout)")  # fmt: skip
+    text = f"time limit of reading a file (default: {seconds:g}, as data.read_timeout)"
+    add("--timeout", type=real(0, 1e6, positive=True), default=seconds, metavar="SECONDS", help=text)
     add("--report", type=Path, help="write the problems to this JSON file")
     add("--write-clean", type=Path, metavar="LIST", help="write the clips without problems to this list file")
 
@@ -41,7 +45,7 @@ def _scan_arguments(parser: argparse.ArgumentParser) -> None:
 def _scan(args: argparse.Namespace) -> int:
     base = args.root or (args.list if args.list.is_dir() else args.list.parent)
     if args.write_clean and args.root is None and args.write_clean.parent.resolve() != base.resolve():
-        raise ValueError(f"--write-clean must be in {base}, where its paths start from, or --root must be given")
+        raise ValueError(f"--write-clean must be in {base}, to which its paths are relative, or --root must be given")
     entries, _ = read_entries(args.list, args.root)
     against = read_entries(args.against, args.against_root)[0] if args.against else []
     inputs = {args.list, args.against, *(entry.path for entry in (*entries, *against))} - {None}
@@ -72,7 +76,7 @@ def _scan(args: argparse.Namespace) -> int:
 
 def _synthetic_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("out", type=Path)
+    add("out", type=Path, help="output folder")
     add("--num-train", type=integer(0), default=256, help="training clips (default: 256)")
     add("--num-val", type=integer(0), default=64, help="validation clips (default: 64)")
     add("--frames", type=integer(), default=24, help="frames per clip (default: 24)")
@@ -90,24 +94,24 @@ def _synthetic(args: argparse.Namespace) -> None:
 def _ucf101_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="folder of the clips")
     parser.add_argument("splits", type=Path, help="folder of classInd.txt, trainlist01.txt, testlist01.txt, ...")
-    parser.add_argument("out", type=Path, help="folder of the lists to be written")
-    parser.add_argument("--fold", type=int, choices=(1, 2, 3), default=1, help="of the three official splits")
+    parser.add_argument("out", type=Path, help="output folder of the lists")
+    parser.add_argument("--fold", type=int, choices=(1, 2, 3), default=1, help="official split (default: 1)")
 
 
 def _import_ucf101(args: argparse.Namespace) -> None:
     for path in import_ucf101(args.root, args.splits, args.fold, args.out):
-        print(f"{path}: {len(read_entries(path, args.root)[0])} clips, paths from {args.root}")
+        print(f"{path}: {len(read_entries(path, args.root)[0])} clips, paths relative to {args.root}")
 
 
 def _k600_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("csv", type=Path, help="annotations: label, youtube_id, time_start, time_end, split")
     parser.add_argument("root", type=Path, help="folder of the clips")
-    parser.add_argument("out", type=Path, help="folder of the lists to be written")
+    parser.add_argument("out", type=Path, help="output folder of the lists")
 
 
 def _import_k600(args: argparse.Namespace) -> None:
     for split, (written, lost) in import_k600(args.csv, args.root, args.out).items():
-        print(f"{args.out / split}.txt: {written} clips, paths from {args.root}; {lost} clips not found")
+        print(f"{args.out / split}.txt: {written} clips, paths relative to {args.root}; {lost} clips not found")
 
 
 def _folder_argument(parser: argparse.ArgumentParser) -> None:
@@ -145,9 +149,9 @@ def _report(problems: list[str]) -> int:
 
 COMMANDS = {
     "scan": Command("check the clips of a list", _scan_arguments, _scan),
-    "synthetic": Command("write a small dataset of drawn clips with captions", _synthetic_arguments, _synthetic),
+    "synthetic": Command("write a dataset of synthetic clips with captions", _synthetic_arguments, _synthetic),
     "import-ucf101": Command("write lists from the official UCF-101 split files", _ucf101_arguments, _import_ucf101),
     "import-k600": Command("write lists from a Kinetics-600 annotation CSV", _k600_arguments, _import_k600),
-    "tokens": Command("show what a folder of token shards holds", _folder_argument, _tokens),
-    "verify": Command("read a folder of token shards and compare their digests", _folder_argument, _verify),
+    "tokens": Command("show the contents of a folder of token shards", _folder_argument, _tokens),
+    "verify": Command("read all token shards of a folder and compare their SHA-256", _folder_argument, _verify),
 }

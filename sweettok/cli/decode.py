@@ -14,10 +14,10 @@ from sweettok.video.long import VIDEO_SUFFIXES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("tokens", metavar="TOKENS", help="a file that sweettok encode has written")
+    add("tokens", metavar="TOKENS", help="a file written by sweettok encode")
     add_checkpoint(parser, "the tokenizer that encoded the video, or a later stage of it")
     add("--out", required=True, metavar="FILE", help="the video, an .mp4 file; without sound")
-    add("--tokenizer-size", action="store_true", help="leave frames at the tokenizer's size, with any black bars")
+    add("--tokenizer-size", action="store_true", help="keep the tokenizer's frame size, with any black bars")
     add_batch_size(parser, 4)
 
 

@@ -1,4 +1,4 @@
-"""sweettok encode: a video of any length into one file of ids."""
+"""sweettok encode: encode a video of any length into one file of ids."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", metavar="VIDEO", help="a video or an image")
     add_checkpoint(parser)
     add = parser.add_argument
-    add("--out", required=True, metavar="FILE", help="the ids, a .safetensors file")
+    add("--out", required=True, metavar="FILE", help="output file of the ids, .safetensors")
     add("--overlap", type=integer(0), metavar="N", help="frames that neighbouring clips share (default: 2 of 17)")
     add("--resize", choices=RESIZES, help="how frames get the model's size (default: as in training)")
     add("--stride", type=integer(1), metavar="N", help="take every N-th frame (default: as in training)")
-    add("--max-frames", type=integer(1), metavar="N", help="take only so many frames")
+    add("--max-frames", type=integer(1), metavar="N", help="encode at most N frames")
     add_batch_size(parser, 4)
 
 

@@ -15,22 +15,27 @@ from sweettok.store import check_output_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--generator", required=True, metavar="MODEL", help="a trained generator: a folder, or user/name on the hub")
-    add("--tokenizer", required=True, metavar="MODEL", help="the tokenizer of its training, of stage 1 or stage 2")
+    add("--tokenizer", required=True, metavar="MODEL", help="the tokenizer it was trained with, of stage 1 or stage 2")
     add("--out", required=True, metavar="DIR", help="folder of the samples; existing files are kept")
     count = parser.add_mutually_exclusive_group()
     count.add_argument("--per-class", type=integer(1), metavar="N", help="samples of each class")
-    count.add_argument("--num", type=integer(1), metavar="N", help="samples in all, spread evenly over the classes")
+    count.add_argument("--num", type=integer(1), metavar="N", help="all samples, spread evenly over the classes")
     add("--classes", nargs="+", metavar="CLASS", help="names or numbers from 0 (default: all)")
     add("--given", metavar="SHARDS", help="shards of tokenize --given-frames: sample i continues row i (default: all)")
     add("--cfg-scale", type=float, default=1.0, metavar="S", help="classifier-free guidance (default: 1, none)")
-    add("--cfg-schedule", choices=("constant", "linear"), default="constant", help="linear: from 1 at the first word")
+    add(
+        "--cfg-schedule",
+        choices=("constant", "linear"),
+        default="constant",
+        help="linear: rises from 1 at the first word",
+    )
     add("--temperature", type=float, default=1.0, help="0: always the most likely word (default: 1)")
     add("--top-k", type=integer(1), metavar="K", help="draw only from the K most likely words")
-    add("--top-p", type=float, metavar="P", help="draw only from the most likely words of joint probability P")
+    add("--top-p", type=float, metavar="P", help="draw only from the most likely words with total probability P")
     add_seed(parser)
     add_batch_size(parser, 8)
     add("--fps", type=real(positive=True), default=8.0, help="frames per second of the videos (default: 8)")
-    add("--no-videos", action="store_true", help="write no video of each sample, only the contact sheets")
+    add("--no-videos", action="store_true", help="write only the contact sheets, no video of each sample")
     add("--precision", choices=("no", "bf16"), default="no", help="no: float32; bf16: faster, some ids differ")
 
 

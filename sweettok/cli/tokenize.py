@@ -5,15 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from sweettok.cli.options import (
-    POSITIONS,
-    RESIZES,
-    add_batch_size,
-    add_checkpoint,
-    add_workers,
-    given,
-    integer,
-)
+from sweettok.cli.options import POSITIONS, RESIZES, add_batch_size, add_checkpoint, add_workers, given, integer
 from sweettok.data.lists import load_clips
 from sweettok.data.reader import SHORT
 from sweettok.distributed import join_processes
@@ -27,18 +19,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", required=True, metavar="LIST_OR_FOLDER", help="list file, CSV or folder of videos")
     add("--out", required=True, metavar="DIR", help="folder of the shards; existing shards are kept")
-    add("--root", metavar="DIR", help="folder to which paths in the list are relative")
+    add("--root", metavar="DIR", help="folder that paths in the list are relative to")
     add("--classes", metavar="FILE|N", help="class names, one a line, or their number (default: as found)")
     add("--clips-per-video", type=integer(1), default=1, metavar="N", help="clips spread evenly over each video")
     add("--flips", action="store_true", help="also encode each clip mirrored left to right")
     add("--given-frames", type=integer(1), metavar="K", help="for frame prediction: also the ids of the first K frames")
     add("--resize", choices=RESIZES, help="how frames get the model's size (default: as in training)")
-    add("--position", choices=POSITIONS, help="part of the video for its one clip (default: as in training)")
-    add("--stride", type=integer(1), metavar="N", help="distance of the frames of a clip (default: as in training)")
-    add("--short", choices=SHORT, help="what follows the end of a video that is too short (default: as in training)")
+    add(
+        "--position",
+        choices=POSITIONS,
+        help="where in the video a single clip is taken (default: as in training)",
+    )
+    add("--stride", type=integer(1), metavar="N", help="distance between a clip's frames (default: as in training)")
+    add("--short", choices=SHORT, help="frames after the end of a short video (default: as in training)")
     add_batch_size(parser, 8)
     add_workers(parser)
-    add("--rows-per-shard", type=integer(1), default=256, metavar="N", help="clips of a file (default: 256)")
+    add("--rows-per-shard", type=integer(1), default=256, metavar="N", help="clips per file (default: 256)")
     add("--limit", type=integer(1), metavar="N", help="only the first N videos of the list")
     add("--precision", choices=("no", "bf16"), default="no", help="no: float32; bf16: faster, some ids differ")
 
@@ -69,5 +65,5 @@ def run(args: argparse.Namespace) -> None:
     )
     if join_processes().is_main_process:
         missing = len(manifest.missing(args.out))
-        others = f"; other processes have {missing} still to write" if missing else ""
+        others = f"; other processes are still writing {missing}" if missing else ""
         print(f"{args.out}: {manifest.num_rows} clips, {manifest.num_shards} shards{others}")

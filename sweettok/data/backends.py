@@ -1,8 +1,8 @@
 """The two video decoders behind `reader.read_clip`, with one interface.
 
-A frame is identified by its place in display order, which decoders do not offer: a container stores packets in decoding
-order, some without timestamps. With PyAV a seek can be checked against the table of packets, so it seeks. decord
-returns shifted frames after a seek into files with B-frames, so it is only read from the start, as in the release.
+Frames are counted in display order, which decoders do not offer: a container stores packets in decoding order, some
+without timestamps. PyAV seeks, and every seek is checked against the table of packets. decord returns shifted frames
+after a seek into files with B-frames, so it decodes from the start, as in the release.
 """
 
 import sys
@@ -14,14 +14,11 @@ from typing import Any
 import numpy as np
 
 Scale = Callable[[int, int], tuple[int, int]]  # upright native (height, width) -> (height, width) the decoder scales to
-MAX_PIXELS = 1 << 27  # of a frame, 16K video: with a damaged header one could take all memory
+MAX_PIXELS = 1 << 27  # of a frame (16K video); with a damaged header, a frame could take all memory
 
 
 class ClipError(ValueError):
-    """A clip or image cannot be read; the message is one line, "file: reason".
-
-    `permanent`: no other frames of the file can be read either.
-    """
+    """A clip or image cannot be read; the message is "file: reason". `permanent`: nor can other frames of the file."""
 
     def __init__(self, message: str, permanent: bool = False):
         super().__init__(message)
@@ -34,7 +31,7 @@ class CannotOpen(Exception):
 
 @dataclass(frozen=True)
 class _Packet:
-    """What identifies a packet of the stream."""
+    """Facts that identify a packet of the stream."""
 
     pts: int | None
     size: int
@@ -42,14 +39,11 @@ class _Packet:
 
 
 class _WrongPacket(Exception):
-    """The packets after a seek are not those of the packet table."""
+    """The packets after a seek differ from the packet table."""
 
 
 class PyAVVideo:
-    """The best video stream of a file, decoded by PyAV, turned upright.
-
-    `num_frames` counts the packets that become frames, `fps` is None if the file has no rate.
-    """
+    """The best video stream of a file, decoded by PyAV. `fps` is None if the file has no rate."""
 
     name = "pyav"
 
@@ -74,7 +68,7 @@ class PyAVVideo:
         import av
 
         self.close()
-        self._container = av.open(str(self.path), metadata_errors="replace")  # titles are in whatever encoding
+        self._container = av.open(str(self.path), metadata_errors="replace")  # titles may have any encoding
         self._stream = self._container.streams.best("video")
         if self._stream is None or self._stream.codec_context is None:
             self.close()
@@ -87,7 +81,7 @@ class PyAVVideo:
 
     @staticmethod
     def _is_shown(packet: Any) -> bool:
-        """Whether a packet becomes a frame: it is not the empty one at the end, nor hidden by an edit list."""
+        """Whether a packet becomes a frame; the last one is empty, and edit lists hide some."""
         return packet.size > 0 and not packet.is_discard
 
     def close(self) -> None:
@@ -103,7 +97,7 @@ class PyAVVideo:
         return frames[0].shape[:2]
 
     def frames(self, wanted: range, scale: Scale) -> list[np.ndarray] | None:
-        """uint8 (H, W, 3) arrays of the frames at `wanted` (ascending places in display order).
+        """uint8 (H, W, 3) arrays of the frames at `wanted`, ascending positions in display order.
 
         None when the file ends before the last of them; `num_frames` is then corrected.
         """
@@ -112,10 +106,7 @@ class PyAVVideo:
         return self._from_start(wanted, convert) if frames is None else frames
 
     def _after_seek(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
-        """Frames decoded from the last keyframe before them.
-
-        None when that keyframe is the first one, or when packets or frames after the seek are not those of the table.
-        """
+        """Frames decoded from the last keyframe before them; None where seeking is useless or unreliable."""
         stamps = sorted(p.pts for p in self._packets if p.pts is not None)
         if len(set(stamps)) < self.num_frames:
             return None
@@ -190,7 +181,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Converter:
-    """Turns decoded frames upright, scales them and converts them to RGB: the filters of decord, in its order."""
+    """Turns frames upright, scales them and converts them to RGB, with the filters of decord in its order."""
 
     TURNS = {0: [], 90: ["cclock"], -90: ["clock"], 180: ["clock", "clock"], -180: ["clock", "clock"]}
 
@@ -200,7 +191,7 @@ class _Converter:
 
     def __call__(self, frame: Any) -> np.ndarray:
         kind = (frame.width, frame.height, frame.format.name, frame.rotation)
-        if kind != self.kind:  # streams may change size on the way
+        if kind != self.kind:  # the size may change within a stream
             self.graph, self.kind = self._build(frame), kind
         self.graph.push(frame)
         return self.graph.pull().to_ndarray()
@@ -226,8 +217,8 @@ class _Converter:
 class DecordVideo:
     """One file decoded by decord, the release's decoder, with the interface of `PyAVVideo`.
 
-    Every call opens its own reader with one thread: kept readers leak memory and hang in forked workers. Some damaged
-    headers make decord end the whole process (std::bad_alloc), so PyAV should open files first.
+    Every call opens its own reader: kept readers leak memory and hang in forked workers. Some damaged headers make
+    decord end the whole process (std::bad_alloc), so PyAV is tried first.
     """
 
     name = "decord"

@@ -1,4 +1,4 @@
-"""Clips for training and evaluation: data set, sampler and loaders. Which clips come when depends on seeds alone."""
+"""Data set, sampler and loaders of clips; their order depends on seeds only."""
 
 import random
 import signal
@@ -24,22 +24,21 @@ SUBSTITUTES = 10  # clips that are tried in place of one that cannot be read
 
 
 class ClipDataset(Dataset):
-    """The clips of a list, read when they are indexed.
+    """The clips of a list, read when indexed.
 
-    An item is {"video": uint8 (3, frames, H, W), "label": int, -1 without labels, "key": str}. Its index is
-    (epoch, index), or index alone for epoch 0. A random start depends on (seed, epoch, clip) alone, so that any number
-    of workers and processes reads the same clips. With `frames=1` lists may also name still images.
+    An item is {"video": uint8 (3, frames, H, W), "label": int, -1 without labels, "key": str}. An index is
+    (epoch, index), or only index for epoch 0. Random starts depend on (seed, epoch, clip), so that they are the same
+    for any number of workers and processes. With `frames=1` lists may also contain still images.
 
     Args:
         frames, size, position, stride, resize, short, backend: as in `read_clip`.
-        clips_per_video, flips: a clip of the list gives several items, its views: `clips_per_video` parts of the video
-            (position "even"), each followed by its mirror image with `flips`.
-        timeout: seconds; a clip that takes longer counts as one that cannot be read.
-        substitute: for a clip that cannot be read take another one of the list, with its own label and key: the first
-            that can be read of SUBSTITUTES draws, which depend on (seed, epoch, clip) alone. Items then have a
-            "problem" too: "", or why the clip could not be read.
+        clips_per_video, flips: every clip of the list gives several items, its views: `clips_per_video` parts of the
+            video (position "even"), with `flips` each followed by its mirror image.
+        timeout: seconds after which a clip counts as unreadable.
+        substitute: replace an unreadable clip by another one of the list, with its own label and key; up to SUBSTITUTES
+            are drawn, depending on (seed, epoch, clip). Items then have "problem": "", or why a clip was replaced.
 
-    Raises ClipError, naming the file, for a clip that cannot be read.
+    Raises ClipError for an unreadable clip.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class ClipDataset(Dataset):
         self.options = {"position": position, "stride": stride, "short": short, "backend": backend}
         self.parts, self.flips, self.timeout, self.substitute = clips_per_video, flips, timeout, substitute
         self._last: tuple[tuple[int, ...], Tensor | None] = (), None
-        self._unreadable: dict[int, str] = {}  # index -> why this process does not try it again
+        self._unreadable: dict[int, str] = {}  # index -> error of a clip that is not read again
 
     def __len__(self) -> int:
         return len(self.clips) * self.parts * (2 if self.flips else 1)
@@ -77,7 +76,7 @@ class ClipDataset(Dataset):
         return {**item, "problem": problem} if self.substitute else item
 
     def _read_or_substitute(self, epoch: int, index: int, part: int) -> tuple[Tensor, int, str]:
-        """The clip, its index in the list, and why it is a substitute, or ""."""
+        """The clip, its index in the list, and why it is a substitute, or an empty text."""
         try:
             return self._read(epoch, index, part), index, ""
         except ClipError as error:
@@ -121,12 +120,12 @@ class ClipDataset(Dataset):
 class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """Endless batches of (epoch, index) for one process, in an order that does not depend on the number of processes.
 
-    The order is a stream of epochs, each a permutation of all items that depends on (seed, epoch). Global batch k is
-    the k-th run of `global_batch` items of the stream; it may cross into the next epochs, so nothing is dropped or
-    padded. Each process takes a contiguous share of every global batch, in micro-batches, one per backward pass.
+    The order is a stream of epochs, each a permutation of all items that depends on (seed, epoch). Global batches are
+    consecutive parts of the stream and may contain items of several epochs, so nothing is dropped or padded. Each
+    process takes a contiguous share of every global batch, in micro-batches.
 
-    A loader reads ahead of training, so the position counts only what the training loop reports with `advance()`.
-    Iteration begins at that position.
+    Loaders read ahead, so the position counts only the batches that training reports with `advance()`. Iteration
+    begins at that position.
     """
 
     def __init__(
@@ -153,16 +152,6 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.num_items, self.global_batch, self.micro_batch = num_items, global_batch, micro_batch
         self.rank, self.world_size, self.seed, self.shuffle = rank, world_size, seed, shuffle
         self.global_batches = 0
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of this process in a global batch."""
-        return self.global_batch // (self.world_size * self.micro_batch)
-
-    @property
-    def epoch(self) -> float:
-        """Epochs trained on so far."""
-        return self.global_batches * self.global_batch / self.num_items
 
     def advance(self, global_batches: int = 1) -> None:
         """Count the next global batches as trained on."""
@@ -191,7 +180,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         }
 
     def load_state_dict(self, state: dict[str, int | bool]) -> None:
-        """Continue at a saved position. Processes and micro-batch may have changed since, the order may not."""
+        """Continue at a saved position; the number of processes and the micro-batch may have changed."""
         own = self.state_dict()
         if state.keys() != own.keys():
             raise ValueError(f"a sampler state has the entries {sorted(own)}, got {sorted(state)}")
@@ -208,7 +197,7 @@ def make_loader(dataset: Dataset, sampler: GlobalBatchSampler | Sequence[Sequenc
 
 
 def make_eval_loader(dataset: Dataset, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """One pass over the items rank, rank + world_size, ..., without padding: each item is on exactly one process."""
+    """One pass over the items rank, rank + world_size, ..., without padding."""
     return DataLoader(dataset, batch_size, sampler=range(rank, len(dataset), world_size), **_loading(workers))
 
 
@@ -226,11 +215,11 @@ def batch_timeout(batch: int, read_timeout: float) -> float:
 
 
 def plain_errors(loader: Iterable[Any], timeout: float | None = None) -> Iterator[Any]:
-    """The batches of a loader, with one-line messages for what goes wrong in its workers.
+    """The batches of a loader, with one-line messages for errors in its workers.
 
-    Raises ClipError without the traceback that workers put before its message; LoaderError when a worker died, or a
-    batch took more than `timeout` seconds. The workers are then killed: a process that is stuck in a decoder cannot be
-    stopped otherwise, and DataLoader's own timeout misses a worker that hangs while it hands over a batch.
+    Raises ClipError without the worker's traceback; LoaderError when a worker died, or a batch took more than `timeout`
+    seconds. The workers are then killed: nothing else stops one that hangs in a decoder, and DataLoader's own timeout
+    misses a worker that hangs while it sends a batch.
     """
     batches = iter(loader)
     workers = getattr(batches, "_workers", [])
@@ -244,7 +233,7 @@ def plain_errors(loader: Iterable[Any], timeout: float | None = None) -> Iterato
             batch = next(batches)
             failed = False
         except StopIteration:
-            failed = False  # the workers wait for the next round
+            failed = False  # the workers wait for the next pass
             return
         except ClipError as error:
             message = str(error).strip().splitlines()[-1].partition("ClipError: ")[2] or str(error)
@@ -273,8 +262,8 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 
 def _quiet_children() -> None:
-    """Keep torch from raising anywhere in the program that a worker died: loaders notice it by themselves."""
-    main = threading.current_thread() is threading.main_thread()  # which alone may handle signals
+    """Remove torch's signal handler, which raises wherever the program is when a worker dies; loaders notice it too."""
+    main = threading.current_thread() is threading.main_thread()  # only it may handle signals
     if main and hasattr(signal, "SIGCHLD"):  # Windows has none
         handler = signal.getsignal(signal.SIGCHLD)
         if getattr(handler, "__module__", "").startswith("torch."):

@@ -1,4 +1,4 @@
-"""Official split and annotation files of UCF-101 and Kinetics-600, turned into our list files."""
+"""Lists from the official split and annotation files of UCF-101 and Kinetics-600."""
 
 import csv
 import re
@@ -25,22 +25,19 @@ def import_ucf101(root: str | Path, split_dir: str | Path, fold: int, out: str |
     if fold not in (1, 2, 3):
         raise ValueError(f"UCF-101 has the folds 1, 2 and 3, got {fold}")
     labels = _ucf_classes(split_dir / "classInd.txt")
-    lists = {}
+    divided = (root / "train").is_dir() and (root / "test").is_dir()
+    lists, missing = {}, []
     for target, split in (("train", "train"), ("val", "test")):
         source = split_dir / f"{split}list0{fold}.txt"
-        lists[target] = [_ucf_clip(line, labels, f"{source}, line {number}") for number, line in _lines(source)]
-    split_up = (root / "train").is_dir() and (root / "test").is_dir()
-    missing, written = [], []
-    for target, folder in (("train", "train/"), ("val", "test/")):
-        entries = [((folder if split_up else "") + clip, label) for clip, label in lists[target]]
-        missing += [str(root / clip) for clip, _ in entries if not (root / clip).is_file()]
-        written.append((out / f"{target}.txt", entries))
+        clips = [_ucf_clip(line, labels, f"{source}, line {number}") for number, line in _lines(source)]
+        lists[target] = [(f"{split}/{clip}" if divided else clip, label) for clip, label in clips]
+        missing += [str(root / clip) for clip, _ in lists[target] if not (root / clip).is_file()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} clips of fold {fold} are missing{some(missing)}")
     for path in (out / "train.txt", out / "val.txt", out / "classes.txt"):
         check_output(path, inputs=split_dir.glob("*.txt"))
-    for path, entries in written:
-        write_list(path, entries)
+    for target, entries in lists.items():
+        write_list(out / f"{target}.txt", entries)
     write_lines(out / "classes.txt", sorted(labels, key=labels.get))
     return out / "train.txt", out / "val.txt"
 
@@ -80,10 +77,10 @@ def import_k600(annotations: str | Path, root: str | Path, out: str | Path) -> d
     Args:
         annotations: CSV with the columns label, youtube_id, time_start, time_end, split.
         root: the clips, anywhere below it, named `<youtube_id>_<start, 6 digits>_<end, 6 digits>` and a video suffix.
-        out: a `classes.txt` already there is kept, so that the splits of several files share its order; without one,
-            classes are in code-point order.
+        out: an existing `classes.txt` is kept, so that several annotation files use the same order; otherwise classes
+            are in code-point order.
 
-    Returns {split: (clips written, clips not found)}: many Kinetics clips are no longer to be had. Paths in the lists
+    Returns {split: (clips written, clips not found)}: many Kinetics clips are no longer available. Paths in the lists
     start from `root`. Raises FileNotFoundError when no clip is found, ValueError for bad rows and unknown classes.
     """
     root, out = Path(root), Path(out)
@@ -128,8 +125,8 @@ def _k600_rows(source: Path) -> list[tuple[str, str, str]]:
             if not all(row[name] for name in needed) or not (start.isdecimal() and end.isdecimal()):
                 raise ValueError(f"{source}, line {reader.line_num}: expected {', '.join(needed)}, got {row}")
             if not re.fullmatch(r"[\w-]+", row["split"]) or row["split"] == "classes":
-                place = f"{source}, line {reader.line_num}"
-                raise ValueError(f"{place}: split names a file: expected a word such as train, got {row['split']!r}")
+                where = f"{source}, line {reader.line_num}"
+                raise ValueError(f"{where}: split names a file: expected a word such as train, got {row['split']!r}")
             rows.append((f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}", row["label"], row["split"]))
     if not rows:
         raise ValueError(f"{source}: no clips in it")

@@ -1,10 +1,8 @@
 """Lists of clips and their classes: list files, CSV files and folders.
 
 Labels in files count from 1, so the class index is `label - 1`. Class folders are indexed from 0 in code-point order of
-their names, or in the order of `classes` if it is given.
-
-For UCF-101 these differ: in code-point order HammerThrow is before Hammering and JumpRope before JumpingJack. The
-release sorts folder names, so there the class indices 34/35 and 46/47 are swapped against the official labels.
+their names, or in the order of `classes`. For UCF-101 the two differ: sorted by name, as in the release, HammerThrow
+comes before Hammering and JumpRope before JumpingJack, so the indices 34/35 and 46/47 are swapped.
 """
 
 import csv
@@ -41,9 +39,7 @@ class ClipList:
     @cached_property
     def hash(self) -> str:
         """SHA-256 over (key, label) in order: identifies the clips, wherever they are stored."""
-        labels = self.labels if self.labels is not None else ("",) * len(self)
-        lines = (f"{key}\t{label}\n" for key, label in zip(self.keys, labels, strict=True))
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return clips_hash(self.keys, self.labels)
 
     def subset(self, indices: Iterable[int]) -> "ClipList":
         """The clips at `indices`, in that order, with their class indices kept."""
@@ -53,34 +49,50 @@ class ClipList:
         return ClipList(paths, labels, self.class_names, keys)
 
 
+def clip_lines(keys: Sequence[str], labels: Sequence[int] | None = None) -> str:
+    """`key TAB class index` lines of clips; without labels nothing follows the TAB."""
+    pairs = zip(keys, labels if labels is not None else ("",) * len(keys), strict=True)
+    return "".join(f"{key}\t{label}\n" for key, label in pairs)
+
+
+def clips_hash(keys: Sequence[str], labels: Sequence[int] | None = None) -> str:
+    """SHA-256 of `clip_lines`."""
+    return hashlib.sha256(clip_lines(keys, labels).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One clip as its source names it: class index or None, and where that is written."""
+    """One clip of a source."""
 
     path: Path
     key: str
-    label: int | None
-    where: str
+    label: int | None  # class index
+    where: str  # file and line that list it
 
 
 def load_clips(
     source: str | Path, root: str | Path | None = None, classes: int | Sequence[str] | str | Path | None = None
 ) -> ClipList:
-    """Clips from a list file, a CSV file or a folder; see the head of this module for class indices.
+    """Clips from a list file, a CSV file or a folder.
+
+    Labels in files count from 1, class indices from 0; class folders are numbered in code-point order of their names.
 
     Args:
-        source: a text file with `path TAB label` lines (the release's lists) or with paths alone; a `.csv` file whose
-            header has `path` and perhaps `label`; a folder of class folders, or a folder of clips without classes.
+        source: a text file with `path TAB label` lines (the release's lists) or only paths; a `.csv` file with the
+            column `path` and optionally `label`; a folder of class folders; or a folder of clips without classes.
             Images in a folder that has videos are left out, with a warning.
-        root: the folder that paths in a file start from; by default the one that holds the file.
-        classes: class names, in order; or a file of them, one a line; or just their number. It bounds the labels.
+        root: the folder that paths in a file are relative to; by default the file's.
+        classes: class names in order, a file with one name a line, or their number. Labels must be in range.
 
     Raises FileNotFoundError for missing clips, ValueError for malformed lines, labels out of range and repeated clips.
     """
     names = _class_names(classes)
     entries, folders = read_entries(source, root, names)
     count = classes if isinstance(classes, int) else len(names) if names is not None else None
-    _check_labels(entries, count)
+    most = count or MAX_CLASSES
+    bad = [f"{entry.where}: {entry.label + 1}" for entry in entries if not 0 <= (entry.label or 0) < most]
+    if bad:
+        raise ValueError(f"labels must be 1..{most}{some(bad)}")
     _check_files(entries, source)
     repeated = [key for key, times in Counter(entry.key for entry in entries).items() if times > 1]
     if repeated:
@@ -93,7 +105,7 @@ def load_clips(
 def read_entries(
     source: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None
 ) -> tuple[list[Entry], tuple[str, ...] | None]:
-    """Every clip a source names, whether or not its file exists or is named twice; and the class names of a folder."""
+    """All clips of a source, without checking files and repetitions; and the class names of a folder."""
     source = Path(source)
     if source.is_dir():
         if root is not None:
@@ -115,12 +127,9 @@ def read_entries(
 
 
 def find_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files with these suffixes anywhere below a folder, sorted; not hidden ones.
-
-    Symbolic links are followed, except one to a folder that it is itself in.
-    """
+    """Files with these suffixes anywhere below a folder, sorted; hidden ones and cycles of links are left out."""
     found = []
-    inside = {str(folder): {os.path.realpath(folder)}}  # each folder -> the real paths of it and of those it is in
+    inside = {str(folder): {os.path.realpath(folder)}}  # folder -> real paths of it and of its parents
     for parent, folders, names in os.walk(folder, followlinks=True):
         above = inside.pop(parent)
         real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders if not name.startswith(".")}
@@ -136,7 +145,7 @@ def write_list(path: str | Path, entries: Iterable[tuple[str, int | None]]) -> N
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:
-    """Class names from a file, one a line, in order."""
+    """Names from a file, one a line, in order."""
     return tuple(line.strip() for line in _text(Path(path)).splitlines() if line.strip())
 
 
@@ -211,13 +220,6 @@ def _class_names(classes: int | Sequence[str] | str | Path | None) -> tuple[str,
     return names
 
 
-def _check_labels(entries: Sequence[Entry], count: int | None) -> None:
-    bad = [entry for entry in entries if entry.label is not None and not 0 <= entry.label < (count or MAX_CLASSES)]
-    if bad:
-        allowed = f"1..{count or MAX_CLASSES}"
-        raise ValueError(f"labels must be {allowed}{some(f'{e.where}: {e.label + 1}' for e in bad)}")
-
-
 def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
     wanted = defaultdict(list)
     for entry in entries:
@@ -234,7 +236,7 @@ def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
 
 
 def some(items: Iterable[str]) -> str:
-    """The first items, one a line, for the end of an error message."""
+    """The first items, one a line, to end an error message."""
     items = list(items)
     more = [f"... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return ":\n  " + "\n  ".join([*items[:SHOWN], *more])

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sweettok.data.lists import some
-from sweettok.segments import PlainLayout, SegmentLayout
+from sweettok.segments import SegmentLayout
 
 FORMAT = 2
 KINDS = ("tokenized", "generated")
@@ -22,10 +20,14 @@ ELSEWHERE = "choose another folder, or delete this one"
 
 
 @dataclass(frozen=True)
-class StoredLayout(PlainLayout):
-    """The layout of a tokenizer's ids as plain data. `fields` are those of the tokenizer's own layout class."""
+class StoredLayout(SegmentLayout):
+    """The layout of a tokenizer's ids as plain data."""
 
-    fields: dict[str, Any] = field(default_factory=dict)
+    segment_sizes: tuple[tuple[str, int, int], ...]  # name, number of ids and size of the vocabulary of each segment
+    fields: dict[str, Any] = field(default_factory=dict)  # of the tokenizer's own layout class
+
+    def sizes(self) -> tuple[tuple[str, int, int], ...]:
+        return self.segment_sizes
 
     @classmethod
     def of(cls, layout: SegmentLayout) -> StoredLayout:
@@ -34,16 +36,16 @@ class StoredLayout(PlainLayout):
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """How the ids of a folder were made. A command that continues writing a folder must have an equal manifest.
+    """How the ids of a folder were made. A command that continues a folder must have an equal manifest.
 
     Args:
         kind: "tokenized" from videos or "generated" by a generator.
         tokenizer_hash: the tokenizer's `ids_hash()`.
         layout: of the ids; the tokenizer's, which becomes a StoredLayout.
-        num_clips, clips_hash: of the source clips, see `clips_hash`.
+        num_clips, clips_hash: of the source clips, see `lists.clips_hash`.
         num_frames, stride, resize, short: of the clips, as in `read_clip`.
         clips_per_video, flips: views of each source clip, in the order of `ClipDataset`.
-        given_frames: number of frames that the "given" ids stand for, None if there are none.
+        given_frames: number of frames that the "given" ids are of, None if there are none.
         num_classes: 0 without labels.
         settings: plain data about what else the ids depend on.
     """
@@ -112,7 +114,7 @@ class TokenManifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> TokenManifest:
-        """The manifest of a folder. FileNotFoundError if there is none, ValueError if it cannot be understood."""
+        """The manifest of a folder. Raises FileNotFoundError, or ValueError for a damaged one."""
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: expected a folder of tokens, as sweettok tokenize writes")
@@ -132,22 +134,8 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
 
 
-def clips_hash(keys: Sequence[str], labels: Sequence[int] | None = None) -> str:
-    """SHA-256 of clips.txt; equal to `ClipList.hash` for the clips of a list."""
-    return hashlib.sha256(clip_lines(keys, labels).encode()).hexdigest()
-
-
-def clip_lines(keys: Sequence[str], labels: Sequence[int] | None) -> str:
-    """The contents of clips.txt."""
-    broken = [repr(key) for key in keys if "\t" in key or len(key.splitlines()) != 1]
-    if broken:
-        raise ValueError(f"keys must be one line without tabs{some(broken)}")
-    pairs = zip(keys, labels if labels is not None else ("",) * len(keys), strict=True)
-    return "".join(f"{key}\t{label}\n" for key, label in pairs)
-
-
 def read_clips(folder: Path, manifest: TokenManifest) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Keys and labels of the source clips; ValueError unless the file is the manifest's."""
+    """Keys and labels of the source clips. Raises ValueError for a file that does not belong to the manifest."""
     path = folder / CLIPS
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != manifest.clips_hash:

@@ -1,4 +1,4 @@
-"""From a file to a clip tensor: which frames are taken, and how they are resized. A frozen part of a model's config."""
+"""From a file to a clip tensor: which frames are taken, and how they are resized; part of a model's config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +18,12 @@ from sweettok.data.backends import ClipError
 from sweettok.data.reader import SHORT, Size, is_image, open_video, read_clip, read_image
 from sweettok.data.resize import RESIZES, Fit, center
 
-POSITIONS = ("first", "center", "last")  # those without chance, for one clip of a video
+POSITIONS = ("first", "center", "last")  # of one clip in a video
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a clip is made of a video file; the options of `read_clip`."""
+    """How a clip is made from a video file; the options of `read_clip`."""
 
     resize: str = "stretch"  # how frames get the size: "stretch" (release), "crop" the middle, or "pad" with black bars
     position: str = "center"  # which part of the video: "first", "center" or "last"
@@ -38,7 +37,7 @@ class Preprocessing:
         positive(self, "preprocessing", "stride")
 
     def override(self, **options: Any) -> Preprocessing:
-        """A copy with the options that are not None. Raises ValueError for unknown values."""
+        """A copy with the options that are not None."""
         return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
 
     def read(self, path: str | Path, frames: int, size: Size, start: int | None = None) -> Tensor:
@@ -47,7 +46,7 @@ class Preprocessing:
 
 
 class FrameStream(NamedTuple):
-    """Frames (3, *fit.size), one after the other; frames per second on average, or None when the file has no rate."""
+    """Frames (3, *fit.size), and the average frames per second, None if the file has no rate."""
 
     frames: Iterator[Tensor]
     fit: Fit
@@ -60,13 +59,9 @@ def open_frames(
 ) -> Iterator[FrameStream]:
     """All frames of a video or image file, uint8, or of a tensor (3, T, H, W) or (1, 3, T, H, W), of its type.
 
-    A file is decoded once, from front to back, one frame at a time. Frame times are not looked at: a file of variable
-    rate gives its frames as they come. Pixels are those of `read_clip`.
-
-    Raises ClipError naming the file, and the frame where one cannot be decoded; ValueError for other sources.
+    A file is decoded once, one frame at a time, whatever its frame times. Pixels are those of `read_clip`. Raises
+    ClipError for files that cannot be read, ValueError for other sources.
     """
-    if max_frames is not None and (not isinstance(max_frames, Integral) or max_frames < 1):
-        raise ValueError(f"max_frames must be a whole number of at least 1; got {max_frames!r}")
     if isinstance(source, Tensor):
         video = source[0] if source.ndim == 5 and len(source) == 1 else source
         if video.ndim != 4 or video.shape[0] != 3 or video.numel() == 0:

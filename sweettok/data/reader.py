@@ -27,25 +27,25 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Facts of a file: fps is None if it has no rate; height and width are upright; backend is the decoder."""
+    """Facts about a video file."""
 
     num_frames: int
-    fps: float | None
-    height: int
+    fps: float | None  # None if the file has no rate
+    height: int  # upright
     width: int
-    backend: str
+    backend: str  # name of the decoder
 
 
-def probe(path: str | Path, backend: str = "auto") -> VideoInfo:
-    """Facts about a video file; frames are counted over its packets. Raises ClipError when it cannot be read."""
-    with open_video(path, backend) as video:
+def probe(path: str | Path) -> VideoInfo:
+    """Facts about a video file; frames are counted over its packets. Raises ClipError."""
+    with open_video(path) as video:
         height, width = video.native_size()
         return VideoInfo(video.num_frames, video.fps, height, width, video.name)
 
 
-def count_frames(path: str | Path, backend: str = "auto") -> int:
+def count_frames(path: str | Path) -> int:
     """Number of frames of a video file, by decoding all of it. Raises ClipError when decoding fails anywhere."""
-    with open_video(path, backend) as video:
+    with open_video(path) as video:
         if video.num_frames:
             video.frames(range(video.num_frames), lambda height, width: (16, 16))  # corrects num_frames
         return video.num_frames
@@ -60,13 +60,16 @@ def clip_places(
     rng: random.Random | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> range:
-    """Places, in display order, of the frames that make a clip; fewer than `frames` when the video is too short.
+    """Positions, in display order, of the frames of a clip; fewer than `frames` when the video is too short.
 
-    The clip spans `(frames - 1) * stride + 1` frames. `center` puts the middle of the span on the middle frame
-    `num_frames // 2`: 17 frames at stride 1 are `n // 2 - 8 .. n // 2 + 8`, as in the release. `random` draws the
-    first frame with `rng`, uniformly from all that fit, ends included. `even` takes part (j, n): the j-th, from 0, of
-    n clips whose starts are spread evenly from the first place that fits to the last; one clip alone is the center.
-    `start` names the first frame, and overrules `position`.
+    A clip spans `(frames - 1) * stride + 1` frames. Its position is
+
+        center: the middle of the span is frame `num_frames // 2`, as in the release
+        random: the first frame is drawn with `rng`, uniformly from all that fit
+        even: with part (j, n), clip j of n clips whose starts are spread evenly over the video; n = 1 is the center
+        first, last: at the start or the end of the video
+
+    `start` is the first frame, instead of a position.
     """
     if frames < 1 or stride < 1:
         raise ValueError(f"frames and stride must be at least 1, got frames={frames}, stride={stride}")
@@ -110,17 +113,16 @@ def read_clip(
         frames: clip length; `stride` takes every stride-th frame of the video, whatever its frame rate.
         size: (height, width), one number for a square, or None for the native size.
         position, start, rng, part: which frames; see `clip_places`.
-        resize: "stretch" to the size without keeping the aspect ratio (release), "crop": scale until the frame just
-            covers the size, then crop the middle, or "pad": scale until the frame is inside, on black. Bilinear.
-        short: what follows the last frame of a video that is too short: "repeat" of the last frame, "black" frames
-            (release), or "error".
-        backend: "pyav" decodes from the keyframe before the clip; "decord" from the start of the file (release); "auto"
-            is pyav, and decord for what pyav cannot open. Both give the same frames and pixels, except for resizing
-            that keeps the height and changes the width, where their versions of FFmpeg scale chroma differently (by
-            0.1 to 0.7 levels on average, up to 71 at single pixels), and some MPEG-4 AVI files (1 or 2 levels).
+        resize: "stretch" ignores the aspect ratio (release), "crop" scales until the frame covers the size and crops
+            the middle, "pad" scales until the frame is inside, on black. Bilinear.
+        short: frames after the end of a short video: "repeat" of the last frame, "black" (release), or "error".
+        backend: "pyav" decodes from the keyframe before the clip, "decord" from the start of the file (release); "auto"
+            is pyav, and decord for files that pyav cannot open. Both give the same frames and pixels, except where
+            resizing keeps the height and changes the width (chroma differs by 0.1 to 0.7 levels on average) and in
+            some MPEG-4 AVI files (1 or 2 levels).
 
-    Frames are turned upright if the file is marked as rotated. Nothing stays open, so that forked workers can read.
-    Raises ClipError naming file and reason when a frame cannot be read, ValueError for bad arguments.
+    Frames are upright. Nothing stays open, so forked workers can read. Raises ClipError for a frame that cannot be
+    read, ValueError for wrong arguments.
     """
     if short not in SHORT:
         raise ValueError(f"short must be one of {SHORT}, got {short!r}")
@@ -132,7 +134,7 @@ def read_clip(
         return read_image(path, size, resize)
     with open_video(path, backend) as video:
         arrays = None
-        while arrays is None:  # again if the file has fewer frames than packets
+        while arrays is None:  # repeated if the file has fewer frames than packets
             if video.num_frames == 0:
                 raise ClipError(f"{path}: the video has no frames", permanent=True)
             if start is not None and start >= video.num_frames:
@@ -146,7 +148,11 @@ def read_clip(
     images = images if target is None else [center(image, target) for image in images]
     if len({image.shape for image in images}) > 1:
         raise ClipError(f"{path}: the frame size changes within the clip; give a size")
-    return _pad(torch.stack(images, dim=1), frames, short)
+    clip = torch.stack(images, dim=1)
+    if clip.shape[1] == frames:
+        return clip
+    filler = torch.zeros_like(clip[:, -1:]) if short == "black" else clip[:, -1:]
+    return torch.cat([clip, filler.expand(-1, frames - clip.shape[1], -1, -1)], dim=1)
 
 
 def is_image(path: str | Path) -> bool:
@@ -157,7 +163,7 @@ def is_image(path: str | Path) -> bool:
 def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
     """A still image (PNG, JPEG, WebP, BMP) -> uint8 (3, 1, H, W), RGB, upright; size and resize as in `read_clip`.
 
-    Of 16-bit channels the high byte counts. Raises ClipError for animations, which are no still images.
+    16-bit channels are reduced to their high byte. Raises ClipError, also for animations.
     """
     from PIL import Image, ImageOps
 
@@ -184,10 +190,10 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
 
 
 def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
-    """What `read()` returns or raises, or ClipError when that takes longer than `seconds`.
+    """Result or exception of `read()`; ClipError if it takes longer than `seconds`.
 
-    It runs on a thread of its own: a signal cannot interrupt a decoder, or a disk, that never returns. A late thread is
-    left behind, and ends as soon as it is back in Python.
+    It runs on its own thread, because a signal cannot interrupt a decoder or disk that hangs. A late thread is
+    abandoned; it ends when it returns to Python.
     """
     outcome: list[tuple[Read | None, BaseException | None]] = []
 
@@ -211,7 +217,7 @@ def read_within(seconds: float, path: Path, read: Callable[[], Read]) -> Read:
 
 @contextmanager
 def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | DecordVideo]:
-    """Open a file with the first decoder that can. Raises ClipError, also for what fails in the block."""
+    """Open a file with the first decoder that can read it. Raises ClipError."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
     path = Path(path)
@@ -231,7 +237,7 @@ def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | 
         raise ClipError(f"{path}: {'; '.join(reasons)}", permanent=True)
     try:
         yield video
-    except CannotOpen as error:  # a decoder may open the file again
+    except CannotOpen as error:  # a decoder may reopen the file
         raise ClipError(f"{path}: {error}") from error
     finally:
         video.close()
@@ -250,7 +256,7 @@ def _check_file(path: str | Path) -> None:
 
 
 def _scaling(size: Size, resize: str) -> tuple[Scale, tuple[int, int] | None]:
-    """How the decoder scales a frame, and the size to crop to afterwards."""
+    """Scaling of the decoder, and the size to crop or pad to afterwards."""
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {RESIZES}, got {resize!r}")
     if size is None:
@@ -259,12 +265,3 @@ def _scaling(size: Size, resize: str) -> tuple[Scale, tuple[int, int] | None]:
     if len(target) != 2 or min(target) < 1:
         raise ValueError(f"size must be (height, width) in pixels, one number or None, got {size!r}")
     return (lambda height, width: Fit(resize, (height, width), target).scaled), target
-
-
-def _pad(clip: Tensor, frames: int, short: str) -> Tensor:
-    missing = frames - clip.shape[1]
-    if missing == 0:
-        return clip.contiguous()
-    last = clip[:, -1:]
-    filler = torch.zeros_like(last) if short == "black" else last
-    return torch.cat([clip, filler.expand(-1, missing, -1, -1)], dim=1)

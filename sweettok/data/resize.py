@@ -1,4 +1,4 @@
-"""Fitting frames of one size into another, and undoing it. Pixels are taken to be square."""
+"""Resizing frames to another size, and undoing it. Pixels are assumed to be square."""
 
 from __future__ import annotations
 
@@ -23,18 +23,14 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """How frames of `source` pixels (height, width) become frames of `size`.
+    """How frames of `source` pixels are resized to `size`; frames of that size do not change.
 
-    Args:
-        policy: "stretch" ignores the aspect ratio. "crop" scales until the frame just covers the size and keeps the
-            middle. "pad" scales until the whole frame is inside, on black bars. Frames that have the size already
-            stay as they are, bit for bit.
-
-    Raises ValueError for another policy and for sizes below one pixel.
+    Policies: "stretch" ignores the aspect ratio, "crop" scales until the frame covers the size and keeps the middle,
+    "pad" scales until the whole frame is inside, between black bars.
     """
 
     policy: str
-    source: tuple[int, int]
+    source: tuple[int, int]  # (height, width)
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
@@ -60,13 +56,13 @@ class Fit:
 
     @property
     def corner(self) -> tuple[int, int]:
-        """(top, left) of the scaled frame in the fitted one: 0 or less if it is cropped, 0 or more if it is padded."""
+        """(top, left) of the scaled frame in the resized one: <= 0 if it is cropped, >= 0 if it is padded."""
         top, left = (int((size - scaled) / 2) for size, scaled in zip(self.size, self.scaled, strict=True))
         return top, left
 
     @property
     def seen(self) -> Box:
-        """The part of the source frame that is in the fitted one, to the pixel; all of it unless it was cropped."""
+        """The part of the source frame that is in the resized one: all of it, unless it was cropped."""
         if self.policy != "crop":
             return Box(0, 0, *self.source)
         factor = max(edge / whole for edge, whole in zip(self.size, self.source, strict=True))
@@ -81,10 +77,7 @@ class Fit:
         return center(resize(video, self.scaled, antialias), self.size)
 
     def undo(self, video: Tensor) -> Tensor:
-        """uint8 or float (..., *size) -> the part of the source that it shows, at the source's scale and of its type.
-
-        That is (..., *source), without the bars; of a cropped frame only the part `seen`.
-        """
+        """uint8 or float (..., *size) -> (..., *source) without bars; of a cropped frame only the part `seen`."""
         _check(video, self.size)
         if self.policy == "pad":
             top, left = self.corner
@@ -93,7 +86,7 @@ class Fit:
 
 
 def resize(video: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
-    """uint8 or float (..., H, W) -> (..., *size) of the same type: bilinear, by default averaging where it shrinks."""
+    """uint8 or float (..., H, W) -> (..., *size) of the same type: bilinear, by default with antialiasing."""
     if tuple(video.shape[-2:]) == tuple(size):
         return video
     frames = video.reshape(-1, 1, *video.shape[-2:]).float()

@@ -1,4 +1,4 @@
-"""Checking lists before a run: files that cannot be read, clips too short, listed twice, or shared by two lists."""
+"""Check of lists: unreadable files, clips that are too short, listed twice, or shared by two lists."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,13 +27,13 @@ KINDS = {
     "label": "has a label out of range",
     "group": "was cut from the same recording as a clip of the other list",
 }
-AT_ONCE = 1024  # files that the same processes read
-UCF_GROUP = re.compile(r"v_(\w+_g\d+)_c\d+")  # clips of one UCF-101 group show the same people in the same place
+AT_ONCE = 1024  # files for which the same processes are used
+UCF_GROUP = re.compile(r"v_(\w+_g\d+)_c\d+")  # clips of a UCF-101 group are of the same recording
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one clip of a list: a kind of KINDS, where the list names it, and details."""
+    """A problem of one clip of a list; `kind` is one of KINDS."""
 
     kind: str
     entry: Entry
@@ -65,10 +65,10 @@ def scan(
     """Problems of the clips in a list, in its order, then of the other list's; every file is decoded to its end.
 
     Args:
-        entries, against: from `lists.read_entries`. `against` is another list, as of validation clips, that should
-            share nothing with the first: no file, no content, no group of UCF-101. Its files are not decoded.
-        frames, stride: the clips to be cut; a video shorter than their span is reported.
-        workers: processes that read files; 0 reads in this one, which a file may then end.
+        entries, against: from `lists.read_entries`. `against` is another list, such as the validation list, that should
+            have no file, content or UCF-101 group in common with the first. Its files are not decoded.
+        frames, stride: of a clip; shorter videos are reported.
+        workers: processes that read files; with 0, a harmful file may end this process.
         timeout: seconds that reading a file may take.
     """
     facts = dict(_map(partial(inspect, timeout=timeout), entries, workers, progress, "decoding"))
@@ -130,9 +130,9 @@ def _group(entry: Entry) -> str | None:
 def _map(
     inspect: Callable[[Path], Facts], entries: Sequence[Entry], workers: int, progress: bool, title: str
 ) -> Iterator[tuple[Path, Facts]]:
-    """Every path once with what `inspect` returns, on `workers` processes.
+    """Every path once with the result of `inspect`, on `workers` processes.
 
-    When a process dies, the files are read one by one until the one that ends it is found.
+    When a process dies, files are read one by one until the harmful one is found.
     """
     paths, done, alone = sorted({entry.path for entry in entries}), 0, False
     with tqdm(total=len(paths), desc=title, disable=not progress or not paths) as bar:

@@ -1,8 +1,7 @@
-"""Synthetic clips: textured shapes moving over textured grounds, with captions and class labels.
+"""Synthetic clips for tests and tiny models: textured shapes moving over textured grounds, with captions and labels.
 
-For trying everything without a dataset. A clip's class is its motion; its caption names size, colour, pattern and shape
-of the object, its motion and manner, and the ground. A tiny model learns them in minutes. Object and ground both move,
-so that a still picture predicts a clip badly.
+The class of a clip is its motion. The caption describes size, colour, pattern, shape, motion and manner of the object,
+and the ground. Object and ground both move, so that a still picture predicts a clip badly.
 """
 
 import json
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from sweettok.data.lists import write_list
 from sweettok.data.writer import write_lines, write_video
 
-FORMAT = 2  # to be raised when a seed gives other clips than before
+FORMAT = 2  # raise it when a seed gives other clips than before
 FRAMES_PER_UNIT = 20  # frames in which motion time advances by 1 at ordinary speed
 PAN = 0.12  # how far the ground moves in one frame, in frame sizes
 GROUND_DETAIL = 0.5  # scales the frequency of the ground textures below
@@ -97,7 +96,7 @@ COLORS: dict[str, Color] = {
 MANNERS = {"slowly": 0.6, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
 
 
-# Other words for the same thing, as people use them, each group after the name used here; captions pick one of each.
+# Synonyms, each group after the name used here; captions draw one of each group.
 _GROUPS = """
 small little tiny, big large sizeable, huge giant enormous, red scarlet, orange amber, yellow golden,
 green emerald, blue azure, purple violet, white pale, black dark, striped banded, dotted speckled,
@@ -111,8 +110,11 @@ SYNONYMS = {group.split()[0]: tuple(group.split()) for group in _GROUPS.split(",
 
 @dataclass(frozen=True)
 class Motion:
-    """How an object moves, and the words for it. `pose` maps time (T,) and two fixed numbers in [0, 1) to four values,
-    each (T,) or constant: centre x and y in frame sizes (which wrap around), angle in radians, factor on the radius."""
+    """A motion and its words.
+
+    `pose` maps time (T,) and two fixed numbers in [0, 1) to centre x and y in frame sizes (which wrap around), angle in
+    radians and factor on the radius, each (T,) or constant.
+    """
 
     pose: Callable[[ndarray, float, float], tuple]
     verbs: tuple[str, ...]
@@ -173,7 +175,7 @@ class SyntheticClip:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that decides a clip, before it is drawn."""
+    """Description of a clip, from which it is drawn."""
 
     motion: str
     verb: str
@@ -184,9 +186,9 @@ class Scene:
     pattern: str
     shape: str
     ground: str
-    words: tuple[str, ...]  # size, colour, pattern, shape, manner and ground in the words of the caption
+    words: tuple[str, ...]  # of the caption: size, colour, pattern, shape, manner, ground
     place: tuple[float, float]  # the two numbers of the motion's pose
-    pan: tuple[float, float]  # of the ground, in frame sizes for each frame
+    pan: tuple[float, float]  # of the ground, in frame sizes per frame
     offset: tuple[float, float]  # of the ground
 
     @classmethod
@@ -250,7 +252,7 @@ def _mix(low: Color | ndarray, high: Color | ndarray, weight: ndarray) -> ndarra
 
 
 def synthetic_clip(index: int, frames: int, size: int | tuple[int, int], seed: int = 0) -> SyntheticClip:
-    """Clip `index` of the endless series of a seed; classes take turns. `size`: (height, width) or a side."""
+    """Clip `index` of the infinite series of a seed; classes alternate. `size`: (height, width), or one number."""
     height, width = (size, size) if isinstance(size, int) else size
     label, scene = _scene(index, seed)
     return SyntheticClip(scene.draw(frames, height, width), label, CLASSES[label], scene.caption())
@@ -271,13 +273,13 @@ def write_synthetic(
     seed: int = 0,
     progress: bool = False,
 ) -> Path:
-    """Write a dataset of H.264 files into the folder `out`, and return the folder.
+    """Write the missing files of a dataset into the folder `out`, and return the folder.
 
-    It has `videos/<class>/<split>_<number>.mp4`, `train.txt` and `val.txt` (labels from 1), `classes.txt`, and
-    `captions.jsonl`: {"key", "text", "words": [[word, part of speech], ...]} with the content words. Keys are those of
-    `lists.load_clips`. Validation clips follow the training clips in the series of the seed, so none is in both.
+    It has `videos/<class>/<split>_<number>.mp4` (H.264), `train.txt` and `val.txt` (labels from 1), `classes.txt`, and
+    `captions.jsonl`: {"key", "text", "words": [[word, part of speech], ...]} with the content words and the keys of
+    `lists.load_clips`. Validation clips follow the training clips in the series of the seed.
 
-    Only what is missing is written. Raises ValueError for a folder that was written with other parameters.
+    Raises ValueError for a folder that was written with other parameters.
     """
     out = Path(out)
     height, width = (size, size) if isinstance(size, int) else size
@@ -308,7 +310,7 @@ def write_synthetic(
 
 
 def _claim(out: Path, manifest: dict) -> None:
-    """Write the parameters of a folder before its first clip; refuse a folder with others."""
+    """Write the parameters of a folder before its first clip. Raises ValueError for a folder with others."""
     path = out / "manifest.json"
     if not path.exists():
         write_lines(path, [json.dumps(manifest, indent=2)])

@@ -1,12 +1,11 @@
-"""Token shards: ids of clips, written once by one or many processes, and read in any order, row by row.
+"""Token shards: ids of clips, written by one or many processes and read in any order.
 
 A folder holds
   manifest.json             how the ids were made, and their layout: `TokenManifest`
   clips.txt                 `key TAB class index from 0` of every source clip, in order; no index without labels
-  shard-00000.safetensors   rows 0, 1, ...: "ids" (rows, L), global ids; and "given" (rows, L), the ids of the given
-  shard-00001.safetensors   frames as a clip of their own, where there are such
-Row r is view r % views of source clip r // views, and is in shard r // rows_per_shard. Every file is written whole or
-not at all; every shard has a SHA-256 of its content and place in its metadata.
+  shard-00000.safetensors   "ids" (rows, L): global ids; with given frames also "given" (rows, L): their ids as a clip
+Row r is view r % views of source clip r // views, in shard r // rows_per_shard. The metadata of a shard has a SHA-256
+of its ids and position.
 """
 
 from __future__ import annotations
@@ -24,33 +23,24 @@ from safetensors.numpy import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sweettok.data.manifest import (
-    CLIPS,
-    ELSEWHERE,
-    MANIFEST,
-    TokenManifest,
-    clip_lines,
-    clips_hash,
-    read_clips,
-    shard_name,
-)
+from sweettok.data.lists import clip_lines, clips_hash, some
+from sweettok.data.manifest import CLIPS, ELSEWHERE, MANIFEST, TokenManifest, read_clips, shard_name
 from sweettok.store import InUseError, remove_asides, take_lock, write_aside
 
 _DTYPES = {np.uint16: "U16", np.uint32: "U32"}  # -> their names in safetensors files
-WAIT = 10  # seconds that a folder's lock may be held: the worker processes of a killed command live on for some
+WAIT = 10  # seconds to wait for a lock: worker processes of a killed command may hold it for some seconds
 
 
 class ShardWriter:
-    """Writes the shards of a folder: each process its share, and after an interruption only what is missing.
+    """Writes the missing shards of a folder, each process its share.
 
-    Creating one claims the folder, until `close` or the end of the process: the manifest is written before the first
-    shard, and what killed writers left is removed. With several processes, rank 0 must have created its writer before
-    the others create theirs.
+    The folder is locked until `close` or the end of the process. The manifest is written first, and unfinished files
+    of killed writers are removed. With several processes, rank 0 must create its writer before the others.
 
     Args:
-        keys, labels: of the source clips, in order; their hash is that of the manifest.
+        keys, labels: of the source clips, in order; their hash must be the manifest's.
 
-    Raises ValueError, naming what differs, for a folder with another manifest; InUseError while other writers use it.
+    Raises ValueError for a folder with another manifest, InUseError while another command writes into it.
     """
 
     def __init__(
@@ -67,6 +57,9 @@ class ShardWriter:
         if (labels is not None) != (manifest.num_classes > 0):
             found = "no labels" if labels is None else "labels"
             raise ValueError(f"the manifest has {manifest.num_classes} classes, but there are {found}")
+        broken = [repr(key) for key in keys if "\t" in key or len(key.splitlines()) != 1]
+        if broken:
+            raise ValueError(f"keys must be one line without tabs{some(broken)}")
         unknown = [label for label in labels or () if not 0 <= label < manifest.num_classes]
         if unknown:
             raise ValueError(f"labels must be 0..{manifest.num_classes - 1}, got {unknown[0]}")
@@ -77,7 +70,7 @@ class ShardWriter:
         self._claim(clip_lines(keys, labels))
 
     def _lock(self) -> Callable[[], None]:
-        """Take this rank's lock; rank 0 also looks whether the locks of other ranks are free."""
+        """Take this rank's lock; rank 0 also checks that the locks of other ranks are free."""
         try:
             release = take_lock(self.folder / f".writer-{self.rank}.lock", WAIT)
             for path in self.folder.glob(".writer-*.lock") if self.rank == 0 else ():
@@ -103,7 +96,7 @@ class ShardWriter:
         _write_once(found, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
 
     def pending(self) -> list[range]:
-        """Rows of each shard that this process has still to write."""
+        """Rows of each missing shard of this process."""
         return [self.manifest.rows(s) for s in self.manifest.missing(self.folder) if s % self.world_size == self.rank]
 
     def write(self, rows: range, ids: Tensor, given: Tensor | None = None) -> None:
@@ -128,7 +121,7 @@ class ShardWriter:
 
 
 def _digest(manifest: TokenManifest, shard: int, arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the ids of a shard, and of what they belong to: tokenizer, clips and rows."""
+    """SHA-256 of a shard's ids, tokenizer, clips and rows."""
     digest = hashlib.sha256(f"{manifest.tokenizer_hash} {manifest.clips_hash} {manifest.rows(shard)}".encode())
     for name in sorted(arrays):
         digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
@@ -136,9 +129,9 @@ def _digest(manifest: TokenManifest, shard: int, arrays: Mapping[str, np.ndarray
 
 
 def open_shard(folder: str | Path, manifest: TokenManifest, shard: int) -> tuple[dict[str, Any], str | None]:
-    """The tensors of a shard by name, whose rows are read when they are indexed, and its SHA-256, None without one.
+    """The tensors of a shard by name, read when indexed, and its SHA-256 or None.
 
-    Raises ValueError, naming the file, unless it is whole and has the shapes and types of the manifest.
+    Raises ValueError for a file that is incomplete or has other shapes or types than the manifest.
     """
     names = ("ids",) if manifest.given_frames is None else ("ids", "given")
     wanted = [len(manifest.rows(shard)), manifest.layout.length], _DTYPES[manifest.dtype]
@@ -182,13 +175,12 @@ def verify(folder: str | Path, content: bool = True) -> list[str]:
 
 
 class TokenDataset(Dataset):
-    """The rows of a folder of tokens, mapped into memory and read when they are indexed.
+    """The rows of a folder of tokens, mapped into memory and read when indexed.
 
-    An item is {"ids": int64 (L,), "label": int, -1 without labels, "key": str of the source clip}, and "given": int64
-    (L,) where there are given frames. Its index may be (epoch, index), and is the same item in each epoch.
+    An item is {"ids": int64 (L,), "label": int, -1 without labels, "key": str of the source clip}, with given frames
+    also "given": int64 (L,). An index may be (epoch, index); the epoch has no effect.
 
-    Raises FileNotFoundError for a folder that holds no tokens, ValueError for one that is not complete; reading a row
-    raises ValueError, naming the file, for a shard that is damaged.
+    Raises FileNotFoundError for a folder without tokens, ValueError for an incomplete one and for damaged shards.
     """
 
     def __init__(self, folder: str | Path):

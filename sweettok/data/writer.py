@@ -1,4 +1,4 @@
-"""Writing videos, images and text files, whole or not at all, and laying out clips side by side."""
+"""Writing videos, images and text files atomically, and joining clips into one picture."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,10 +20,10 @@ def write_video(
     """Write a video file of exactly the size of the frames at `fps`, without sound.
 
     Args:
-        frames: uint8 (3, T, H, W), RGB, or consecutive blocks (3, n, H, W) of them, which need not all be in memory.
-        lossless: H.264 in RGB, or FFV1 if the suffix is .mkv; both read back bit for bit. Otherwise H.264 with 4:2:0
-            chroma, which all video software shows.
-        full_chroma: 4:4:4 chroma, which odd sizes always have.
+        frames: uint8 (3, T, H, W), RGB, or an iterable of consecutive blocks (3, n, H, W).
+        lossless: H.264 in RGB, or FFV1 if the suffix is .mkv. Otherwise H.264 with 4:2:0 chroma, which all video
+            software can show.
+        full_chroma: 4:4:4 chroma; always used for odd sizes.
     """
     import av
 
@@ -53,7 +53,7 @@ def _encoding(path: Path, lossless: bool, full_chroma: bool) -> tuple[str, str, 
         return "ffv1", "bgr0", {}
     if lossless:
         return "libx264rgb", "rgb24", {"crf": "0"}
-    # With its macroblock tree x264 writes small frames in one of several ways, by chance.
+    # With mbtree, x264 encodes small frames differently from run to run.
     return "libx264", "yuv444p" if full_chroma else "yuv420p", {"crf": CRF, "x264-params": "mbtree=0"}
 
 
@@ -72,16 +72,8 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
         aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def side_by_side(*clips: Tensor, labels: Sequence[str] = ()) -> Tensor:
-    """uint8 (3, T, H, W) clips of one shape -> (3, T, H, n * W), left to right, each with its label in its corner."""
-    if labels and len(labels) != len(clips):
-        raise ValueError(f"{len(clips)} clips need as many labels, got {len(labels)}")
-    marked = [mark(clip, label) for clip, label in zip(clips, labels, strict=True)] if labels else clips
-    return tile(marked, columns=len(clips))
-
-
 def tile(clips: Sequence[Tensor], columns: int) -> Tensor:
-    """uint8 (3, T, H, W) clips of one shape -> (3, T, rows * H, columns * W), row by row; the rest is black."""
+    """uint8 (3, T, H, W) clips of one shape -> (3, T, rows * H, columns * W), row by row, filled up with black."""
     for clip in clips:
         _check(clip, 4, "(3, T, H, W)")
     if not clips or len({clip.shape for clip in clips}) > 1:
@@ -94,16 +86,20 @@ def tile(clips: Sequence[Tensor], columns: int) -> Tensor:
 
 
 def compare(original: Tensor, reconstruction: Tensor, labels: Sequence[str] = ()) -> Tensor:
-    """original | reconstruction | absolute difference: two uint8 (3, T, H, W) clips -> (3, T, H, 3 * W)."""
+    """original | reconstruction | absolute difference: two uint8 (3, T, H, W) clips -> (3, T, H, 3 * W).
+
+    `labels` are three texts, drawn in the corners.
+    """
     if original.shape != reconstruction.shape:
         shapes = f"{tuple(original.shape)} and {tuple(reconstruction.shape)}"
         raise ValueError(f"compare needs two clips of one shape, got {shapes}")
     difference = (original.int() - reconstruction.int()).abs().to(torch.uint8)
-    return side_by_side(original, reconstruction, difference, labels=labels)
+    clips = (original, reconstruction, difference)
+    return tile([mark(clip, label) for clip, label in zip(clips, labels, strict=True)] if labels else clips, columns=3)
 
 
 def film_strip(clip: Tensor, columns: int) -> Tensor:
-    """uint8 (3, T, H, W) -> (3, H, columns * W): frames at even distances, the first and the last among them."""
+    """uint8 (3, T, H, W) -> (3, H, columns * W): evenly spaced frames, including the first and the last."""
     _check(clip, 4, "(3, T, H, W)")
     if not 1 <= columns <= clip.shape[1]:
         raise ValueError(f"columns must be 1..{clip.shape[1]}, the frames of the clip, got {columns}")

@@ -1,12 +1,12 @@
-"""Samples of a trained generator: as ids, as videos, and on one contact sheet.
+"""Samples of a trained generator, as ids, videos and contact sheets.
 
 A folder of samples holds
-  shard-*.safetensors ...       token shards (`sweettok.data.tokens`, kind "generated"), in which row i is sample i
-  videos/<class>_<number>.mp4   every sample as it is decoded
-  contact_sheet.png, .mp4       some of them: frames in a row for each sample; all clips side by side
+  shard-*.safetensors ...       token shards (`sweettok.data.tokens`, kind "generated"); row i is sample i
+  videos/<class>_<number>.mp4   every sample, decoded
+  contact_sheet.png, .mp4       some samples: a row of frames each; all clips side by side
   decoded.json                  the tokenizer and the frame rate of the videos and sheets
-Existing files are kept. Sample i depends on the seed, i and its condition alone, so the ids do not depend on the number
-of processes. For the same reason the last batch of a process is filled up: products of other sizes round differently.
+Existing files are kept. Sample i depends only on the seed, i and its condition, not on the number of processes; the
+last batch of a process is filled up, because matrix products of other sizes round differently.
 
 Letters: B clips, T frames, H W pixels, L ids per clip.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,14 +26,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sweettok.data.manifest import MANIFEST, TokenManifest, clips_hash
+from sweettok.data.lists import clips_hash
+from sweettok.data.manifest import MANIFEST, TokenManifest
 from sweettok.data.tokens import ShardWriter, TokenDataset
 from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
 from sweettok.distributed import from_main, join_processes, main_first
 from sweettok.generator.config import SamplingConfig
 from sweettok.generator.model import Generator
 from sweettok.hub import CONFIG, WEIGHTS, model_folder
-from sweettok.inference.plan import Samples, class_name, plan
 from sweettok.pixels import to_uint8
 from sweettok.store import sha256, write_aside
 from sweettok.tokenizer.model import SweetTok
@@ -40,30 +41,44 @@ from sweettok.tokenizer.model import SweetTok
 ROWS_PER_SHARD = 16  # samples of a file; a process that is stopped loses at most these and its batch
 SHEET_ROWS, SHEET_PER_CLASS, SHEET_FRAMES = 64, 4, 5
 SHEETS = ("contact_sheet.png", "contact_sheet.mp4")
+UNSAFE = re.compile(r"[^\w.-]")  # in file names
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Settings of `sample`.
+    """Settings of `sample`."""
 
-    Args:
-        how: how ids are drawn.
-        seed: of all samples.
-        batch_size: clips drawn or decoded at once, on each device.
-        fps: frames per second of the videos.
-        videos: write a video of each sample; the contact sheets are always written.
-        precision: "no" is float32; "bf16" is faster, and some ids differ.
-    """
-
-    how: SamplingConfig = SamplingConfig()
+    how: SamplingConfig = SamplingConfig()  # how ids are drawn
     seed: int = 0
-    batch_size: int = 8
-    fps: float = 8.0
-    videos: bool = True
-    precision: str = "no"
+    batch_size: int = 8  # clips drawn or decoded at once, on each device
+    fps: float = 8.0  # frames per second of the videos
+    videos: bool = True  # write a video of each sample; the contact sheets are always written
+    precision: str = "no"  # "no" is float32; "bf16" is faster, and some ids differ
 
     def autocast(self, model: nn.Module) -> torch.autocast:
-        return torch.autocast(device_of(model).type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Names of samples, and either their classes or the shards that they continue, or neither."""
+
+    names: tuple[str, ...]
+    labels: tuple[int, ...] | None = None
+    given: TokenDataset | None = None  # sample i continues row i
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def given_ids(self, rows: Sequence[int]) -> Tensor | None:
+        """(B, L) ids of the clips of given frames."""
+        return None if self.given is None else torch.stack([self.given[row]["given"] for row in rows])
+
+    def condition(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The condition of these samples, as arguments of `Generator.sample`."""
+        if self.labels is not None:
+            return {"labels": [self.labels[row] for row in rows]}
+        return {"num_samples": len(rows)} if self.given is None else {"given": self.given_ids(rows)}
 
 
 def sample(
@@ -73,13 +88,13 @@ def sample(
     settings: SampleSettings = SampleSettings(),
     **wanted: Any,
 ) -> Samples:
-    """Draw and decode the samples that are missing in the folder `out`; each of several processes its share.
+    """Draw and decode the missing samples of the folder `out`, each process its share.
 
     Args:
-        generator, tokenizer: folders, or names on the hub; the tokenizer must be the one of the generator's training.
-        wanted: which samples; arguments of `plan`.
+        generator, tokenizer: folders, or names on the hub; the tokenizer must be that of the generator's training.
+        wanted: arguments of `plan`.
 
-    Raises FileNotFoundError and ValueError saying what is wrong, before anything is drawn.
+    Raises FileNotFoundError or ValueError for wrong arguments, before anything is drawn.
     """
     places = model_folder(generator), model_folder(tokenizer)
     state, out = join_processes(), Path(out)
@@ -102,10 +117,78 @@ def sample(
     return samples
 
 
+def plan(
+    generator: Generator,
+    *,
+    num: int | None = None,
+    per_class: int | None = None,
+    classes: Sequence[str] | None = None,
+    given: str | Path | None = None,
+) -> Samples:
+    """Names and conditions of samples; sample i has class classes[i % number of classes].
+
+    Args:
+        num: number of samples; by default one for each row of `given`.
+        per_class: instead, number of samples of each class.
+        classes: names or numbers, from 0; by default all.
+        given: for frame prediction, a folder of token shards with given frames; sample i continues its row i.
+
+    Raises ValueError for arguments that do not fit the generator.
+    """
+    if (given is not None) != generator.sequence.given_clip:
+        verb = "continues" if given is None else "does not continue"
+        raise ValueError(f"this generator {verb} given frames: `given` is for those that do")
+    if not generator.config.num_classes:
+        if classes is not None or per_class is not None:
+            raise ValueError("this generator has no classes: leave classes and per_class out")
+        clips = None if given is None else given_clips(given, generator, num)
+        count = check_count(len(clips) if num is None and clips is not None else num)
+        return Samples(tuple(f"sample_{i:06}" for i in range(count)), given=clips)
+    chosen = range(generator.config.num_classes) if classes is None else find_classes(classes, generator)
+    count = check_count(num if per_class is None else per_class * len(chosen))
+    labels = tuple(chosen[i % len(chosen)] for i in range(count))
+    shown = [class_name(generator.class_names, label) for label in labels]
+    return Samples(tuple(f"{UNSAFE.sub('_', name)}_{i:06}" for i, name in enumerate(shown)), labels)
+
+
+def check_count(number: int | None) -> int:
+    if number is None or number < 1:
+        raise ValueError(f"how many samples? give num of at least 1, or per_class with classes; got {number}")
+    return number
+
+
+def class_name(names: tuple[str, ...] | None, label: int) -> str:
+    return names[label] if names is not None else f"class{label}"
+
+
+def find_classes(wanted: Sequence[str], generator: Generator) -> list[int]:
+    """Class numbers of names or numbers. Raises ValueError for unknown classes."""
+    names, count = generator.class_names or (), generator.config.num_classes
+    chosen = [int(name) if name.isdecimal() and name not in names else name for name in wanted]
+    if any(isinstance(label, int) and label >= count for label in chosen):
+        known = f" ({', '.join(names)})" if names else ""
+        raise ValueError(f"classes are numbered 0..{count - 1}{known}; got {' '.join(wanted)}")
+    return generator.classes(chosen).tolist()
+
+
+def given_clips(folder: str | Path, generator: Generator, num: int | None) -> TokenDataset:
+    """The shards to continue. Raises ValueError for another tokenizer or number of frames, and for too few rows."""
+    given, frames = TokenDataset(folder), generator.config.given_frames
+    given.check_tokenizer(generator.config.tokenizer_hash)
+    if given.given_frames != frames:
+        raise ValueError(
+            f"the generator continues {frames} given frames, but {folder} has {given.given_frames}: "
+            f"write it with sweettok tokenize --given-frames {frames}"
+        )
+    if num is not None and num > len(given):
+        raise ValueError(f"num {num} is more than the {len(given)} rows of {folder}")
+    return given
+
+
 def check_models(
     generator: str | Path, model: Generator, tokenizer: str | Path, tok: SweetTok, how: SamplingConfig
 ) -> None:
-    """Raise ValueError unless the tokenizer decodes the generator's ids, and the generator supports the guidance."""
+    """Raise ValueError unless the tokenizer fits the generator, and the generator supports the guidance."""
     ours, theirs = model.config.tokenizer_hash, tok.ids_hash()
     if ours != theirs:
         raise ValueError(
@@ -124,7 +207,7 @@ def check_models(
 def make_manifest(
     folder: Path, generator: Generator, tokenizer: SweetTok, samples: Samples, settings: SampleSettings
 ) -> TokenManifest:
-    """The manifest of the samples; its settings are all that their ids depend on."""
+    """The manifest of the samples; its settings are everything that their ids depend on."""
     decisive: dict[str, Any] = {
         "generator": sha256(folder / WEIGHTS),
         "generator_config": sha256(folder / CONFIG),
@@ -153,7 +236,7 @@ def make_manifest(
 
 
 def check_folder(out: Path, manifest: TokenManifest) -> None:
-    """Raise ValueError if `out` holds samples with other settings, or another number of them."""
+    """Raise ValueError if `out` holds samples of other settings, or another number."""
     if (out / MANIFEST).is_file():
         found, new = (
             {"kind": about.kind, "samples": about.num_clips, **about.settings}
@@ -164,7 +247,7 @@ def check_folder(out: Path, manifest: TokenManifest) -> None:
 
 
 def check_decoding(out: Path, tokenizer: Path, fps: float) -> None:
-    """Write decoded.json, or raise ValueError if the folder's videos are of another tokenizer or frame rate."""
+    """Write decoded.json; raise ValueError if the folder's videos have another tokenizer or frame rate."""
     path, new = out / "decoded.json", {"tokenizer": sha256(tokenizer / CONFIG, tokenizer / WEIGHTS), "fps": fps}
     if not path.is_file():
         with write_aside(path) as aside:
@@ -175,14 +258,14 @@ def check_decoding(out: Path, tokenizer: Path, fps: float) -> None:
 
 
 def refuse_differences(found: dict[str, Any], new: dict[str, Any], what: str, remedy: str) -> None:
-    """Raise ValueError naming the entries of `new` that are others in `found`."""
+    """Raise ValueError if entries of `new` differ from `found`."""
     wrong = [f"{name} {found.get(name)} instead of {new[name]}" for name in new if found.get(name) != new[name]]
     if wrong:
         raise ValueError(f"{what} with {', '.join(wrong)}: {remedy}")
 
 
 def draw(generator: Generator, samples: Samples, writer: ShardWriter, settings: SampleSettings) -> None:
-    """Draw and write the shards that are missing, in batches of one size, which need not end where shards do."""
+    """Draw and write the missing shards, in batches of one size, independent of the size of shards."""
     pending, drawn = writer.pending(), []
     rows = [row for shard in pending for row in shard]
     size = min(settings.batch_size, len(samples))
@@ -203,10 +286,6 @@ def draw(generator: Generator, samples: Samples, writer: ShardWriter, settings: 
                 del drawn[: len(shard)]
 
 
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
 def decode(
     tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSettings, rows: Sequence[int]
 ) -> Iterator[tuple[int, Tensor]]:
@@ -219,7 +298,7 @@ def decode(
 
 
 def write_videos(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSettings, share: range) -> None:
-    """Write the missing videos of the rows in `share`: an MP4 of each sample with exactly the decoded frames."""
+    """Write the missing videos of the rows in `share`."""
     paths = [tokens.folder / "videos" / f"{key}.mp4" for key in tokens.keys]
     rows = [row for row in share if not paths[row].is_file()]
     with tqdm(total=len(rows), desc="decoding", unit="clip", disable=True if share.start else None) as bar:
@@ -229,7 +308,7 @@ def write_videos(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSett
 
 
 def write_sheets(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSettings) -> None:
-    """Write the contact sheets, ordered by class: frames in a row for each sample, and all clips side by side."""
+    """Write the contact sheets, ordered by class."""
     if all((tokens.folder / name).is_file() for name in SHEETS):
         return
     strips, clips = [], []
@@ -244,7 +323,7 @@ def write_sheets(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSett
 
 
 def sheet_rows(labels: Sequence[int] | None, number: int) -> list[int]:
-    """The samples on the sheets: the first of each class, or without classes the first of all."""
+    """Rows of the samples on the sheets: the first of each class; without classes, the first of all."""
     if labels is None:
         return list(range(min(number, SHEET_ROWS)))
     classes = sorted(set(labels))[:SHEET_ROWS]

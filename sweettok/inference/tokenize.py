@@ -1,4 +1,4 @@
-"""Token shards of a list of videos: every clip through the encoder once, for training a generator.
+"""Token shards of a list of videos, for training a generator.
 
 Letters: B clips, T frames, H W pixels, L ids per clip.
 """
@@ -35,33 +35,31 @@ def tokenize(
     precision: str = "no",
     **views: Any,
 ) -> TokenManifest:
-    """Write the token shards of `clips` that are missing in the folder `out`; each of several processes its share.
+    """Write the missing token shards of `clips` into the folder `out`, each process its share.
 
     Args:
         num_classes: by default `count_classes(clips)`.
         preprocessing: how clips are made from files; by default `tokenizer.config.preprocessing`.
         workers: processes that read videos, for each device.
         precision: "no" is float32 without TF32; "bf16" is faster, and some ids differ.
-        views: fields of TokenManifest: clips_per_video (if more than 1, spread evenly over the video, whatever the
-            position), flips, given_frames (also encode the first so many frames alone) and rows_per_shard.
-
-    Raises ValueError (also ClipError) naming what is wrong with the input.
+        views: fields of TokenManifest: clips_per_video (more than 1 are spread evenly over the video, whatever the
+            position), flips, given_frames (also encode the first given_frames frames as a clip) and rows_per_shard.
     """
     how = preprocessing or tokenizer.config.preprocessing
     state = join_processes()
     manifest = make_manifest(tokenizer, clips, how, num_classes, precision, **views)
     rank, world_size = state.process_index, state.num_processes
     writer = main_first(lambda: ShardWriter(out, manifest, clips.keys, clips.labels, rank, world_size))
-    state.destroy_process_group()  # from here on no process waits for another: their shares take different times
+    state.destroy_process_group()  # processes do not wait for each other below: their shares take different times
     tokenizer = tokenizer.to(state.device)
     options = {**asdict(how), "position": "even" if manifest.clips_per_video > 1 else how.position}
     config = tokenizer.config
     options |= {"clips_per_video": manifest.clips_per_video, "flips": manifest.flips}
     dataset = ClipDataset(clips, config.num_frames, (config.height, config.width), **options)
-    # No batch reaches into another shard, so that ids do not depend on which process writes which shard.
+    # Batches end with their shard, so that ids do not depend on which process writes which shard.
     shards = [(rows, [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]) for rows in writer.pending()]
     loader = iter(plain_errors(make_loader(dataset, [part for _, parts in shards for part in parts], workers)))
-    hidden = None if rank == 0 else True  # None: shown on terminals alone
+    hidden = None if rank == 0 else True  # None: shown on terminals only
     try:
         with tqdm(total=sum(len(rows) for rows, _ in shards), unit="clip", disable=hidden) as bar:
             for rows, parts in shards:
@@ -79,7 +77,7 @@ def tokenize(
 def make_manifest(
     tokenizer: SweetTok, clips: ClipList, how: Preprocessing, num_classes: int | None, precision: str, **views: Any
 ) -> TokenManifest:
-    """The manifest of the shards; ValueError for options that do not fit the tokenizer or the list."""
+    """The manifest of the shards. Raises ValueError for options that do not fit the tokenizer or the list."""
     config, given_frames = tokenizer.config, views.get("given_frames")
     if given_frames is not None:
         if given_frames >= config.num_frames:
@@ -106,14 +104,14 @@ def make_manifest(
 
 
 def count_classes(clips: ClipList) -> int:
-    """Classes that a list names, or as many as its highest label implies; 0 without labels."""
+    """Number of class names of a list, or its highest label plus one; 0 without labels."""
     if clips.labels is None:
         return 0
     return len(clips.class_names) if clips.class_names is not None else max(clips.labels) + 1
 
 
 def encode(tokenizer: SweetTok, video: Tensor, given_frames: int | None, precision: str) -> tuple[Tensor, ...]:
-    """uint8 (B, 3, T, H, W) -> ids (B, L) on the CPU; with given frames also the ids (B, L) of those alone."""
+    """uint8 (B, 3, T, H, W) -> ids (B, L) on the CPU; with given frames also the ids (B, L) of only those."""
     clips = [video] if given_frames is None else [video, video[:, :, :given_frames]]
     with (
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),

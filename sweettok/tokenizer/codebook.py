@@ -41,9 +41,7 @@ class LanguageCodebook(nn.Module):
         self.register_buffer("values", None, persistent=False)
         self._set_adjacency()
         self._codes: Tensor | None = None
-        self._sources: list[
-            tuple[Tensor, int]
-        ] = []  # inputs of the kept codes, and their versions
+        self._sources: list[tuple[Tensor, int]] = []  # inputs of the kept codes, and their versions
         self.register_load_state_dict_post_hook(_refresh)
 
     def forward(self) -> Tensor:

@@ -28,20 +28,13 @@ Item = TypeVar("Item")
 
 
 class ClipTokenizer(Protocol):
-    """What this package needs of a tokenizer of clips (B, 3, T, H, W); a base class of tokenizers.
+    """Base class of tokenizers of clips (B, 3, T, H, W): the attributes and methods that this package needs."""
 
-    Attributes:
-        config: has `num_frames`, `height`, `width` of a clip, and `preprocessing`, how it is made from a file.
-        long_class: class of the ids of its long videos, see `LongVideo`.
-    """
-
-    config: Any
-    long_class: Any
+    config: Any  # with num_frames, height, width of a clip, and `preprocessing`
+    long_class: Any  # class of the ids of its long videos, see `LongVideo`
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are; inputs are moved there."""
-        ...
+    def device(self) -> torch.device: ...
 
     @property
     def clip_frames(self) -> int:
@@ -51,23 +44,16 @@ class ClipTokenizer(Protocol):
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise ValueError for clips of a shape that does not fit."""
 
-    def clip_layout(self, num_frames: int) -> SegmentLayout:
-        """Layout of the ids of a clip of `num_frames` frames."""
-        ...
+    def clip_layout(self, num_frames: int) -> SegmentLayout: ...
 
-    def ids_hash(self) -> str:
-        """SHA-256 of all weights and settings that the ids depend on."""
-        ...
+    def ids_hash(self) -> str: ...
 
-    def encode(self, source: Tensor) -> Any:
-        """uint8 or float clips (B, 3, T, H, W) -> a TokenBatch."""
+    def encode(self, source: Tensor) -> Any: ...
 
-    def decode(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) -> float32 clips (B, 3, T, H, W) in [-0.5, 0.5]."""
-        ...
+    def decode(self, ids: Tensor) -> Tensor: ...
 
     def describe(self, ids: Tensor) -> Any:
-        """Ids (B, L) -> what `encode` returns with these ids."""
+        """Ids (B, L) -> the result of `encode` with these ids."""
 
 
 def in_order(tasks: Iterable[Callable[[], Item]], ahead: int, workers: int = 1) -> Generator[Item, None, None]:
