@@ -290,7 +290,7 @@ def test_bad_files_of_ids_are_refused(tokens, tmp_path):
         with pytest.raises(ValueError, match="bad.safetensors holds no ids of a long video: "):
             LongTokens.load(path)
     save_file({"ids": tokens.ids}, path)
-    with pytest.raises(ValueError, match="holds no ids of a long video: LongTokens.save did not write it"):
+    with pytest.raises(ValueError, match="holds no ids of a long video: it was not written by LongTokens.save"):
         LongTokens.load(path)
 
 

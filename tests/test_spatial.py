@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused():
     ids = model.encode(images(0)).ids
     with pytest.raises(ValueError, match="12 ids are those of an image, of 1 frame; got num_frames=9"):
         model.decode(ids, num_frames=9)
-    with pytest.raises(ValueError, match="id 11 at place 0 of clip 0 is no adjective: those are 0..10"):
+    with pytest.raises(ValueError, match="id 11 at position 0 of clip 0 is no adjective: those are 0..10"):
         model.decode(torch.cat((torch.tensor([[11]]), ids[:, 1:]), dim=1))
     with pytest.raises(ValueError, match="frames are 32x16, but this tokenizer's"):
         model.encode(torch.zeros(1, 3, 32, 16))
