@@ -1,7 +1,7 @@
-"""Everything that the processes of one command exchange: they join, share decisions and failures, and add tensors up.
+"""Communication between the processes of one command: joining, shared decisions and failures, sums of tensors.
 
-Every decision that leads to a collective operation goes through `from_main` or `together`; otherwise processes that
-decide differently would wait for each other. Without other processes every function here works alone.
+Every decision before a collective operation goes through `from_main` or `together`: processes that decide differently
+would wait for each other forever. With a single process, all functions work without communication.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-TIMEOUT = timedelta(days=7)  # of a collective operation: the shares of a command's work may take very different times
 Result = TypeVar("Result")
 
 
-def join_processes(timeout: timedelta = TIMEOUT) -> PartialState:
+def join_processes(timeout: timedelta = timedelta(days=7)) -> PartialState:
     """Join the processes that a launcher started.
 
     Args:
-        timeout: how long a process waits for the others in a collective operation.
+        timeout: longest wait for other processes in a collective operation. The default is long because processes
+            may take very different times for their shares of the work.
 
     Returns:
         accelerate's state: the device, the rank and the number of processes.
 
     Raises:
-        ValueError: several processes were launched, but each would work alone, because there is no GPU to share out.
+        ValueError: several processes were launched on a machine without GPUs, and ACCELERATE_USE_CPU is not set.
     """
-    # Imported late: models use this module without accelerate.
+    # Imported here, because models use this module without accelerate.
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -44,7 +44,7 @@ def join_processes(timeout: timedelta = TIMEOUT) -> PartialState:
     launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     if state.num_processes < launched:
         raise ValueError(
-            f"{launched} processes were launched, but each sees {state.num_processes}: there is no GPU to share out. "
+            f"{launched} processes were launched, but each sees {state.num_processes}, because there is no GPU. "
             "Set ACCELERATE_USE_CPU=true to work on CPUs"
         )
     return state
@@ -56,20 +56,17 @@ def distributed() -> bool:
 
 
 def world_size() -> int:
-    """Number of processes, 1 outside of distributed work."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, 0 for the main one."""
+    """Index of this process; the main process has 0."""
     return dist.get_rank() if distributed() else 0
 
 
-# ---------------------------------------------------------------------------------------------- decisions and failures
-
-
 def from_main(work: Callable[[], Result]) -> Result:
-    """Result of `work()`, which runs on the main process alone, on every process; its exception is raised on all."""
+    """Run `work()` on the main process only; every process returns its result or raises its exception."""
     if not distributed():
         return work()
     result, error = _attempt(work) if rank() == 0 else (None, None)
@@ -81,10 +78,7 @@ def from_main(work: Callable[[], Result]) -> Result:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """Result of `work()`, which runs on every process; if it fails on any, every process raises.
-
-    A process whose own work succeeded raises the exception of the first process whose work failed.
-    """
+    """Run `work()` on every process. If it fails on any, all raise: their own exception, or else the first failure."""
     if not distributed():
         return work()
     result, error = _attempt(work)
@@ -95,7 +89,7 @@ def together(work: Callable[[], Result]) -> Result:
 
 
 def main_first(work: Callable[[], Result]) -> Result:
-    """Result of `work()`, which runs on the main process and only then on the others; if any fails, all raise."""
+    """Run `work()` on the main process, then on the others. If it fails on any, all raise."""
     first = together(lambda: work() if rank() == 0 else None)
     return together(lambda: first if rank() == 0 else work())
 
@@ -108,18 +102,15 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, Exception | Non
 
 
 def _copy_of(error: Exception | None) -> Exception | None:
-    """What other processes raise for an exception of this one: itself where it can be rebuilt from its arguments."""
+    """An exception that other processes can unpickle: the same type if it can be rebuilt from its arguments."""
     try:
         return copy.copy(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-# --------------------------------------------------------------------------------------------------- values and tensors
-
-
 def gather_objects(value: Any) -> list[Any]:
-    """The values of all processes in the order of their ranks, on every process."""
+    """The values of all processes, in order of rank."""
     values = [value] * world_size()
     if distributed():
         dist.all_gather_object(values, value)
@@ -127,14 +118,14 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def add_up(tensor: Tensor) -> Tensor:
-    """Replace a tensor by its sum over the processes, in place; returns it."""
+    """Sum a tensor over the processes, in place, and return it."""
     if distributed():
         dist.all_reduce(tensor)
     return tensor
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """(N, ...) of this process, with the same N on all -> (N * processes, ...) in the order of the ranks."""
+    """(N, ...) on each process, with equal N -> (N * processes, ...), in order of rank."""
     if not distributed():
         return rows
     gathered = [torch.empty_like(rows) for _ in range(world_size())]

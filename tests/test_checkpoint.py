@@ -34,7 +34,7 @@ def state_of(run, step=0):
         micro_batch=2,
         seed=run.train.seed,
     )
-    state = RunState(run, task, ema, sampler, world_size=1)
+    state = RunState(run, task, ema, sampler)
     for _ in range(step):
         for trained in task.trained.values():
             for param in trained.parameters:
@@ -43,7 +43,7 @@ def state_of(run, step=0):
             trained.scheduler.step()
         ema.update(task.model)
         sampler.advance()
-    state.step, task.calls, state.tracker_id = step, step, "abc"
+    state.step, task.calls = step, step
     state.skipped, state.skipped_in_a_row = 5 * step, step
     return state
 
@@ -64,7 +64,7 @@ def test_load_restores_everything(tmp_path):
     load(new, folder)
     first, second = tensors(old), tensors(new)
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-    assert (new.step, new.tracker_id, new.sampler.global_batches, new.task.calls, new.ema.calls) == (3, "abc", 3, 3, 3)
+    assert (new.step, new.sampler.global_batches, new.task.calls, new.ema.calls) == (3, 3, 3, 3)
     assert (new.skipped, new.skipped_in_a_row) == (15, 3)
     assert new.scaler.get_scale() == 8.0
     for name, trained in new.task.trained.items():
@@ -84,7 +84,7 @@ def test_folder_describes_itself_and_holds_no_code(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [*files, "state.json"]
     assert load_config(folder / "config.yaml") == run
     saved = json.loads((folder / "state.json").read_text())
-    assert (saved["format"], saved["task"], saved["step"], saved["world_size"]) == (2, "toy", 2, 1)
+    assert (saved["format"], saved["task"], saved["step"]) == (3, "toy", 2)
     assert (saved["sampler"]["global_batches"], saved["sampler"]["seed"]) == (2, 42)
     assert set(load_file(folder / "model.safetensors")) == set(load_file(folder / "ema.safetensors"))
     torch.load(folder / "optimizers.pt", weights_only=True)

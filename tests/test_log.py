@@ -5,12 +5,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from toy_task import toy_run
 
+from sweettok.config import to_dict
 from sweettok.train.log import Log, drop_after
 
 
 def open_log(folder, step=0, **settings):
-    return Log(folder, **{"active": True, "step": step, "max_steps": 10, **settings})
+    return Log(toy_run(folder, max_steps=10, **settings), step)
 
 
 def steps(folder):
@@ -57,8 +59,9 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert line["eval/psnr"] is None and line["eval/error"] == 0.0
 
 
-def test_other_processes_report_nothing(tmp_path, capsys):
-    log = open_log(tmp_path, active=False, trackers=("wandb",))
+def test_other_processes_report_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sweettok.train.log.rank", lambda: 1)
+    log = open_log(tmp_path, trackers=("wandb",))
     log.write(1, {"train/loss/generator": 1.0})
     log.note("unheard")
     log.advance()
@@ -87,22 +90,17 @@ def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
     run = SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish"))
     fake = SimpleNamespace(init=lambda **settings: calls.append(settings) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    settings = {"trackers": ("wandb",), "project": "words", "config": {"stage": "toy"}}
+    settings = {"trackers": ("wandb",), "project": "words"}
     first = open_log(tmp_path, **settings)
     first.write(1, {"eval/error": 2.0})
     first.close()
-    open_log(tmp_path, step=1, tracker_id=first.tracker_id, **settings).close()
-    begun, logged, finished, again, _ = calls
-    assert (begun["project"], begun["name"], begun["config"]) == ("words", tmp_path.name, {"stage": "toy"})
-    assert begun["id"] == again["id"] == first.tracker_id and again["resume"] == "allow"
+    open_log(tmp_path, step=1, **settings).close()
+    open_log(tmp_path / "other", **settings).close()
+    begun, logged, finished, again, _, other, _ = calls
+    run = to_dict(toy_run(tmp_path, max_steps=10, **settings))
+    assert (begun["project"], begun["name"], begun["config"]) == ("words", tmp_path.name, run)
+    assert begun["id"] == again["id"] != other["id"] and again["resume"] == "allow"
     assert logged == (1, {"eval/error": 2.0}) and finished == "finish"
-
-
-def test_the_run_s_identity_outlives_a_kill_before_its_first_checkpoint(tmp_path):
-    first = open_log(tmp_path)
-    assert open_log(tmp_path).tracker_id == first.tracker_id
-    assert open_log(tmp_path, tracker_id="abc").tracker_id == "abc" == open_log(tmp_path).tracker_id
-    assert open_log(tmp_path / "other", active=False).tracker_id != "abc"
 
 
 def test_has(tmp_path):

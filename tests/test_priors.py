@@ -40,7 +40,7 @@ def test_sizes():
         ({"vectors": torch.zeros(4, 2)}, r"torch.float32 of shape \(5, \*\), got torch.float32 \(4, 2\)"),
         ({"vectors": torch.zeros(5, 2).double()}, "got torch.float64"),
         ({"vectors": torch.full((5, 2), torch.nan)}, "finite"),
-        ({"edges": torch.tensor([[0], [5]])}, r"positions 0..4, got 0..5"),
+        ({"edges": torch.tensor([[0], [5]])}, r"indices 0..4, got 0..5"),
         ({"edges": torch.tensor([[0, 1]])}, "edges must be"),
         ({"counts": torch.ones(5)}, "counts must be torch.int64"),
     ],

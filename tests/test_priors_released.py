@@ -70,12 +70,6 @@ def test_rules(tmp_path, names, protocol):
     check_rules(load_prior(write(tmp_path, names=names, protocol=protocol)))
 
 
-def test_threshold(tmp_path):
-    prior = load_released(write(tmp_path), spatial_threshold=9)
-    assert prior.spatial.modifiers == ("red", "rare", "big")  # and the noun "rare" stays dropped
-    assert prior.spatial.heads == ("car", "dog")
-
-
 def as_numpy(table):
     return {word: value.numpy() for word, value in table.items()}
 
@@ -203,8 +197,11 @@ def test_attributes_of_what_is_handed_out_cannot_be_set(tmp_path, target, state)
         (lambda d: d["noun_code_book_vec"].pop("dog"), "no vector for the word 'dog'"),
         (lambda d: d["noun_code_book_vec"].update(dog=torch.zeros(2, 2)), "no 1-D vector"),
         (lambda d: d["noun_code_book_vec"].update(dog=torch.zeros(2)), r"different widths \[2, 3\]"),
-        (lambda d: d["adj_code_book_num"].update(big="many"), "adj_code_book_num must map words to numbers"),
-        (lambda d: d.update(adj_noun_edges=["red"]), "must hold pairs of words, got red"),
+        (lambda d: d["adj_code_book_num"].update(big="many"), "'many'"),
+        (lambda d: d["adj_code_book_num"].update(big=float("inf")), "infinity"),
+        (lambda d: d.update(adj_code_book_num=["big"]), "unexpected content"),
+        (lambda d: d.update(adj_noun_edges=["red"]), "unexpected content"),
+        (lambda d: d.update(adj_noun_edges=7), "unexpected content"),
         (lambda d: d.update(noun_code_book_num={"few": 1}), "heads must be a non-empty tuple"),
     ],
 )

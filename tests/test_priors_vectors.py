@@ -80,7 +80,7 @@ def test_words_without_vector_are_refused_or_left_out(tmp_path):
     built = build([pack([CAPTION])], Rules({}, {}, drop_unknown=True), source)
     assert built.prior.spatial.words == ("red", "car") and built.unknown == ("big",)
     assert built.prior.spatial.edges.tolist() == [[0], [1]]
-    with pytest.raises(ValueError, match="there is no noun of which table few.txt has a vector"):
+    with pytest.raises(ValueError, match="table few.txt has a vector of no noun"):
         few = table(tmp_path, "red 1 0\nfast 0 4\n", "few.txt")
         build([pack([CAPTION])], Rules({}, {}, drop_unknown=True), few)
 
@@ -147,12 +147,12 @@ def test_clip_refuses_what_it_cannot_find(tiny_clip, captions, tmp_path, capsys)
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"no weights")
     for source, message in (
-        (ClipVectors("tiny-words", str(broken)), "broken.pt does not hold the weights of tiny-words: "),
+        (ClipVectors("tiny-words", str(broken)), "broken.pt does not contain the weights of tiny-words: "),
         (ClipVectors("no-such", "openai"), "open_clip has no model 'no-such'"),
         (ClipVectors("tiny-words"), "None is neither a file nor weights of tiny-words"),
         (ClipVectors("ViT-B-32", "opnai"), "neither a file nor weights of ViT-B-32: openai"),
-        (ClipVectors("hf-hub:a/b", weights), "hf-hub:a/b has its own weights"),
-        (ClipVectors("tiny-words", weights, "no place"), "where the word goes, got 'no place'"),
+        (ClipVectors("hf-hub:a/b", weights), "hf-hub:a/b includes its weights"),
+        (ClipVectors("tiny-words", weights, "no place"), "for the word, got 'no place'"),
     ):
         with pytest.raises(ValueError, match=message):
             source.vectors(WORDS)

@@ -363,7 +363,7 @@ def test_what_sharded_runs_do(tmp_path, monkeypatch):
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
     sharding.check(toy_run(tmp_path, mixed_precision="bf16").train)
-    assert not sharding.is_asked()  # nobody to share with
+    assert not sharding.is_enabled()  # nobody to share with
 
 
 def test_tasks_that_cannot_be_sharded(tmp_path):
@@ -386,8 +386,8 @@ def test_the_launcher_s_configuration_is_used(tmp_path, config, expected):
     script.write_text(
         "import torch\nfrom accelerate import Accelerator\nfrom sweettok.train import sharding\n"
         "accelerator = Accelerator()\nfrom sweettok.train.config import TrainConfig\n"
-        "if sharding.is_asked(): sharding.check(TrainConfig(output_dir='x'))\n"
-        "if accelerator.is_main_process: print(sharding.is_asked(), accelerator.num_processes)\n"
+        "if sharding.is_enabled(): sharding.check(TrainConfig(output_dir='x'))\n"
+        "if accelerator.is_main_process: print(sharding.is_enabled(), accelerator.num_processes)\n"
         "accelerator.wait_for_everyone()\n"  # none leaves while others still connect
         "torch.distributed.destroy_process_group()\n"
     )

@@ -221,7 +221,7 @@ def test_processes_do_not_wait_for_one_that_is_gone(two):
     """Of which one tells why, as for a data worker that died, and the other that it is alone."""
     left, why = errors(two / "lost")
     assert re.search("a process that reads clips died.*checkpoint-3 is complete; start again to resume from it$", why)
-    assert re.fullmatch(r"another process of the run ended \(.*\); its message has the reason", left)
+    assert re.fullmatch(r"another process of the run ended \(.*\); see its own error message", left)
 
 
 def test_processes_learn_of_a_full_disk_together(two):

@@ -1,4 +1,4 @@
-"""`sweettok train CONFIG [key=value ...]`: train the stage that a configuration file describes, or resume its run."""
+"""`sweettok train CONFIG [key=value ...]`: start or resume the training run of a configuration file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     set_seed(config.train.seed)
     finished = fit(STAGES[config.stage](config), config)
-    # Not after an error: others that wait for this process might keep it here.
+    # Not after an error, when it might wait for the other processes.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0 if finished else STOPPED

@@ -1,7 +1,4 @@
-"""3D patch discriminator of the release, with batch statistics over all processes on any device.
-
-Letters: B clips, T frames, H W pixels.
-"""
+"""3D patch discriminator of the release, with batch statistics over all processes on any device."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +9,7 @@ from sweettok.losses.config import DiscriminatorConfig
 
 
 class _GatherProcesses(torch.autograd.Function):
-    """Stack a tensor of every process on a new first axis; its gradient is summed over the processes."""
+    """Stack the tensors of all processes on a new first axis; the backward pass sums gradients over the processes."""
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
@@ -27,17 +24,22 @@ class SyncedBatchNorm3d(nn.BatchNorm3d):
     """Batch normalisation whose training statistics are over the batches of all processes.
 
     Equals `nn.BatchNorm3d` on one process and in eval mode, and has its state names. Unlike `nn.SyncBatchNorm` it also
-    runs on CPUs, with any backend. Every process must call it equally often in training mode.
+    runs on CPUs, and its variance is accurate for large means. In training, all processes must call it equally often;
+    their batches may differ in size.
     """
-
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
-        super().__init__(num_features, eps=eps, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, channels, T, H, W) -> same shape."""
         if not (self.training and distributed()):
             return super().forward(x)
-        mean, var, count = self._global_statistics(x)
+        var, mean = torch.var_mean(x, dim=(0, 2, 3, 4), correction=0)
+        size = mean.new_full((1,), x.numel() // x.shape[1])
+        gathered = _GatherProcesses.apply(torch.cat([mean, var, size]))
+        means, variances, sizes = gathered.split([self.num_features, self.num_features, 1], dim=1)
+        count = sizes.sum()
+        share = sizes / count
+        mean = (share * means).sum(0)
+        var = (share * (variances + (means - mean) ** 2)).sum(0)
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -46,26 +48,9 @@ class SyncedBatchNorm3d(nn.BatchNorm3d):
         shift = self.bias - mean * scale
         return torch.addcmul(shift.view(1, -1, 1, 1, 1), x, scale.view(1, -1, 1, 1, 1))
 
-    def _global_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and biased variance of each channel over all processes, and the number of values behind them.
-
-        Processes may hold batches of different sizes. Their variances are combined around the global mean, since a
-        mean of squares would cancel.
-        """
-        var, mean = torch.var_mean(x, dim=(0, 2, 3, 4), correction=0)
-        size = mean.new_full((1,), x.numel() // x.shape[1])
-        means, variances, sizes = _GatherProcesses.apply(torch.cat([mean, var, size])).split(
-            [self.num_features, self.num_features, 1], dim=1
-        )
-        count = sizes.sum()
-        share = sizes / count
-        mean = (share * means).sum(0)
-        var = (share * (variances + (means - mean) ** 2)).sum(0)
-        return mean, var, count
-
 
 class PatchDiscriminatorLayer(nn.Module):
-    """4x4x4 convolution, batch normalisation (but for the first layer) and leaky ReLU."""
+    """4x4x4 convolution, optional batch normalisation, and leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, normalized: bool = True):
         super().__init__()
@@ -77,10 +62,10 @@ class PatchDiscriminatorLayer(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """3D PatchGAN: `num_layers` halving layers, one that keeps the size, and one to a single channel of logits.
+    """3D PatchGAN: `num_layers` layers of stride 2, one of stride 1, and one that outputs a channel of logits.
 
-    As in the release, the logits too pass through batch normalisation and leaky ReLU, so only their shape over a
-    batch, not their level, can tell real clips from reconstructions.
+    As in the release, the logits also pass through batch normalisation and leaky ReLU, so that their mean over a batch
+    carries no information.
     """
 
     def __init__(self, config: DiscriminatorConfig):
@@ -88,7 +73,6 @@ class PatchDiscriminator(nn.Module):
         if config.num_layers < 1:
             raise ValueError(f"discriminator.num_layers must be at least 1, got {config.num_layers}")
         self.in_channels = config.in_channels
-        # Widths double up to 8 times the base.
         widths = [config.base_channels * min(2**i, 8) for i in range(config.num_layers + 1)]
         layers = [PatchDiscriminatorLayer(config.in_channels, widths[0], stride=2, normalized=False)]
         layers += [PatchDiscriminatorLayer(widths[i - 1], widths[i], stride=2) for i in range(1, config.num_layers)]
@@ -97,9 +81,9 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, video: Tensor) -> list[Tensor]:
-        """Feature maps of all layers, computed in float32, or float64 if given; the last is the logits.
+        """Video (B, in_channels, T, H, W), about [-0.5, 0.5] -> feature maps of the num_layers + 2 layers.
 
-        video: (B, in_channels, T, H, W), nominally in [-0.5, 0.5] and never clamped -> num_layers + 2 maps (5).
+        The last map holds the logits. Computed in float32, or in float64 if the video has that type.
         """
         if video.ndim != 5 or video.shape[1] != self.in_channels:
             raise ValueError(f"video must be (B, {self.in_channels}, T, H, W), got {tuple(video.shape)}")

@@ -1,7 +1,4 @@
-"""Frozen networks that judge how alike two images look. Their weights are handed in: nothing here opens a file.
-
-Both take images (N, 3, H, W) in [-0.5, 0.5] and return one distance for each pair. Letters: N images, C channels.
-"""
+"""Perceptual distances of image pairs (N, 3, H, W) in [-0.5, 0.5], computed by frozen networks."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,43 +8,28 @@ from torch import Tensor, nn
 from torchvision.models import convnext_small, vgg
 
 
-def _check_state(name: str, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless `state` holds exactly the entries of `module`, in the same shapes."""
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    got = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = sorted(key for key in expected.keys() | got.keys() if expected.get(key) != got.get(key))
-    if wrong:
-        key = wrong[0]
-        raise ValueError(
-            f"these are not the weights of {name}: {len(wrong)} entries differ, the first is {key!r} "
-            f"(expected shape {expected.get(key)}, got {got.get(key)})"
-        )
-
-
 def _build(name: str, make: Callable[[], nn.Module], state: Mapping[str, Tensor] | None, untrained: bool) -> nn.Module:
-    """The network with the weights of `state`, or, if `untrained`, with random ones that are the same everywhere."""
+    """The network with the weights of `state`, or with random weights from a fixed seed if `untrained`."""
     if (state is None) != untrained:
-        raise ValueError(f"{name} needs either its weights or untrained=True (it then judges nothing), not both")
+        raise ValueError(f"{name} needs either its weights or untrained=True (random weights, for tests), not both")
     if untrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return make()
     with torch.device("meta"):
         module = make()
-    _check_state(name, module, state)
-    module.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    try:
+        module.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"these are not the weights of {name}: {' '.join(str(error).split())[:300]}") from error
     return module
 
 
 class _FrozenNetwork(nn.Module):
-    """Base of both networks: no parameter is trained, and the mode is always eval."""
-
-    def _freeze(self) -> None:
-        self.requires_grad_(False)
-        self.train(False)
+    """Base class of both networks."""
 
     def train(self, mode: bool = True) -> "_FrozenNetwork":
-        """Stay in eval mode whatever the caller's mode: dropout and drop-path would make the loss noisy."""
+        """Stay in eval mode always: dropout and drop-path would make the loss noisy."""
         return super().train(False)
 
     @staticmethod
@@ -66,12 +48,12 @@ class ConvNeXtPerceptual(_FrozenNetwork):
     STD = (0.229, 0.224, 0.225)
 
     def __init__(self, state: Mapping[str, Tensor] | None = None, untrained: bool = False):
-        """state: entries by torchvision's names. ValueError if it does not fit or is absent without `untrained`."""
+        """state: torchvision's state dict of the network. ValueError if it does not fit."""
         super().__init__()
         self.network = _build("ConvNeXt-S", convnext_small, state, untrained)
         self.register_buffer("mean", torch.tensor(self.MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.STD).view(1, 3, 1, 1), persistent=False)
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """images, target: (N, 3, H, W) in [-0.5, 0.5] -> (N,). No gradient flows into `target`."""
@@ -81,7 +63,7 @@ class ConvNeXtPerceptual(_FrozenNetwork):
         return (self.scores(images) - target_scores).square().mean(dim=1)
 
     def scores(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-0.5, 0.5] -> class scores (N, 1000), in float32 whatever the autocast."""
+        """(N, 3, H, W) in [-0.5, 0.5] -> class scores (N, 1000), in float32 also under autocast."""
         with torch.autocast(images.device.type, enabled=False):
             return self.network((self.resize(images) - self.mean) / self.std)
 
@@ -92,12 +74,12 @@ class ConvNeXtPerceptual(_FrozenNetwork):
 
 
 class LPIPS(_FrozenNetwork):
-    """Learned perceptual image patch similarity, VGG-16, version 0.1 (Zhang et al. 2018), for losses and evaluation."""
+    """Learned perceptual image patch similarity, VGG-16, version 0.1 (Zhang et al. 2018)."""
 
-    CHANNELS = (64, 128, 256, 512, 512)
-    # Places in torchvision's `features` of relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
+    # relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3: indices in torchvision's `features`, and channels.
     TAPS = (3, 8, 15, 22, 29)
-    # The published scaling of images in [-1, 1]: the ImageNet mean and deviation, moved to that range.
+    CHANNELS = (64, 128, 256, 512, 512)
+    # Published normalisation of images in [-1, 1], from the ImageNet mean and standard deviation.
     SHIFT = (-0.030, -0.088, -0.188)
     SCALE = (0.458, 0.448, 0.450)
 
@@ -107,9 +89,9 @@ class LPIPS(_FrozenNetwork):
         linear_state: Mapping[str, Tensor] | None = None,
         untrained: bool = False,
     ):
-        """vgg_state: torchvision's VGG-16, whose classifier is not used; linear_state: `lin{0..4}.model.1.weight`.
+        """vgg_state: torchvision's VGG-16; linear_state: `lin{0..4}.model.1.weight`. ValueError if one does not fit.
 
-        ValueError if either does not fit or is absent without `untrained`. Untrained linear weights are all 1.
+        Untrained linear weights are all 1.
         """
         super().__init__()
         if vgg_state is not None:
@@ -118,7 +100,7 @@ class LPIPS(_FrozenNetwork):
         self.linear = _build("LPIPS (linear layers)", self._make_linear, linear_state, untrained)
         self.register_buffer("shift", torch.tensor(self.SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(self.SCALE).view(1, 3, 1, 1), persistent=False)
-        self._freeze()
+        self.requires_grad_(False).eval()
 
     @staticmethod
     def _make_vgg() -> nn.Module:
@@ -148,7 +130,7 @@ class LPIPS(_FrozenNetwork):
         return torch.stack(distances).sum(dim=0)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of the five taps, each pixel's channels scaled to unit length."""
+        """Feature maps of the five layers, with the channels of each pixel scaled to unit length."""
         x = (images.float() * 2 - self.shift) / self.scale
         maps = []
         for i, layer in enumerate(self.vgg["features"]):

@@ -1,7 +1,6 @@
-"""Terms of the training losses, as functions without weights and state.
+"""Terms of the training losses, computed in float32 also under autocast.
 
-Every term is computed in float32, under autocast too. A task multiplies the terms by its weights and adds them up.
-Letters: B clips, C rgb, T frames, H W pixels; t h w latent grid; K proxy codes.
+Shapes: B clips, C channels, T frames, H x W pixels; t x h x w latent grid; K proxy codes.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from torch import Tensor
 
 
 class QuantizerLoss(NamedTuple):
-    """Weighted `total` and its two unweighted sides, named by what each side trains."""
+    """The weighted `total` and its two unweighted terms, named by the part of the model that each trains."""
 
     total: Tensor
     encoder_side: Tensor
@@ -26,10 +25,7 @@ def _check_same_shape(name: str, value: Tensor, other_name: str, other: Tensor) 
 
 
 def proxy_cross_entropy(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over all B * t * h * w places of the code grid.
-
-    logits: (B, K, t, h, w); codes: (B, t, h, w) int64 in [0, K).
-    """
+    """Mean cross-entropy over the code grid. logits: (B, K, t, h, w); codes: (B, t, h, w) int64 in [0, K)."""
     expected = (logits.shape[0], *logits.shape[2:])
     if logits.ndim != 5 or codes.shape != expected:
         raise ValueError(
@@ -37,19 +33,20 @@ def proxy_cross_entropy(logits: Tensor, codes: Tensor, label_smoothing: float = 
         )
     if codes.dtype != torch.int64:
         raise ValueError(f"codes must be int64, got {codes.dtype}")
-    rows = logits.float().movedim(1, -1).flatten(0, -2)  # over a strided view it costs six times as much
+    rows = logits.float().movedim(1, -1).flatten(0, -2)  # a copy: over a strided view it takes six times as long
     return F.cross_entropy(rows, codes.flatten(), label_smoothing=label_smoothing)
 
 
 def quantizer_loss(
     z: Tensor, quantized: Tensor, encoder_weight: float = 1.0, codebook_weight: float = 0.25
 ) -> QuantizerLoss:
-    """Distance between latents and their codes, with one side held fixed at a time.
+    """Mean squared distance of latents and their codes, for the encoder (codes fixed) and the codebook (latents fixed).
 
-    Call it for each half of the channels and add.
+    Call it for each half of the channels and add the results. As in the release, the weight of 0.25 is on the
+    codebook's term.
 
-    z, quantized: equal shapes; `quantized` is the code itself, before the straight-through estimator. The release
-    puts the 0.25 on the codebook's side, not on the encoder's.
+    Args:
+        z, quantized: of equal shapes; `quantized` is the code before the straight-through estimator.
     """
     _check_same_shape("z", z, "quantized", quantized)
     z, quantized = z.float(), quantized.float()
@@ -61,24 +58,16 @@ def quantizer_loss(
 def reconstruction_loss(video: Tensor, target: Tensor, kind: str = "l2") -> Tensor:
     """Mean squared ("l2") or absolute ("l1") error over all elements. video, target: equal shapes."""
     _check_same_shape("video", video, "target", target)
-    if kind == "l2":
-        return F.mse_loss(video.float(), target.float())
-    if kind == "l1":
-        return F.l1_loss(video.float(), target.float())
-    raise ValueError(f"reconstruction loss must be 'l1' or 'l2', got {kind!r}")
+    return (F.mse_loss if kind == "l2" else F.l1_loss)(video.float(), target.float())
 
 
-def perceptual_frame_indices(batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
-    """One random frame index for each clip: (batch,) int64 in [0, frames), on the generator's device (default: CPU).
-
-    Use the same indices for a clip and its reconstruction.
-    """
-    device = generator.device if generator is not None else torch.device("cpu")
-    return torch.randint(frames, (batch,), generator=generator, device=device)
+def perceptual_frame_indices(batch: int, frames: int, generator: torch.Generator) -> Tensor:
+    """A random frame index for each clip and its reconstruction: (batch,) int64 in [0, frames)."""
+    return torch.randint(frames, (batch,), generator=generator, device=generator.device)
 
 
 def pick_frames(video: Tensor, indices: Tensor) -> Tensor:
-    """Frame `indices[b]` of each clip b. video: (B, C, T, H, W); indices: (B,) -> (B, C, H, W)."""
+    """Frame `indices[b]` of clip b. video: (B, C, T, H, W); indices: (B,) -> (B, C, H, W)."""
     if video.ndim != 5 or indices.shape != video.shape[:1]:
         raise ValueError(
             f"video must be (B, C, T, H, W) and indices (B,); got {tuple(video.shape)} and {tuple(indices.shape)}"
@@ -93,26 +82,21 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 
 
 def generator_adversarial_loss(fake_logits: Tensor) -> Tensor:
-    """The generator's adversarial loss: the negated mean logit of its reconstructions."""
+    """The generator's adversarial loss: the negative mean logit of its reconstructions."""
     return -fake_logits.float().mean()
 
 
 def feature_matching_loss(fake_features: Sequence[Tensor], real_features: Sequence[Tensor]) -> Tensor:
     """Mean absolute difference of the discriminator's feature maps, summed over all maps but the last (the logits).
 
-    Both arguments are what the discriminator returned. No gradient flows into `real_features`.
+    No gradient flows into `real_features`.
     """
-    if len(fake_features) != len(real_features) or len(fake_features) < 2:
-        raise ValueError(
-            f"feature matching needs two equally long lists of at least 2 maps; "
-            f"got {len(fake_features)} and {len(real_features)}"
-        )
     pairs = zip(fake_features[:-1], real_features[:-1], strict=True)
     return sum(F.l1_loss(fake.float(), real.detach().float()) for fake, real in pairs)
 
 
 class WordLosses(NamedTuple):
-    """For each word, (B, R) float32: `smoothed` is minimised, `plain` is the cross-entropy that gives perplexities."""
+    """For each word, (B, R) float32: `smoothed` is the training loss, `plain` the cross-entropy for perplexities."""
 
     smoothed: Tensor
     plain: Tensor
@@ -120,9 +104,9 @@ class WordLosses(NamedTuple):
 
 
 def word_losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> WordLosses:
-    """logits (B, R, V), targets (B, R) -> losses of each word, in nats (release: MLMLoss, whose mean is `smoothed`).
+    """logits (B, R, V), targets (B, R) -> losses of each word, in nats (release: MLMLoss is the mean of `smoothed`).
 
-    Label smoothing is over all V ids, so the smoothed loss has a floor above 0 and is no cross-entropy to compare.
+    Label smoothing is over all V ids, so the smoothed loss cannot reach 0.
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()

@@ -1,7 +1,7 @@
-"""Find, read and build the frozen networks of the losses. Nothing is ever downloaded: a missing file is an error."""
+"""Load the frozen networks of the losses from files. Nothing is downloaded: a missing file is an error."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from sweettok.losses.config import PerceptualConfig
 from sweettok.losses.perceptual import LPIPS, ConvNeXtPerceptual
 
 
-@dataclass(frozen=True)
-class PublishedWeights:
-    """A published file: what it is, its name in torchvision's cache, and where it comes from."""
+class PublishedWeights(NamedTuple):
+    """A published file: its content, its name in torchvision's cache, and its address."""
 
     title: str
     file: str
@@ -35,7 +34,7 @@ LPIPS_LINEAR = PublishedWeights(
 
 
 def find_weights(published: PublishedWeights, path: str | Path | None = None) -> Path:
-    """`path` itself, or the file in torchvision's cache when `path` is None; FileNotFoundError says how to get it."""
+    """`path`, or the file in torchvision's cache if `path` is None; FileNotFoundError with a download command."""
     found = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / published.file
     if not found.is_file():
         raise FileNotFoundError(
@@ -46,7 +45,7 @@ def find_weights(published: PublishedWeights, path: str | Path | None = None) ->
 
 
 def read_weights(published: PublishedWeights, path: str | Path | None = None) -> dict[str, Tensor]:
-    """The flat state dict in a published file, on the CPU. ValueError if the file holds anything else."""
+    """The state dict in a published file, on the CPU. ValueError if the file holds anything else."""
     found = find_weights(published, path)
     try:
         state = torch.load(found, map_location="cpu", weights_only=True)
@@ -68,7 +67,7 @@ def load_lpips(vgg_path: str | Path | None = None, linear_path: str | Path | Non
 
 
 def load_perceptual(config: PerceptualConfig) -> ConvNeXtPerceptual | LPIPS | None:
-    """The network that a loss configuration asks for; None for kind "none"."""
+    """The network of a loss configuration; None for kind "none"."""
     if config.kind == "none":
         return None
     if config.untrained:
@@ -78,5 +77,5 @@ def load_perceptual(config: PerceptualConfig) -> ConvNeXtPerceptual | LPIPS | No
     if config.kind == "lpips":
         return load_lpips(config.weights, config.linear_weights)
     if config.linear_weights:
-        raise ValueError("perceptual.linear_weights belongs to kind 'lpips', but the kind is 'convnext'")
+        raise ValueError("perceptual.linear_weights is for kind 'lpips', but the kind is 'convnext'")
     return load_convnext(config.weights)

@@ -1,4 +1,4 @@
-"""Codebook priors: the word graphs whose projected vectors are the codebooks."""
+"""Codebook priors: word graphs, from whose vectors the codebooks are computed."""
 
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.priors.io import load_prior, save_prior

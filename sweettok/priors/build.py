@@ -1,14 +1,10 @@
-"""Build a prior from captions whose words are tagged by part of speech.
-
-By default counts, edges and word vectors all come from the captions, without downloads: the vectors are then positive
-pointwise mutual information of words in one caption, reduced by a truncated SVD (Levy and Goldberg 2014). The release
-took its vectors from a language model instead, the paper from CLIP.
-"""
+"""Build a prior from captions whose words are tagged by part of speech."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import scipy.sparse
@@ -27,12 +23,12 @@ class Rules:
     """Which words and edges of the captions are kept.
 
     Args:
-        min_count: occurrences that a word needs, by part of speech (default 1).
-        most: length of the longest word lists, by part of speech (default: no limit).
-        neighbors: connect a word to this many of its closest partners, by single edges; None for an edge per caption.
-        min_shared: captions that two words must share to be connected.
+        min_count: fewest occurrences of a word, by part of speech; 1 for a part that is not given.
+        most: largest number of words, by part of speech; no limit for a part that is not given.
+        neighbors: connect a word to this many of its closest partners by single edges; None for an edge per caption.
+        min_shared: fewest captions with both words for an edge.
         max_weight: largest number of edges between two words.
-        drop_unknown: leave out words that the source of vectors does not have.
+        drop_unknown: leave out words without a vector, instead of raising an error.
     """
 
     min_count: Mapping[str, int]
@@ -55,20 +51,15 @@ class Rules:
         if self.neighbors is not None and self.max_weight is not None:
             raise ValueError("neighbors gives single edges: max_weight would have no effect")
 
-    def least(self) -> dict[str, int]:
-        """min_count of every part of speech."""
-        return {part: self.min_count.get(part, 1) for part in PARTS_OF_SPEECH}
-
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A prior, the counts of all words, the words left out because they have no vector, and the factor that the
-    vectors of the source were multiplied by."""
+    """A prior, and facts of how it was built."""
 
     prior: Prior
-    counts: Counts
-    unknown: tuple[str, ...]
-    scale: float
+    counts: Counts  # of all words
+    unknown: tuple[str, ...]  # words that were left out because they have no vector
+    scale: float  # factor by which the vectors of the source were multiplied
 
 
 def build_prior(
@@ -80,26 +71,26 @@ def build_prior(
 
 
 def build(chunks: Iterable[Chunk], rules: Rules, vectors: int | VectorSource, tagging: str = "") -> Built:
-    """Count, connect and embed the words of `chunks`, which is iterated over twice.
+    """Build the prior of the captions in `chunks`, which is iterated over twice.
 
-    The most frequent words come first. As in the release, a noun that is also an adjective, however rare, is dropped,
-    and a word that is both adverb and verb is in both lists. An adjective and a noun, or an adverb and a verb, that
-    share a caption are connected by one edge per caption. With `rules.neighbors` they are connected by a single edge,
-    and only if one is among the words that share captions with the other most beyond chance: the dense graphs of small
-    vocabularies would make all codes alike.
+    Words are listed by falling frequency. As in the release, nouns that also occur as adjectives are dropped, and words
+    that are both adverb and verb are in both lists. There is one edge for each caption that contains both an adjective
+    and a noun, or both an adverb and a verb. With `rules.neighbors` there is at most one edge between two words, and
+    only if one is among the closest partners of the other by pointwise mutual information: in the dense graphs of small
+    vocabularies, graph convolution would make all codes nearly equal.
 
     Args:
-        vectors: width of vectors made from the captions, at most the number of words kept; or a source of vectors,
-            which are multiplied by one factor to unit root mean square.
+        vectors: width of vectors computed from the captions (see `word_vectors`), or a source of vectors, which are
+            multiplied by one factor to unit root mean square. The release used a language model, the paper CLIP.
         tagging: how parts of speech were found; it becomes part of the graphs' `origin`.
 
-    Raises ValueError for an empty word list, a width that does not fit, or words that the source does not have.
+    Raises ValueError for an empty word list, a width above the number of words, or words without a vector.
     """
     counts = count_words(chunks)
     lists, unknown = _word_lists(counts, rules), ()
     if not isinstance(vectors, int):
         lists, found, unknown = _look_up(vectors, lists, rules.drop_unknown)
-    words = _vocabulary(lists)
+    words = list(chain.from_iterable(lists.values()))
     shared = shared_captions(chunks, words)
     if isinstance(vectors, int):
         table, scale, origin = word_vectors(shared, counts.captions, words, vectors), 1.0, tagging
@@ -126,24 +117,26 @@ def build(chunks: Iterable[Chunk], rules: Rules, vectors: int | VectorSource, ta
 
 
 def _word_lists(counts: Counts, rules: Rules) -> dict[str, list[Word]]:
-    least = rules.least()
     lists: dict[str, list[Word]] = {part: [] for part in PARTS_OF_SPEECH}
     for word, count in counts.words.items():
-        if count >= least[word[1]] and not (word[1] == "noun" and (word[0], "adjective") in counts.words):
+        if count >= rules.min_count.get(word[1], 1) and not (
+            word[1] == "noun" and (word[0], "adjective") in counts.words
+        ):
             lists[word[1]].append(word)
     for part, words in lists.items():
         words.sort(key=lambda word: (-counts.words[word], word))
         del words[rules.most.get(part, len(words)) :]
         if not words:
-            raise ValueError(f"no {part} is counted at least {least[part]} times in the {counts.captions} captions")
+            least = rules.min_count.get(part, 1)
+            raise ValueError(f"no {part} is counted at least {least} times in the {counts.captions} captions")
     return lists
 
 
 def _look_up(
     source: VectorSource, lists: dict[str, list[Word]], drop_unknown: bool
 ) -> tuple[dict[str, list[Word]], Mapping[str, np.ndarray], tuple[str, ...]]:
-    """The lists of words that have a vector, the vectors by word, and the words without one."""
-    words = list(dict.fromkeys(word for word, _ in _vocabulary(lists)))
+    """The lists without unknown words, the vectors by word, and the unknown words."""
+    words = list(dict.fromkeys(word for word, _ in chain.from_iterable(lists.values())))
     found = source.vectors(words)
     unknown = tuple(word for word in words if word not in found)
     if unknown and not drop_unknown:
@@ -153,16 +146,12 @@ def _look_up(
     lists = {part: [word for word in words if word[0] in found] for part, words in lists.items()}
     for part, words in lists.items():
         if not words:
-            raise ValueError(f"there is no {part} of which {source.name} has a vector")
+            raise ValueError(f"{source.name} has a vector of no {part}")
     return lists, found, unknown
 
 
-def _vocabulary(lists: dict[str, list[Word]]) -> list[Word]:
-    return [word for part in PARTS_OF_SPEECH for word in lists[part]]
-
-
 def _edges(shared: scipy.sparse.csr_matrix, counts: np.ndarray, rules: Rules) -> Tensor:
-    """int64 (2, E) from the captions that modifiers (rows) and heads (columns) share, in order of the two words."""
+    """int64 (2, E), sorted, from the number of captions that contain a modifier (row) and a head (column)."""
     pairs = shared.tocoo()
     first, second, weights = (array.astype(np.int64) for array in (pairs.row, pairs.col, pairs.data))
     second += shared.shape[0]
@@ -177,9 +166,9 @@ def _edges(shared: scipy.sparse.csr_matrix, counts: np.ndarray, rules: Rules) ->
 
 
 def _nearest_partners(first: np.ndarray, second: np.ndarray, association: np.ndarray, neighbors: int) -> np.ndarray:
-    """Mask of the pairs in which either word has the other among its `neighbors` by pointwise mutual information.
+    """Mask of the pairs in which one word is among the `neighbors` partners of the other with the highest association.
 
-    `association` is monotonic in it for the partners of one word; ties go to the word that is listed first.
+    Among equal ones, the word that is listed first counts.
     """
     near = np.zeros(len(first), dtype=bool)
     for word, partner in ((first, second), (second, first)):

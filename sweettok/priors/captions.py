@@ -1,4 +1,4 @@
-"""Caption files, read in pieces: lines of text, a column of a table, or JSON lines; plain or tagged."""
+"""Read caption files in pieces: lines of text, a column of a table, or JSON lines with or without tagged words."""
 
 from __future__ import annotations
 
@@ -22,35 +22,30 @@ Word = tuple[str, str]  # (word, part of speech)
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive lines of one caption file, not parsed yet.
-
-    kind: "text" (a caption per line), "table" (cells of the caption column), "json" (records with a caption in
-        `column`) or "tagged" (records with "words").
-    number: of the first line, from 1. size: bytes of the file that these lines take.
-    """
+    """Consecutive lines of one caption file, not parsed yet."""
 
     path: str
-    kind: str
+    kind: str  # "text" (captions), "table" (cells of `column`), "json" (records with `column`), "tagged" (with "words")
     column: str
-    number: int
+    number: int  # of the first line, from 1
     lines: tuple[bytes, ...]
-    size: int
+    size: int  # bytes of the file
 
 
 def clean_word(word: str, part: str) -> Word:
-    """Lower case, composed Unicode (NFC), single spaces inside. ValueError for an empty word or an unknown part."""
+    """The word in lower case, composed Unicode (NFC) and with single spaces. ValueError for an empty or wrong word."""
     if part not in PARTS_OF_SPEECH:
         raise ValueError(f"{word!r} is tagged {part!r}, expected one of {', '.join(PARTS_OF_SPEECH)}")
     if not isinstance(word, str) or not word.strip():
         raise ValueError(f"{word!r} is not a word")
     word = " ".join(unicodedata.normalize("NFC", word.lower()).split())
-    word.encode()  # raises for lone surrogates, which could not be written to a file
+    word.encode()  # raises ValueError for lone surrogates, which cannot be written to a file
     return word, part
 
 
 @contextmanager
 def open_lines(path: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """A file and its content, decompressed if the name ends in .gz. ValueError if it cannot be decompressed."""
+    """A binary file, and the same decompressed if its name ends in .gz. ValueError if it cannot be decompressed."""
     with open(path, "rb") as raw:
         try:
             yield raw, gzip.GzipFile(fileobj=raw) if str(path).lower().endswith(".gz") else raw
@@ -59,10 +54,7 @@ def open_lines(path: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def kind_of(path: str | Path, column: str) -> str:
-    """The kind of `Piece` in a file, from its name and its first record.
-
-    Raises ValueError for other names and for records with neither "words" nor `column`; FileNotFoundError.
-    """
+    """`Piece.kind` of a file, from its name and first record. ValueError for an unknown suffix or a missing column."""
     kind = KINDS.get(_suffix(path))
     if kind is None:
         raise ValueError(f"{path}: expected a name in {', '.join(KINDS)} (or one of these with .gz)")
@@ -80,7 +72,7 @@ def kind_of(path: str | Path, column: str) -> str:
 
 
 def read_pieces(paths: Sequence[str | Path], column: str, size: int) -> Iterator[Piece]:
-    """The files in order, `size` lines per piece; no piece spans two files."""
+    """Pieces of `size` lines (fewer at the end of a file), in the order of the files."""
     for path in map(str, paths):
         kind = kind_of(path, column)
         with open_lines(path) as (raw, file):
@@ -96,7 +88,7 @@ def read_pieces(paths: Sequence[str | Path], column: str, size: int) -> Iterator
 
 
 def piece_texts(piece: Piece) -> list[str]:
-    """The captions of an untagged piece, without blank ones. ValueError names the line of anything else."""
+    """The captions of an untagged piece, without empty ones. ValueError names the line that cannot be read."""
     texts = []
     for number, line in enumerate(piece.lines, piece.number):
         if piece.kind == "json":
@@ -110,7 +102,7 @@ def piece_texts(piece: Piece) -> list[str]:
 
 
 def piece_words(piece: Piece) -> Iterator[tuple[int, list]]:
-    """(line number, [[word, part of speech], ...]) of a tagged piece; the pairs are not checked."""
+    """(line number, [[word, part of speech], ...]) of a tagged piece, unchecked."""
     for number, line in enumerate(piece.lines, piece.number):
         if line.strip():
             record = _record(line, piece.path, number)
@@ -151,7 +143,7 @@ def _column_index(path: str | Path, names: list[str], column: str) -> int:
 
 
 def _table_column(file: BinaryIO, path: str, column: str) -> Iterator[bytes]:
-    """The cells of one column. A cell may span several lines, so pieces of tables count rows."""
+    """The cells of one column, each of which may span several lines of the file."""
     rows = csv.reader(codecs.iterdecode(file, "utf-8-sig"), delimiter=_delimiter(path))
     try:
         names = next(rows, None)

@@ -1,4 +1,4 @@
-"""Captions packed into files of word numbers, by several processes; an interrupted run continues where it stopped."""
+"""Convert captions to files of word indices, in several processes; an interrupted conversion can be resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from sweettok.priors.captions import Piece, Word, clean_word, kind_of, piece_texts, piece_words, read_pieces
-from sweettok.priors.tagging import Tagger
+from sweettok.priors.tagging import SpacyTagger
 from sweettok.store import write_aside
 
 PLAN, LOCK = "plan.json", ".lock"
@@ -26,21 +26,17 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some captions as numbers.
+    """Captions as word indices."""
 
-    words: the distinct words. ids: int32 (N,), the words of one caption after the other, as indices of `words`.
-    lengths: int32 (captions,), number of words of each caption.
-    """
-
-    words: tuple[Word, ...]
-    ids: np.ndarray
-    lengths: np.ndarray
+    words: tuple[Word, ...]  # distinct
+    ids: np.ndarray  # int32 (N,), indices of the words of all captions, one caption after the other
+    lengths: np.ndarray  # int32 (captions,), number of words of each caption
 
 
 def pack(captions: Iterable[Sequence[Sequence[str]]]) -> Chunk:
-    """Captions, each a sequence of (word, part of speech), as one chunk. ValueError: see `clean_word`."""
+    """Convert captions, each a sequence of (word, part of speech), to one chunk. ValueError: see `clean_word`."""
     index: dict[Word, int] = {}
-    spellings: dict[tuple[str, str], int] = {}  # each spelling is cleaned once
+    spellings: dict[tuple[str, str], int] = {}  # a cache, so that each spelling is cleaned once
     ids, lengths = [], []
     for caption in captions:
         for pair in map(tuple, caption):
@@ -52,7 +48,7 @@ def pack(captions: Iterable[Sequence[Sequence[str]]]) -> Chunk:
 
 
 def load_chunk(path: Path) -> Chunk:
-    """Read a chunk; ValueError for another file."""
+    """Read a chunk file; ValueError if it is not one."""
     try:
         with safe_open(path, framework="np") as file:
             words = tuple((word, part) for word, part in json.loads(file.metadata()["words"]))
@@ -62,7 +58,7 @@ def load_chunk(path: Path) -> Chunk:
 
 
 class ChunkFolder:
-    """The chunks of a work folder, loaded one at a time, as often as needed."""
+    """The chunks of a work folder; each iteration loads them one at a time."""
 
     def __init__(self, folder: Path, length: int) -> None:
         self.folder, self.length = folder, length
@@ -71,7 +67,7 @@ class ChunkFolder:
         return (load_chunk(_chunk_path(self.folder, index)) for index in range(self.length))
 
     def remove(self) -> None:
-        """Delete the files of this module, and the folder if nothing else is in it."""
+        """Delete the chunks, and the folder if it is empty then."""
         for path in (*self.folder.glob("chunk-*.safetensors"), self.folder / PLAN, self.folder / LOCK):
             path.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
@@ -81,22 +77,21 @@ class ChunkFolder:
 def pack_files(
     paths: Sequence[str | Path],
     work: str | Path,
-    tagger: Tagger | None = None,
+    tagger: SpacyTagger | None = None,
     column: str = "text",
     processes: int = 1,
     chunk_size: int = 20_000,
-    progress: bool = False,
 ) -> ChunkFolder:
-    """Tag the captions of files, unless they are tagged, and pack them into the folder `work`.
+    """Tag the captions of files, unless they are tagged, and write them as chunks into the folder `work`.
 
-    Chunks that are there already are kept. They do not depend on `processes`; each process has one chunk in memory and
-    its own copy of `tagger`, which must be picklable if there are several.
+    Existing chunks are kept. The chunks do not depend on the number of processes.
 
     Args:
-        column: column or key of the captions. chunk_size: lines per chunk. progress: show a progress bar.
+        tagger: not needed if all files are tagged; picklable if there are several processes.
+        column: column or key of the captions. chunk_size: lines per chunk.
 
     Raises:
-        ValueError: `work` was begun with other files or settings, a tagger is missing, or a caption is broken.
+        ValueError: `work` holds chunks of other files or settings, a tagger is missing, or a caption cannot be read.
         FileNotFoundError: a file does not exist.
     """
     work = Path(work)
@@ -105,7 +100,7 @@ def pack_files(
     _check_plan(work, paths, tagger, column, chunk_size)
     pieces = enumerate(read_pieces(paths, column, chunk_size))
     sizes, length = sum(os.path.getsize(path) for path in paths), 0
-    with tqdm(total=sizes, unit="B", unit_scale=True, desc="captions", disable=None if progress else True) as bar:
+    with tqdm(total=sizes, unit="B", unit_scale=True, desc="captions", disable=None) as bar:
         for piece in _pack_pieces(pieces, work, tagger, processes):
             length += 1
             bar.update(piece.size)
@@ -116,8 +111,10 @@ def _chunk_path(work: Path, index: int) -> Path:
     return work / f"chunk-{index:06d}.safetensors"
 
 
-def _check_plan(work: Path, paths: Sequence[str | Path], tagger: Tagger | None, column: str, chunk_size: int) -> None:
-    """Write what the chunks of this folder are made of, or check that it is the same."""
+def _check_plan(
+    work: Path, paths: Sequence[str | Path], tagger: SpacyTagger | None, column: str, chunk_size: int
+) -> None:
+    """Record the files and settings of the chunks, or compare them with those of existing chunks."""
     files = [[str(path), os.path.getsize(path), os.stat(path).st_mtime_ns] for path in paths]
     plan = {"format": FORMAT, "files": files, "column": column, "tagger": tagger and tagger.name, "lines": chunk_size}
     path = work / PLAN
@@ -125,28 +122,23 @@ def _check_plan(work: Path, paths: Sequence[str | Path], tagger: Tagger | None, 
         with write_aside(path) as aside:
             aside.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
         return
-    try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: delete its folder ({error})") from error
-    other = [key for key in plan if before.get(key) != plan[key]]
-    if other:
-        changed = ", ".join(other)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if changed := ", ".join(key for key in plan if before.get(key) != plan[key]):
         raise ValueError(f"{work} holds captions packed with other {changed}: give another work folder, or delete it")
 
 
 def _pack_pieces(
-    pieces: Iterator[tuple[int, Piece]], work: Path, tagger: Tagger | None, processes: int
+    pieces: Iterator[tuple[int, Piece]], work: Path, tagger: SpacyTagger | None, processes: int
 ) -> Iterator[Piece]:
-    """Pack what is missing; yields every piece when it is done."""
+    """Write missing chunks; yields each piece when its chunk is there."""
     jobs = ((piece, _chunk_path(work, index), tagger) for index, piece in pieces)
     if processes == 1:
         for job in jobs:
             yield _pack_piece(*job)
         return
-    # Spawned, because threads of numerical libraries do not survive a fork.
+    # Spawned, because the threads of numerical libraries do not survive a fork.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    running: deque[Future[Piece]] = deque()  # a few at a time, because pieces are in memory
+    running: deque[Future[Piece]] = deque()  # bounded, to save memory
     try:
         for job in jobs:
             running.append(pool.submit(_pack_piece, *job))
@@ -157,7 +149,7 @@ def _pack_pieces(
         pool.shutdown(cancel_futures=True)
 
 
-def _pack_piece(piece: Piece, path: Path, tagger: Tagger | None) -> Piece:
+def _pack_piece(piece: Piece, path: Path, tagger: SpacyTagger | None) -> Piece:
     if path.is_file():
         return piece
     chunk = _pack_tagged(piece) if piece.kind == "tagged" else pack(tagger.tag(piece_texts(piece)))
@@ -171,7 +163,7 @@ def _pack_tagged(piece: Piece) -> Chunk:
     try:
         return pack(words for _, words in captions)
     except (TypeError, ValueError):
-        for number, words in captions:  # find the line
+        for number, words in captions:  # find the line for the message
             try:
                 pack([words])
             except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""How often words occur in captions, and in how many captions two words occur together."""
+"""Count the occurrences of words in captions, and the captions that contain two words."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse
 
-from sweettok.priors.captions import PARTS_OF_SPEECH, Word
+from sweettok.priors.captions import Word
 from sweettok.priors.chunks import Chunk
 
-_BATCH = 4_000_000  # words that are multiplied at a time
+_BATCH = 4_000_000  # words of a matrix, which bounds memory
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Number of captions, occurrences of each word, and occurrences of all words by part of speech."""
+    """Number of captions, and occurrences of each word."""
 
     captions: int
     words: dict[Word, int]
-    occurrences: dict[str, int]
 
 
 def count_words(chunks: Iterable[Chunk]) -> Counts:
@@ -31,17 +30,11 @@ def count_words(chunks: Iterable[Chunk]) -> Counts:
     for chunk in chunks:
         captions += len(chunk.lengths)
         words.update(dict(zip(chunk.words, np.bincount(chunk.ids, minlength=len(chunk.words)).tolist(), strict=True)))
-    occurrences = dict.fromkeys(PARTS_OF_SPEECH, 0)
-    for (_, part), count in words.items():
-        occurrences[part] += count
-    return Counts(captions, dict(words), occurrences)
+    return Counts(captions, dict(words))
 
 
 def shared_captions(chunks: Iterable[Chunk], words: Sequence[Word]) -> scipy.sparse.csr_matrix:
-    """int32 (len(words), len(words)), number of captions that hold both words.
-
-    A caption counts once, however often it repeats a word; a word shares with itself the captions that hold it.
-    """
+    """int32 (len(words), len(words)), number of captions that contain both words, however often."""
     index = {word: i for i, word in enumerate(words)}
     total = sum(occurs.T.tocsr() @ occurs for occurs in _occurrences(chunks, index))
     total.sort_indices()
@@ -49,7 +42,7 @@ def shared_captions(chunks: Iterable[Chunk], words: Sequence[Word]) -> scipy.spa
 
 
 def _occurrences(chunks: Iterable[Chunk], index: Mapping[Word, int]) -> Iterator[scipy.sparse.csr_matrix]:
-    """int32 (captions, words) of ones and zeros, for about _BATCH words at a time; at least one matrix."""
+    """int32 (captions, words) of ones and zeros, in matrices of about _BATCH entries."""
     columns, lengths, gathered = [np.empty(0, np.int32)], [np.empty(0, np.int64)], 0
     for chunk in chunks:
         known = np.array([index.get(word, -1) for word in chunk.words] + [-1], dtype=np.int32)[chunk.ids]

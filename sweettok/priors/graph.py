@@ -1,7 +1,4 @@
-"""Word graphs: the words of a codebook, their vectors, and which of them occur together.
-
-V words, d vector width, E edges.
-"""
+"""Word graphs: the words of a codebook, their vectors, and edges between words that occur together."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class WordGraph:
-    """Two word lists (vocabulary order: modifiers, then heads) and the graph between them.
+    """Two word lists and the graph between them. The vocabulary is the modifiers followed by the heads.
 
     Args:
         modifiers, heads: the words, each list without repetition; a word may be in both.
-        vectors: float32 (V, d), one row per word in vocabulary order.
-        edges: int64 (2, E), undirected pairs of vocabulary positions. A pair listed twice weighs twice. Edges from a
-            word to itself have no effect, because every word counts as connected to itself exactly once.
+        vectors: float32 (V, d), one row per word of the vocabulary.
+        edges: int64 (2, E), undirected pairs of vocabulary indices. A pair that is listed n times has weight n. Edges
+            from a word to itself have no effect, since every word is connected to itself with weight 1.
         counts: int64 (V,), occurrences of each word, if known.
-        origin: text: how captions were tagged, and the source of the vectors if it is not the captions.
+        origin: how captions were tagged, and the source of the vectors if it is not the captions.
 
     Raises ValueError if these do not fit together.
     """
@@ -39,11 +36,11 @@ class WordGraph:
         total = len(self.modifiers) + len(self.heads)
         _check_tensor("vectors", self.vectors, torch.float32, (total, None))
         if self.vectors.shape[1] == 0 or not self.vectors.isfinite().all():
-            raise ValueError("vectors must be at least one wide and finite")
+            raise ValueError("vectors must be finite and have at least one column")
         _check_tensor("edges", self.edges, torch.int64, (2, None))
         if self.edges.numel() and (self.edges.min() < 0 or self.edges.max() >= total):
             got = f"{int(self.edges.min())}..{int(self.edges.max())}"
-            raise ValueError(f"edges must be vocabulary positions 0..{total - 1}, got {got}")
+            raise ValueError(f"edges must be vocabulary indices 0..{total - 1}, got {got}")
         if self.counts is not None:
             _check_tensor("counts", self.counts, torch.int64, (total,))
 
@@ -66,13 +63,13 @@ class WordGraph:
         return self.vectors.shape[1]
 
 
-# Each graph and the parts of speech of its modifiers and heads.
+# The two graphs, with the parts of speech of their modifiers and heads.
 SIDES = {"spatial": ("adjective", "noun"), "temporal": ("adverb", "verb")}
 
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """The two graphs of a tokenizer: adjectives and nouns for space, adverbs and verbs for time."""
+    """The two word graphs of a tokenizer."""
 
     spatial: WordGraph
     temporal: WordGraph
@@ -96,12 +93,12 @@ def _check_tensor(name: str, tensor, dtype: torch.dtype, shape: tuple[int | None
 
 
 def normalised_adjacency(edges: Tensor, num_words: int) -> Tensor:
-    """Undirected pairs (2, E) -> sparse (V, V), one self loop a word, rows and columns scaled by degree^-1/2."""
+    """Edges (2, E) -> sparse (V, V) with self loops of weight 1, rows and columns scaled by degree^-1/2."""
     a, b = edges
     loops = torch.arange(num_words, device=edges.device)
     rows, columns = torch.cat((a, b, loops)), torch.cat((b, a, loops))
     weights = torch.cat(((a != b).float().repeat(2), torch.ones(num_words, device=edges.device)))
     scale = torch.zeros(num_words, device=edges.device).index_add_(0, rows, weights).rsqrt()
     values = scale[rows] * weights * scale[columns]
-    places, size = torch.stack((rows, columns)), (num_words, num_words)
-    return torch.sparse_coo_tensor(places, values, size, device=edges.device, check_invariants=True).coalesce()
+    indices, size = torch.stack((rows, columns)), (num_words, num_words)
+    return torch.sparse_coo_tensor(indices, values, size, device=edges.device, check_invariants=True).coalesce()

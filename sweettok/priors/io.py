@@ -1,4 +1,4 @@
-"""Prior folders: this library's files, or the published ones."""
+"""Read and write folders of priors."""
 
 from __future__ import annotations
 
@@ -19,20 +19,17 @@ FORMAT = "sweettok word graph 1"
 
 
 def check_prior_output(folder: str | Path, inputs: Iterable[str | Path] = (), released: bool = False) -> None:
-    """Raise ValueError, before any work is done, unless a prior may be written into `folder`.
-
-    Refused are inputs, files of another kind under the names of a prior, and what `check_output_folder` refuses.
-    """
+    """Raise ValueError if writing a prior into `folder` would replace inputs or files of another kind."""
     folder = Path(folder)
     check_output_folder(folder, inputs)
     names = [names[0] for names in RELEASED_NAMES.values()] if released else NATIVE_NAMES.values()
-    mark = b"\x80" if released else FORMAT.encode()  # in the first bytes of our files
+    signature = b"\x80" if released else FORMAT.encode()  # in the first bytes of these files
     for name in names:
-        check_output(folder / name, owned=lambda path: mark in path.read_bytes()[:200])
+        check_output(folder / name, owned=lambda path: signature in path.read_bytes()[:200])
 
 
 def save_prior(prior: Prior, folder: str | Path) -> None:
-    """Write `spatial.safetensors` and `temporal.safetensors` into `folder`; the same prior gives the same bytes."""
+    """Write `spatial.safetensors` and `temporal.safetensors` into `folder`; equal priors give equal files."""
     for side, name in NATIVE_NAMES.items():
         graph: WordGraph = getattr(prior, side)
         tensors = {"vectors": graph.vectors.contiguous(), "edges": graph.edges.contiguous()}
@@ -42,15 +39,14 @@ def save_prior(prior: Prior, folder: str | Path) -> None:
         if graph.origin:
             words["origin"] = graph.origin
         with write_aside(Path(folder) / name) as aside:
-            # One metadata key: safetensors does not keep the order of several, and equal priors give equal files.
+            # A single metadata key, because safetensors does not keep the order of several.
             aside.write_bytes(save(tensors, metadata={"words": json.dumps(words)}))
 
 
 def load_prior(folder: str | Path) -> Prior:
-    """Read a folder with the files of `save_prior`, or with the published pickles, of which nothing is executed.
+    """Read a folder with the files of `save_prior`, or else with the published pickles (see `load_released`).
 
-    If both are there, the files of `save_prior` are read, and a warning is logged. Raises FileNotFoundError naming the
-    expected files, ValueError for wrong content.
+    Raises FileNotFoundError naming the expected files, ValueError for wrong content.
     """
     folder = Path(folder)
     native = {side: folder / name for side, name in NATIVE_NAMES.items()}
@@ -59,7 +55,7 @@ def load_prior(folder: str | Path) -> Prior:
     if len(present) == len(native):
         if any(released.values()):
             names = " and ".join(NATIVE_NAMES.values())
-            logging.getLogger(__name__).warning("%s holds native and released priors: reading %s", folder, names)
+            logging.getLogger(__name__).warning("%s has native and released priors: reading %s", folder, names)
         return Prior(**{side: _load_graph(path) for side, path in native.items()})
     if all(released.values()):
         return load_released(folder)

@@ -1,13 +1,12 @@
-"""The published prior pickles, read without executing them, and written.
+"""Read and write the published prior pickles.
 
-A pickle is a program. This reader lets it call nothing but the small constructors of this module, which build
-containers, strings, numbers, tensors and arrays.
+A pickle can call any function. This reader only allows constructors of containers, strings, numbers, tensors and
+arrays.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import re
 import warnings
@@ -22,13 +21,13 @@ from torch import Tensor
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.store import write_aside
 
-# First the published file name, then the name the published code opens.
+# The published file name, then the name in the published code.
 RELEASED_NAMES = {
     "spatial": ("mlc_codebook_noun_adj.pkl", "adj_noun_word_knowledge_qwen.pkl"),
     "temporal": ("mlc_codebook_verb_adv.pkl", "big_nlp_word_knowledge_clip_video_qwen.pkl"),
 }
-_SPATIAL_THRESHOLD = 10  # spatial words counted more often are kept
-# Keys of each file: modifier counts, head counts, modifier vectors, head vectors, edges.
+_SPATIAL_THRESHOLD = 10  # adjectives and nouns with counts above it are kept
+# Keys of modifier counts, head counts, modifier vectors, head vectors and edges.
 _KEYS = {
     "spatial": ("adj_code_book_num", "noun_code_book_num", "adj_code_book_vec", "noun_code_book_vec", "adj_noun_edges"),
     "temporal": ("adverb_code_book_num", "verb_code_book_num", "adverb_vec", "verb_vec", "verb_adverb_edges"),
@@ -36,19 +35,19 @@ _KEYS = {
 
 
 def find_released(folder: Path) -> dict[str, Path | None]:
-    """The published files in `folder`: {"spatial": path or None, "temporal": path or None}."""
+    """The path of each published file in `folder`, None if it is missing."""
     return {
         side: next((folder / name for name in names if (folder / name).is_file()), None)
         for side, names in RELEASED_NAMES.items()
     }
 
 
-def load_released(folder: str | Path, spatial_threshold: int = _SPATIAL_THRESHOLD) -> Prior:
-    """Read the two published pickles of `folder` by the rules of the published code.
+def load_released(folder: str | Path) -> Prior:
+    """Read the two published pickles of `folder` by the rules of the published code, without executing them.
 
-    An adjective or noun is kept if it was counted more than `spatial_threshold` times; a noun that is also an
-    adjective, however rare, is dropped. All adverbs and verbs are kept; an edge to a word that is both is to the verb.
-    Edges to words that are not kept are dropped.
+    Adjectives and nouns with counts above 10 are kept, except for nouns that are also adjectives of any count. All
+    adverbs and verbs are kept. Edges to dropped words are dropped; an edge to a word that is both adverb and verb is
+    one to the verb.
 
     Raises FileNotFoundError for a missing file, ValueError for one with other content.
     """
@@ -56,27 +55,27 @@ def load_released(folder: str | Path, spatial_threshold: int = _SPATIAL_THRESHOL
     for side, path in find_released(Path(folder)).items():
         if path is None:
             raise FileNotFoundError(f"no released {side} prior in {folder}: expected {RELEASED_NAMES[side][0]}")
-        content = read_pickle(path)
+        content, keys = read_pickle(path), _KEYS[side]
+        if not isinstance(content, dict) or not set(keys) <= content.keys():
+            raise ValueError(f"{path}: expected a dict with the keys {', '.join(keys)}")
         try:
-            counts, tables = _check_content(content, _KEYS[side])
-            modifiers, heads = counts
+            modifiers, heads = ({word: int(count) for word, count in content[key].items()} for key in keys[:2])
             if side == "spatial":
-                heads = {w: n for w, n in heads.items() if n > spatial_threshold and w not in modifiers}
-                modifiers = {word: count for word, count in modifiers.items() if count > spatial_threshold}
-            graphs[side] = _graph(modifiers, heads, *tables)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+                heads = {w: n for w, n in heads.items() if n > _SPATIAL_THRESHOLD and w not in modifiers}
+                modifiers = {word: count for word, count in modifiers.items() if count > _SPATIAL_THRESHOLD}
+            graphs[side] = _graph(modifiers, heads, *(content[key] for key in keys[2:]))
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} has unexpected content: {error}") from error
     return Prior(**graphs)
 
 
 def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) -> int:
     """Write `prior` as the two published pickles, for `load_released` and the published code.
 
-    The files hold containers, strings, numbers and one float32 tensor per word. Edges are pairs of words, so an edge
-    to an adverb that is also a verb becomes one to the verb. Equal priors give equal content, but not equal bytes.
+    Edges are pairs of words there, so an edge to an adverb that is also a verb becomes one to the verb.
 
     Args:
-        raise_counts: write spatial counts of ten or less, and unknown counts, as eleven: readers drop such words.
+        raise_counts: write unknown counts, and counts of adjectives and nouns up to 10, as 11: readers drop such words.
 
     Returns the number of edges that changed. Raises ValueError for a noun that is also an adjective, and for counts
     that are too low unless `raise_counts` is set.
@@ -95,7 +94,7 @@ def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) 
         graph = getattr(prior, side)
         words, lists = graph.words, (slice(graph.num_modifiers), slice(graph.num_modifiers, None))
         counts = [least] * len(words) if graph.counts is None else graph.counts.clamp(min=least).tolist()
-        vectors = [row.clone() for row in graph.vectors]  # a view would be written with the whole table behind it
+        vectors = [row.clone() for row in graph.vectors]  # the pickle of a view would contain the whole table
         tables = [dict(zip(words[part], x[part], strict=True)) for x in (counts, vectors) for part in lists]
         edges = [(words[a], words[b]) for a, b in graph.edges.T.tolist()]
         with write_aside(Path(folder) / RELEASED_NAMES[side][0]) as aside, open(aside, "wb") as file:
@@ -104,29 +103,11 @@ def save_released(prior: Prior, folder: str | Path, raise_counts: bool = False) 
     return int(both[time.edges].any(0).sum())
 
 
-def _check_content(content: Any, keys: tuple[str, ...]) -> tuple[list[dict[str, int]], list]:
-    """The values of `keys`: counts of modifiers and heads by word; and their vectors by word with the word pairs."""
-    if not isinstance(content, dict) or not set(keys) <= content.keys():
-        raise ValueError(f"expected a dict with the keys {', '.join(keys)}")
-    *tables, edges = values = [content[key] for key in keys]
-    for key, table in zip(keys, tables, strict=False):
-        if not isinstance(table, dict) or not all(isinstance(word, str) for word in table):
-            raise ValueError(f"{key} must map words to values")
-    for key, table in zip(keys[:2], tables, strict=False):
-        if not all(isinstance(count, (int, float)) and math.isfinite(count) for count in table.values()):
-            raise ValueError(f"{key} must map words to numbers")
-    for pair in edges if isinstance(edges, (list, tuple, set)) else [edges]:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(w, str) for w in pair):
-            raise ValueError(f"{keys[-1]} must hold pairs of words, got {str(pair)[:80]}")
-    return [{word: int(count) for word, count in table.items()} for table in tables[:2]], values[2:]
-
-
 def _graph(modifiers: dict, heads: dict, modifier_vectors: dict, head_vectors: dict, edges: list) -> WordGraph:
-    """The graph of the words with these counts."""
     vectors = [_vector(modifier_vectors, word) for word in modifiers] + [_vector(head_vectors, word) for word in heads]
     if len({len(vector) for vector in vectors}) > 1:
         raise ValueError(f"word vectors have different widths {sorted({len(vector) for vector in vectors})}")
-    index = {word: i for i, word in enumerate([*modifiers, *heads])}  # of a repeated word, the later one
+    index = {word: i for i, word in enumerate([*modifiers, *heads])}  # the verb's index for a word in both lists
     pairs = [(index[a], index[b]) for a, b in edges if a in index and b in index]
     return WordGraph(
         tuple(modifiers),
@@ -140,10 +121,7 @@ def _graph(modifiers: dict, heads: dict, modifier_vectors: dict, head_vectors: d
 def _vector(table: Mapping[str, Any], word: str) -> Tensor:
     value = table.get(word)
     if isinstance(value, _Array):
-        try:
-            value = value.tensor()
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"broken array for the word {word!r}: {error}") from error
+        value = value.tensor()
     if not isinstance(value, Tensor) or value.squeeze().ndim > 1:
         found = "no vector" if value is None else f"no 1-D vector but {str(value)[:80]}"
         raise ValueError(f"{found} for the word {word!r}")
@@ -153,20 +131,20 @@ def _vector(table: Mapping[str, Any], word: str) -> Tensor:
 def read_pickle(path: str | Path) -> Any:
     """The content of an untrusted pickle of containers, strings, numbers, torch tensors and numpy arrays.
 
-    Raises ValueError naming anything else that the file refers to; it is neither imported nor called.
+    Raises ValueError for anything else, which is neither imported nor called.
     """
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         try:
             return _Unpickler(file).load()
-        except Exception as error:  # a hostile or broken pickle may raise anything
+        except Exception as error:  # a malicious or damaged pickle may raise anything
             raise ValueError(f"{path} is not a readable prior: {error or type(error).__name__}") from error
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"refused to build {module}.{name}: a prior holds only plain data")
+            raise pickle.UnpicklingError(f"refused to call {module}.{name}: a prior contains only plain data")
         return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -183,7 +161,7 @@ class _Call(tuple):
 
 
 class _DType:
-    """A pickled numpy dtype: plain booleans, integers and floats only."""
+    """A pickled numpy dtype of booleans, integers or floats."""
 
     def __init__(self, kind: str, *_: Any) -> None:
         if not isinstance(kind, str) or not re.fullmatch("b1|[iu][1248]|f[248]", kind):
@@ -213,10 +191,10 @@ class _Array:
 
 
 def _storage(data: bytes) -> torch.TypedStorage:
-    # The numbers of a pickled tensor are a nested torch file, itself a pickle, which torch reads safely.
+    # The values of a pickled tensor are a nested torch file.
     storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(storage, torch.TypedStorage):
-        raise pickle.UnpicklingError(f"expected the numbers of a tensor, got {type(storage).__name__}")
+        raise pickle.UnpicklingError(f"expected the storage of a tensor, got {type(storage).__name__}")
     return storage
 
 
@@ -230,7 +208,7 @@ def _scalar(dtype: _DType, data: bytes) -> int | float:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    # How old pickle protocols write bytes.
+    # Old pickle protocols write bytes in this form.
     return text.encode({"latin1": "latin1"}[encoding])
 
 
@@ -243,7 +221,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _Call([_tensor]),
     ("torch._utils", "_rebuild_parameter"): _Call([lambda data, requires_grad, hooks: data]),
     ("numpy", "dtype"): _Call([_DType]),
-    ("numpy", "ndarray"): "numpy.ndarray",  # only ever handed to _reconstruct
+    ("numpy", "ndarray"): "numpy.ndarray",  # only an argument of _reconstruct
 }
 for _kind in (dict, list, set, frozenset, int, float):
     _ALLOWED["builtins", _kind.__name__] = _ALLOWED["__builtin__", _kind.__name__] = _kind  # Python 3 and 2

@@ -1,4 +1,4 @@
-"""What is in a prior: sizes, frequent words, nearest words, overlap with another prior, statistics and a plot."""
+"""Describe a prior: sizes, frequent words, nearest words, overlap with another prior, statistics, and a plot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sweettok.store import write_aside
 
 
 class WordList(NamedTuple):
-    """One of the two lists of a graph; `frequent` are its positions, the most frequent word first."""
+    """One of the two word lists of a graph."""
 
     name: str
-    span: slice
+    span: slice  # in the vocabulary
     words: tuple[str, ...]
-    frequent: list[int]
+    frequent: list[int]  # indices in `words`, by falling frequency
 
 
 def describe(prior: Prior, most: int = 10) -> str:
@@ -40,11 +40,10 @@ def describe(prior: Prior, most: int = 10) -> str:
 
 
 def describe_neighbors(prior: Prior, words: Sequence[str] = (), most: int = 5, nearest: int = 5) -> str:
-    """The nearest words, of the same list, to `words` (or to the `most` most frequent of each list), by distance.
+    """The nearest words of the same list to `words`, or to the `most` most frequent words of each list.
 
-    Before: in the word vectors. After: in the vectors averaged twice over the graph, as the two layers of the graph
-    convolution do apart from their weights. "spread" is the share of the differences between words of a list that is
-    left: near 0 the graph makes all words alike.
+    They are compared by the word vectors, and by the vectors after `smoothed`. "spread" is the ratio of the standard
+    deviations of a list after and before it: near 0, the graph makes all words nearly equal.
 
     Raises ValueError for a word that is in none of the lists.
     """
@@ -66,7 +65,7 @@ def describe_neighbors(prior: Prior, words: Sequence[str] = (), most: int = 5, n
 
 
 def describe_overlap(first: Prior, second: Prior, most: int = 10) -> str:
-    """For each list, how many words both priors have, and the most frequent ones that only one of them has."""
+    """For each list, the number of words in both priors, and the most frequent words that are in only one."""
     lines = []
     for side in SIDES:
         graphs = getattr(first, side), getattr(second, side)
@@ -83,19 +82,19 @@ def describe_overlap(first: Prior, second: Prior, most: int = 10) -> str:
 
 
 def statistics(built: Built, rules: Rules) -> dict[str, Any]:
-    """Plain numbers and strings for a JSON file. Shares are of all occurrences of a part of speech."""
+    """Statistics of a build for a JSON file."""
     counts, lists, graphs = built.counts, {}, {}
     for side, parts in SIDES.items():
         graph = getattr(built.prior, side)
         for part, (_, span, words, _) in zip(parts, _lists(side, graph), strict=True):
-            kept = graph.counts[span]
+            kept, found = graph.counts[span], [count for (_, other), count in counts.words.items() if other == part]
             lists[part] = {
                 "words": len(words),
-                "distinct_in_captions": sum(other == part for _, other in counts.words),
+                "distinct_in_captions": len(found),
                 "occurrences": int(kept.sum()),
-                "share_of_occurrences": int(kept.sum()) / counts.occurrences[part],
+                "share_of_occurrences": int(kept.sum()) / sum(found),
                 "rarest_count": int(kept.min()),
-                "min_count": rules.least()[part],
+                "min_count": rules.min_count.get(part, 1),
             }
         degrees = partners(graph)
         graphs[side] = {
@@ -119,18 +118,18 @@ def statistics(built: Built, rules: Rules) -> dict[str, Any]:
 
 
 def partners(graph: WordGraph) -> np.ndarray:
-    """int64 (V,), how many other words each word is connected to."""
+    """int64 (V,), the number of other words that each word is connected to."""
     pairs = graph.edges.sort(dim=0).values.unique(dim=1)
     return torch.bincount(pairs[:, pairs[0] != pairs[1]].flatten(), minlength=len(graph.words)).numpy()
 
 
 def plot(prior: Prior, path: Path) -> None:
-    """Write a plot of the occurrences and the partners of the words of each list, by rank, on logarithmic axes.
+    """Plot the occurrences and the partners of the words of each list by rank, on logarithmic axes.
 
     Raises ValueError for a prior without counts, or without matplotlib (extra "plot").
     """
     if any(getattr(prior, side).counts is None for side in SIDES):
-        raise ValueError("this prior has no counts to plot: it was not built here")
+        raise ValueError("this prior has no counts to plot")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -151,7 +150,7 @@ def plot(prior: Prior, path: Path) -> None:
 
 
 def smoothed(graph: WordGraph) -> Tensor:
-    """float32 (V, d): the word vectors after two rounds of the normalised adjacency."""
+    """float32 (V, d): the word vectors after two layers of graph convolution without weights."""
     adjacency = normalised_adjacency(graph.edges, len(graph.words))
     return torch.sparse.mm(adjacency, torch.sparse.mm(adjacency, graph.vectors))
 

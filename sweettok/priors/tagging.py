@@ -1,4 +1,4 @@
-"""Parts of speech of plain captions, by spaCy."""
+"""Find the parts of speech of plain captions with spaCy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sweettok.priors.captions import Word
 
@@ -15,24 +15,15 @@ PARTS = {"ADJ": "adjective", "NOUN": "noun", "ADV": "adverb", "VERB": "verb"}
 _CAPTIONS_AT_ONCE = 256
 
 
-class Tagger(Protocol):
-    """`name` identifies the tagger and its settings."""
-
-    name: str
-
-    def tag(self, texts: Sequence[str]) -> Iterator[list[Word]]:
-        """The (word, part of speech) pairs of each caption, in order."""
-
-
 @dataclass(frozen=True)
 class SpacyTagger:
-    """spaCy's statistical tagger; only tokens that consist of letters are kept.
+    """A spaCy pipeline; only tokens of letters alone are kept.
 
     Args:
         model: an installed pipeline, or the folder of one.
         lemmatize: use dictionary forms instead of the words as written.
 
-    Raises ValueError, when first used, if spaCy or the pipeline is not installed or assigns no parts of speech.
+    Raises ValueError at first use if spaCy or the pipeline is not installed, or the pipeline has no tagger.
     """
 
     model: str = "en_core_web_sm"
@@ -40,11 +31,13 @@ class SpacyTagger:
 
     @property
     def name(self) -> str:
+        """The pipeline, its version and the settings."""
         meta = _pipeline(self.model, self.lemmatize).meta
-        forms = "lemmas" if self.lemmatize else "words as they stand"
+        forms = "lemmas" if self.lemmatize else "words as written"
         return f"spaCy {Path(self.model).name} {meta['version']}, {forms}"
 
     def tag(self, texts: Sequence[str]) -> Iterator[list[Word]]:
+        """The (word, part of speech) pairs of each caption."""
         pipeline = _pipeline(self.model, self.lemmatize)
         tagged = tokens = 0
         with pipeline.memory_zone():  # frees the words of these captions afterwards
@@ -56,7 +49,7 @@ class SpacyTagger:
                         words.append((token.lemma_ if self.lemmatize else token.text, PARTS[token.pos_]))
                 yield words
         if tokens and not tagged:
-            raise ValueError(f"the spaCy pipeline {self.model} sets no parts of speech: choose one with a tagger")
+            raise ValueError(f"the spaCy pipeline {self.model} assigns no parts of speech: choose one with a tagger")
 
 
 @cache
@@ -66,10 +59,10 @@ def _pipeline(model: str, lemmatize: bool) -> Any:
     except ImportError as error:
         raise ValueError(
             'plain captions are tagged by spaCy, which is not installed: pip install "sweettok[tagging]" (in a clone: '
-            f'pip install -e ".[tagging]"), then python -m spacy download {model}. Captions that are tagged already '
-            'need neither: JSON lines {"words": [[word, part of speech], ...]}'
+            f'pip install -e ".[tagging]"), then python -m spacy download {model}. It is not needed for captions that '
+            'are tagged already: JSON lines {"words": [[word, part of speech], ...]}'
         ) from error
-    # The parser is kept: it helps to distinguish English auxiliaries from verbs.
+    # The parser stays, because it helps to distinguish English auxiliaries from verbs.
     exclude = ["ner"] if lemmatize else ["ner", "lemmatizer"]
     try:
         return spacy.load(model, exclude=exclude)

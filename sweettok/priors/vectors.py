@@ -1,4 +1,4 @@
-"""Word vectors: from the captions themselves, a file, CLIP's text encoder, or a language model's input embedding."""
+"""Word vectors from the captions, a file, CLIP's text encoder, or the input embedding of a language model."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ import torch
 
 from sweettok.priors.captions import Word, open_lines
 
-_DENSE_UP_TO = 1000  # words; up to here the full SVD takes a second, and truncated ones may not converge
-_JITTER = 0.01
+_DENSE_UP_TO = 1000  # words; the full SVD takes about a second then, and a truncated one might not converge
+_JITTER = 0.01  # standard deviation of the noise that separates equal vectors
 
 
 class VectorSource(Protocol):
-    """`name` describes the source; it is stored with the graphs."""
+    """A source of word vectors; `name` becomes part of the graphs' `origin`."""
 
     name: str
 
     def vectors(self, words: Sequence[str]) -> Mapping[str, np.ndarray]:
-        """A vector of one width for each of these words that the source knows."""
+        """The vectors of the known words, all of the same width."""
 
 
 def word_vectors(together: scipy.sparse.csr_matrix, captions: int, words: Sequence[Word], dim: int) -> np.ndarray:
     """Vectors from the captions: float32 (len(words), dim) of unit root mean square, deterministic.
 
-    Words with equal vectors (they only occur together), and words with zero vectors, get a little noise that depends
-    on their spelling, because words with equal vectors would be one word to a codebook.
+    They are a truncated SVD of the positive pointwise mutual information (Levy and Goldberg 2014). Equal vectors (of
+    words that only occur together) and zero vectors get a little noise that depends on the spelling, because a codebook
+    could not tell words with equal vectors apart.
 
     Args:
-        together: (V, V), number of captions that hold both words; the diagonal is that of one word.
+        together: (V, V), see `shared_captions`.
         captions: number of all captions.
     """
     if not 1 <= dim <= len(words):
@@ -60,8 +61,8 @@ def root_mean_square(table: np.ndarray) -> float:
 
 
 def _ppmi(together: scipy.sparse.csr_matrix, captions: int) -> scipy.sparse.csr_matrix:
-    """Positive pointwise mutual information of words sharing a caption, (V, V)."""
-    share = together.diagonal() / captions  # of the captions, that hold the word
+    """Positive pointwise mutual information of words in a caption, (V, V)."""
+    share = together.diagonal() / captions
     rows = np.repeat(np.arange(together.shape[0]), np.diff(together.indptr))
     information = np.log(together.data / captions / (share[rows] * share[together.indices]))
     return scipy.sparse.csr_matrix((np.maximum(information, 0), together.indices, together.indptr), together.shape)
@@ -81,13 +82,13 @@ def _truncated_svd(matrix: scipy.sparse.csr_matrix, dim: int) -> tuple[np.ndarra
 
 @dataclass(frozen=True)
 class TableVectors:
-    """A text file with a word and its numbers per line, as of word2vec and GloVe: `red 0.1 -0.2 ...`.
+    """A text file in the format of word2vec and GloVe, a word and its numbers per line: `red 0.1 -0.2 ...`.
 
-    A first line of two whole numbers (words, width) is skipped. The parts of a word may be joined by spaces or
-    underscores, and a tab may separate it from the numbers. Files named .gz are decompressed. Words are compared in
-    lower case; of several spellings, the lower case one is used, or else the first.
+    A first line of two integers (words, width) is skipped. A word may consist of parts joined by spaces or underscores,
+    and be separated from the numbers by a tab. Files named .gz are decompressed. Words are compared in lower case; of
+    several spellings, the lower-case one is used, or else the first.
 
-    Raises ValueError naming the line for anything else, and for a width other than the first line's.
+    Raises ValueError naming a line that has another format, or another width than the first.
     """
 
     path: str
@@ -141,7 +142,8 @@ class ClipVectors:
     """Embeddings of CLIP's text encoder, by open_clip.
 
     Args:
-        model, weights: names of open_clip. `weights` may be a file; omit it for models with their own ("hf-hub:...").
+        model: name in open_clip.
+        weights: their name in open_clip, or a file; None for models that include weights ("hf-hub:...").
         prompt: text with "{}" for the word.
     """
 
@@ -168,11 +170,11 @@ class ClipVectors:
             if self.weights not in tags and not Path(self.weights or "").is_file():
                 raise ValueError(f"{self.weights!r} is neither a file nor weights of {self.model}: {', '.join(tags)}")
         elif self.weights is not None:
-            raise ValueError(f"{self.model} has its own weights: omit {self.weights!r}")
+            raise ValueError(f"{self.model} includes its weights: omit {self.weights!r}")
         try:
             model = open_clip.create_model(self.model, pretrained=self.weights, device=self.device).eval()
         except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.weights} does not hold the weights of {self.model}: {error}") from error
+            raise ValueError(f"{self.weights} does not contain the weights of {self.model}: {error}") from error
         tokenize = open_clip.get_tokenizer(self.model)
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         rows = [model.encode_text(tokenize(batch).to(self.device)).float().cpu().numpy() for batch in batches]
@@ -184,8 +186,8 @@ class CausalLMVectors:
     """Rows of the input embedding of a causal language model of Hugging Face, averaged over the tokens of a word.
 
     Args:
-        model: folder or name. prompt: text with "{}" for the word; most vocabularies have whole words only after a
-            space.
+        model: folder or name at Hugging Face.
+        prompt: text with "{}" for the word. Most vocabularies contain whole words only after a space.
     """
 
     model: str
@@ -217,5 +219,5 @@ class CausalLMVectors:
 
 def _prompted(words: Sequence[str], prompt: str) -> list[str]:
     if "{}" not in prompt:
-        raise ValueError(f'a prompt must hold "{{}}" where the word goes, got {prompt!r}')
+        raise ValueError(f'a prompt must contain "{{}}" for the word, got {prompt!r}')
     return [prompt.replace("{}", word) for word in words]

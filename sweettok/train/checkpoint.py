@@ -1,14 +1,14 @@
-"""Checkpoint folders: everything a run needs to be resumed as if it had never stopped.
+"""Checkpoint folders, from which a run is resumed exactly, with any number of processes.
 
-`<output_dir>/checkpoint-<step>/` holds
+`<output_dir>/checkpoint-<step>/` contains
   config.yaml              the resolved configuration
-  state.json               format version, task, step, number of processes, sampler position and seed, the moving
-                           average's count, skipped steps, the loss scaler of fp16, the run's identity for trackers
+  state.json               format version, task, step, state of the sampler, of the moving average's decay, of skipped
+                           steps and of the loss scaler
   model.safetensors        the task's model
-  ema.safetensors          its moving average, buffers included
-  <name>.safetensors       what a trained module has beside the model, such as a discriminator
+  ema.safetensors          its moving average, with buffers
+  <name>.safetensors       tensors of a trained module that are not in the model, such as a discriminator
   optimizers.pt            optimizers and schedules of all trained modules, and the task's extra state
-Random numbers are functions of (seed, step), so those two are their state, for any number of processes.
+Random numbers need no state: they are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -35,33 +35,28 @@ from torch.amp import GradScaler
 from sweettok.config import to_dict
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.distributed import from_main, gather_objects, together
-from sweettok.store import sync
+from sweettok.store import sync, write_aside
 from sweettok.train.config import RunConfig
 from sweettok.train.ema import EMA
 from sweettok.train.sharding import gather, is_sharded, like
 from sweettok.train.task import Task, TrainedModule
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _PARTIAL, _OLD = ".partial", ".old.partial"
 
 
 @dataclass
 class RunState:
-    """The live objects of a run that a checkpoint saves and restores."""
+    """The objects of a run that a checkpoint saves and restores."""
 
     run: RunConfig
     task: Task
     ema: EMA
     sampler: GlobalBatchSampler
     scaler: GradScaler | None = None
-    world_size: int = 1
     step: int = 0
-    tracker_id: str | None = None
     skipped: int = 0  # steps that were not finite
-    skipped_in_a_row: int = 0  # those since the last that was
-
-
-# -------------------------------------------------------------------------------------------------------------- folders
+    skipped_in_a_row: int = 0  # those since the last finite step
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -77,15 +72,15 @@ def latest(output_dir: Path) -> Path | None:
 
 
 def describe_latest(output_dir: Path) -> str:
-    """From where a run that failed goes on when it is started again."""
+    """A sentence for error messages: from where the run can be resumed."""
     last = latest(output_dir)
     return f"{last} is complete; start again to resume from it" if last is not None else "There is no checkpoint yet"
 
 
 def find_resume(output_dir: Path, resume: bool) -> Path | None:
-    """Repair the output folder after a kill; returns the checkpoint to resume from. On one process.
+    """Repair the output folder, and return the checkpoint to resume from. To be called on one process.
 
-    Raises ValueError if a new run is asked for in a folder that is in use.
+    Raises ValueError if `resume` is false and the folder is not empty.
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"train.output_dir {output_dir} is a file; name a folder")
@@ -99,7 +94,7 @@ def find_resume(output_dir: Path, resume: bool) -> Path | None:
 
 
 def repair(output_dir: Path) -> None:
-    """Restore a folder that a kill left moved away, and delete what interrupted writers left. On one process."""
+    """Clean up after a kill: restore a folder that was moved away, and delete incomplete files and folders."""
     for old in output_dir.glob(f".*{_OLD}"):
         folder = old.with_name(old.name.removeprefix(".").removesuffix(_OLD))
         if not folder.exists():
@@ -110,9 +105,9 @@ def repair(output_dir: Path) -> None:
 
 @contextmanager
 def write_folder_aside(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces `folder` when the block succeeds.
+    """Yield a new folder that replaces `folder` when the block succeeds, after its files are flushed to the disk.
 
-    Its files are on the disk by then. After a kill at any moment, `repair` leaves the old folder or the new one.
+    After a kill at any moment, `repair` restores the old folder or the new one, never a mixture.
     """
     aside, old = (folder.with_name(f".{folder.name}{end}") for end in (f".{secrets.token_hex(8)}{_PARTIAL}", _OLD))
     aside.mkdir(parents=True)
@@ -121,7 +116,7 @@ def write_folder_aside(folder: Path) -> Iterator[Path]:
         for path in [*aside.rglob("*"), aside]:
             sync(path)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        shutil.rmtree(aside, ignore_errors=True)  # frees space on a full disk
         raise
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -132,20 +127,17 @@ def write_folder_aside(folder: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder so that it is never seen incomplete under its name."""
+    """Delete a folder in such a way that it is never incomplete under its name."""
     doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}{_PARTIAL}")
     os.replace(folder, doomed)
     shutil.rmtree(doomed)
 
 
-# --------------------------------------------------------------------------------------------------------------- saving
-
-
 def save(state: RunState, output_dir: Path) -> Path:
-    """Write `checkpoint-<step>`, whole or not at all, and remove the oldest beyond `keep_checkpoints`.
+    """Write `checkpoint-<step>` and remove the oldest checkpoints beyond `keep_checkpoints`.
 
-    Every process must call it; the main one writes, and has sharded tensors whole in its memory meanwhile.
-    Raises OSError, on every process, if it cannot be written, for example because the disk is full.
+    Every process must call it; the main one writes, and gathers sharded tensors in its memory.
+    Raises OSError on every process if the checkpoint cannot be written, for example because the disk is full.
     """
     folder, keep = output_dir / f"checkpoint-{state.step}", state.run.train.keep_checkpoints
     weights, optimizers = gather(_weights(state)), gather(_optimizers(state))
@@ -162,7 +154,7 @@ def save(state: RunState, output_dir: Path) -> Path:
                 _remove(old)
         except OSError as error:
             free = f"{shutil.disk_usage(output_dir).free / 2**30:.1f} GiB are free"
-            advice = "make room, or set train.keep_checkpoints, and start again"
+            advice = "free space, or set train.keep_checkpoints, and start again"
             raise OSError(f"cannot write {folder}: {error}. {describe_latest(output_dir)}; {free}: {advice}") from error
 
     from_main(write)
@@ -171,7 +163,8 @@ def save(state: RunState, output_dir: Path) -> Path:
 
 def write_config(run: RunConfig, path: Path) -> None:
     """The resolved configuration as YAML that `load_config` reads."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(run))))
+    with write_aside(path) as aside:
+        aside.write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(run))))
 
 
 def _describe(state: RunState) -> dict[str, Any]:
@@ -179,12 +172,10 @@ def _describe(state: RunState) -> dict[str, Any]:
         "format": FORMAT_VERSION,
         "task": state.task.name,
         "step": state.step,
-        "world_size": state.world_size,
         "sampler": state.sampler.state_dict(),
         "ema_calls": state.ema.calls,
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
         "skipped": [state.skipped, state.skipped_in_a_row],
-        "tracker_id": state.tracker_id,
     }
 
 
@@ -211,22 +202,19 @@ def _own_tensors(trained: TrainedModule, task: Task) -> dict[str, Tensor]:
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # safetensors' own save_file would make files that only their owner can read.
+    # safetensors' save_file would create files that only their owner can read.
     path.write_bytes(to_bytes({name: value.detach().cpu().contiguous() for name, value in tensors.items()}))
 
 
 def _write_pickled(values: dict[str, Any], path: Path) -> None:
     try:
         torch.save(values, path)
-    except RuntimeError as error:  # its writer's error for a full disk
+    except RuntimeError as error:  # raised by torch.save on a full disk
         raise OSError(str(error).splitlines()[0]) from error
 
 
-# -------------------------------------------------------------------------------------------------------------- loading
-
-
 def resume(state: RunState, folder: Path) -> list[str]:
-    """`load` on every process. Raises ValueError, on all, unless all of them read the same step and weights."""
+    """Call `load` on every process; returns the changed settings. ValueError if the processes read different files."""
     changed, checksum = together(lambda: load(state, folder))
     found = gather_objects((state.step, checksum))
     if len(set(found)) > 1:
@@ -239,12 +227,10 @@ def resume(state: RunState, folder: Path) -> list[str]:
 
 
 def load(state: RunState, folder: Path) -> tuple[list[str], int]:
-    """Restore a run from a checkpoint folder, exactly.
-
-    Settings are the present configuration's throughout, so that a changed one takes effect.
+    """Restore a run from a checkpoint folder, exactly, except for settings that were changed since.
 
     Returns:
-        A line about each setting that differs from the checkpoint's, and a checksum of the weights.
+        A line for each setting that differs from the checkpoint's, and a checksum of the weights.
 
     Raises:
         ValueError: the checkpoint does not fit the model, the task or the order of the clips.
@@ -259,7 +245,7 @@ def load(state: RunState, folder: Path) -> tuple[list[str], int]:
         task.model.load_state_dict(model)
         for name, trained in task.trained.items():
             _copy(files.get(name, {}), _own_tensors(trained, task))
-        # mmap: a sharded run, which keeps slices only, does not read the whole file into the memory of each process.
+        # mmap: the processes of a sharded run keep slices only, and do not have to read the whole file.
         mapped = is_sharded(task.model)
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True, mmap=mapped)
         for name, trained in task.trained.items():
@@ -271,7 +257,7 @@ def load(state: RunState, folder: Path) -> tuple[list[str], int]:
     state.sampler.load_state_dict(saved["sampler"])
     if state.scaler is not None and saved["scaler"] is not None:
         state.scaler.load_state_dict(saved["scaler"])
-    state.step, state.tracker_id = saved["step"], saved["tracker_id"]
+    state.step = saved["step"]
     state.skipped, state.skipped_in_a_row = saved["skipped"]
     return _changed_settings(state.run, folder), _checksum(files)
 
@@ -289,18 +275,18 @@ def _read_json(folder: Path) -> dict[str, Any]:
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     if source.keys() != target.keys():
-        raise KeyError(f"tensors {sorted(source.keys() ^ target.keys())[:3]} are on one side only")
+        raise KeyError(f"tensors {sorted(source.keys() ^ target.keys())[:3]} are in only one of them")
     for name, value in source.items():
         target[name].copy_(like(target[name], value))
 
 
 def _restore_optimizer(trained: TrainedModule, optimizer: dict[str, Any], scheduler: dict[str, Any]) -> None:
-    """Moments and counts from the checkpoint; learning rates, betas and the like as the module was built."""
+    """Load moments and counts; keep the present settings, such as learning rates and betas."""
     groups, base_lrs = trained.optimizer.param_groups, trained.scheduler.base_lrs
     settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     parameters, state = trained.parameters, optimizer["state"].items()
     moments = {index: {key: like(parameters[index], value) for key, value in entry.items()} for index, entry in state}
-    # With the present settings, by which the optimizer decides where its counts of steps are kept.
+    # With the present settings, which determine the device of the optimizer's step counts.
     present = [group | own for group, own in zip(optimizer["param_groups"], settings, strict=True)]
     trained.optimizer.load_state_dict({"state": moments, "param_groups": present})
     trained.scheduler.load_state_dict({**scheduler, "base_lrs": base_lrs})

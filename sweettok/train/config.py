@@ -38,34 +38,34 @@ class TrainConfig:
 
     output_dir: str = MISSING  # folder of the run: log, checkpoints, samples, and the result as `final`
     max_steps: int = MISSING  # length of the run
-    global_batch_size: int = MISSING  # clips of a step, over all devices
-    # The most clips that a device processes at once; null: its whole share of a step. If that is more, gradients are
-    # accumulated over several micro-batches.
+    global_batch_size: int = MISSING  # clips per step, over all devices
+    # Largest number of clips that a device processes at once; null: its whole share of a step. A larger share is
+    # processed in several micro-batches, and gradients are accumulated.
     micro_batch_size: int | None = None
-    seed: int = 42  # of everything that is drawn at random
+    seed: int = 42  # of all random numbers
     mixed_precision: str = "no"  # "no" (float32), "bf16", or "fp16" with loss scaling (GPUs only)
     tf32: bool = False  # compute float32 matrix products and convolutions in TF32 on GPUs that have it
     cudnn_benchmark: bool = False  # let cuDNN measure its convolution algorithms and use the fastest, on GPUs
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, more compute
     compile: bool = False  # compile the trained modules with torch.compile
-    ema_decay: float = 0.999  # decay of the moving average of the weights, for each step
+    ema_decay: float = 0.999  # decay of the moving average of the weights per step
     resume: bool = True  # from the latest checkpoint in `output_dir`
     log_every: int = 50  # steps between lines of the log
     sample_every: int = 1000  # steps between sample videos
-    num_samples: int = 2  # sample videos each time
+    num_samples: int = 2  # number of sample videos each time
     save_every: int = 10000  # steps between checkpoints
     eval_every: int = 10000  # steps between validations
-    eval_clips: int | None = None  # clips of a validation, spread over the list; null: all
-    keep_checkpoints: int | None = None  # the latest checkpoints are kept, older ones deleted; null: all are kept
-    best_metric: str | None = None  # validation metric, as "psnr"; the best model by it is exported to `best`
+    eval_clips: int | None = None  # number of validation clips, spread evenly over the list; null: all
+    keep_checkpoints: int | None = None  # number of latest checkpoints that are kept; null: all
+    best_metric: str | None = None  # validation metric such as "psnr"; the best model by it is exported to `best`
     best_mode: str = "max"  # whether the largest ("max") or the smallest ("min") value of `best_metric` is best
-    # A step whose losses or gradients are not finite changes nothing; more of them in a row end the run.
+    # Steps with losses or gradients that are not finite are skipped; more than this number in a row end the run.
     max_skipped_steps: int = 20
-    max_bad_clips: int = 100  # more clips that cannot be read end the run
-    # Seconds without a step, a validation batch or a written file after which a process ends itself; 0: never.
+    max_bad_clips: int = 100  # more unreadable clips than this end the run
+    # A process without a step, a validation batch or a written file for so many seconds ends itself; 0: never.
     step_timeout: float = 3600
-    trackers: tuple[str, ...] = ()  # where the log is also sent: "wandb", "tensorboard"
-    project: str = "sweettok"  # project of the tracker
+    trackers: tuple[str, ...] = ()  # trackers that also receive the log: "wandb", "tensorboard"
+    project: str = "sweettok"  # project name for wandb
 
     def __post_init__(self):
         object.__setattr__(self, "trackers", tuple(self.trackers))
@@ -84,7 +84,7 @@ class TrainConfig:
 
 
 class RunConfig(Protocol):
-    """What every run configuration has: its stage, its data and the settings of the loop."""
+    """The fields of every run configuration: stage, data and settings of the loop."""
 
     stage: str
     data: Any

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights, complete with its buffers."""
+"""Exponential moving average of a model's weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sweettok.train.sharding import like, local
 
 
 class EMA:
-    """Moving average of the trainable parameters; everything else in the model's state dict is copied.
+    """Moving average of the trainable parameters; other entries of the state dict are copied.
 
-    It starts as a copy of the model, is kept in float32 at least, on the model's device, and in slices if the model is
-    sharded. Every method takes the model itself, not its wrapper for distributed training.
+    It starts as a copy of the model, in float32 if that is in half precision, and sharded if that is sharded. Methods
+    take the model without DistributedDataParallel. `cap` is the largest decay.
     """
 
     def __init__(self, model: nn.Module, cap: float = 0.999):
@@ -47,7 +47,7 @@ class EMA:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block `model` holds the averaged weights; afterwards its own again, bit for bit."""
+        """Inside the block, `model` has the averaged weights; its own are restored exactly."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
         _write(self.shadow, model)
         try:
@@ -56,7 +56,7 @@ class EMA:
             _write(own, model)
 
     def restore(self, calls: int, shadow: Mapping[str, Tensor]) -> None:
-        """Take over the count and the whole tensors of a saved average. ValueError if it is of another model."""
+        """Load the count and the tensors, not sharded, of a saved average. ValueError if it is of another model."""
         shapes, others = ({name: value.shape for name, value in values.items()} for values in (self.shadow, shadow))
         if wrong := sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name)):
             raise ValueError(f"this moving average is of another model: {len(wrong)} entries differ, as {wrong[0]!r}")

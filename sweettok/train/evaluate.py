@@ -1,4 +1,4 @@
-"""Validation, samples and exports of the averaged weights during a run. Every process calls these functions."""
+"""Validation, samples and export of the averaged weights during a run. Every process must call these functions."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SAMPLE_FPS = 8
 
 @contextmanager
 def averaged(session: Session, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Inside the block, the task's model has its averaged weights; all modules are in eval mode, without gradients.
+    """Inside the block, the task's model has the averaged weights, in eval mode and without gradients.
 
-    A sharded model is replaced by a whole one with `weights`, as `gather` returned them.
+    A sharded model is replaced by a whole one with `weights`, the gathered averages.
     """
     state = session.state
     if session.empty_model is not None:
@@ -49,18 +49,14 @@ def averaged(session: Session, weights: Mapping[str, Tensor] | None) -> Iterator
 
 
 def evaluate(session: Session, clips: int | None = None) -> dict[str, float]:
-    """Mean of each of the task's metrics over the validation clips, each counted once, in float32.
-
-    Args:
-        clips: evaluate so many, spread evenly over the list; None: all.
-    """
+    """Mean of each of the task's metrics over `clips` validation clips, spread evenly over the list, or over all."""
     accelerator, task = session.accelerator, session.state.task
     dataset, workers = spread(task.validation_dataset, clips), session.state.run.data.num_workers
-    place = accelerator.process_index, accelerator.num_processes
+    process = accelerator.process_index, accelerator.num_processes
     weights = sharding.gather(session.state.ema.shadow, accelerator.device)
 
     def own_totals() -> dict[str, tuple[float, int]]:
-        loader = make_eval_loader(dataset, session.share.micro_batch, workers, *place)
+        loader = make_eval_loader(dataset, session.share.micro_batch, workers, *process)
         totals: dict[str, tuple[float, int]] = {}
         with averaged(session, weights):
             for batch in plain_errors(ignore_signals_in_workers(loader), session.patience):
@@ -78,14 +74,14 @@ def evaluate(session: Session, clips: int | None = None) -> dict[str, float]:
 
 
 def spread(dataset: Dataset, count: int | None) -> Dataset:
-    """`count` items spread evenly over a dataset, whose list may be sorted by class; all of them for None."""
+    """`count` items spread evenly over a dataset, which may be sorted by class; all items for None."""
     if count is None or count >= len(dataset):
         return dataset
     return Subset(dataset, [index * len(dataset) // count for index in range(count)])
 
 
 def on_main(session: Session, device: torch.device, work: Callable[[], Any]) -> None:
-    """Run `work()` on the main process, where the task's model is whole and averaged; its failure is raised on all."""
+    """Run `work()` on the main process, with the task's model whole, averaged and on `device` if it was sharded."""
     is_sharded = session.empty_model is not None
     weights = sharding.gather(session.state.ema.shadow) if is_sharded else None
 
@@ -99,7 +95,7 @@ def on_main(session: Session, device: torch.device, work: Callable[[], Any]) -> 
 
 
 def write_samples(session: Session, batch: Any, folder: Path) -> None:
-    """Let the task show a few validation clips, or else those of the batch, as `<step>_<i>.mp4`."""
+    """Write the task's samples of a few validation clips, or else clips of the batch, as `<step>_<i>.mp4`."""
     state, count, device = session.state, session.state.run.train.num_samples, session.accelerator.device
     if count < 1:
         return
@@ -117,7 +113,7 @@ def write_samples(session: Session, batch: Any, folder: Path) -> None:
 
 
 def export(session: Session, folder: Path, record: Mapping[str, Any] | None = None) -> None:
-    """Write the averaged model in the public format, whole or not at all, with `record` as metric.json beside it."""
+    """Write the averaged model in the public format, and `record` as metric.json in the same folder."""
     state, train = session.state, session.state.run.train
     facts = {"stage": state.task.name, "steps": state.step, "clips in a step": train.global_batch_size}
     facts |= {"seed": train.seed, "precision": train.mixed_precision}
@@ -131,11 +127,8 @@ def export(session: Session, folder: Path, record: Mapping[str, Any] | None = No
     on_main(session, torch.device("cpu"), write)
 
 
-# ------------------------------------------------------------------------------------------------------- the best model
-
-
 def check_best(session: Session) -> None:
-    """Raise ValueError if `train.best_metric` is no metric of the task's validation, which one clip is put through."""
+    """Raise ValueError unless `train.best_metric` is a metric of the task, found by validating one clip."""
     name, task = session.state.run.train.best_metric, session.state.task
     if name is None:
         return
@@ -149,7 +142,7 @@ def check_best(session: Session) -> None:
 
 
 def keep_best(session: Session, metrics: Mapping[str, float], folder: Path) -> bool:
-    """Export to `folder` if its record is beaten, as `train.best_metric` and `best_mode` say; whether it was."""
+    """Export to `folder` if `train.best_metric` is better than the one in its metric.json; returns whether it is."""
     train = session.state.run.train
     if train.best_metric is None:
         return False

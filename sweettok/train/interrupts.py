@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, lost processes, full disks, data workers that die, and steps that hang."""
+"""Handling of events that end a run: signals, lost processes, full disks, dead data workers, and hanging steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass
 class StopRequest:
-    """Whether this process was asked to stop."""
+    """Whether this process received a signal to stop."""
 
     made: bool = False
 
@@ -35,9 +35,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside the block, SIGTERM and SIGINT only note a request to stop; SIGQUIT (Ctrl-\\) still ends the process.
+    """Inside the block, SIGTERM and SIGINT only set `StopRequest.made`; SIGQUIT (Ctrl-\\) still ends the process.
 
-    Outside a program's main thread, which alone may handle signals, no request is ever made.
+    Has no effect outside a program's main thread, since only that can handle signals.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -52,7 +52,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def ignore_signals_in_workers(loader: DataLoader) -> DataLoader:
-    """The loader, whose workers ignore signals sent to all processes of a run, so that its last step has data."""
+    """Make the workers ignore signals to all processes of a run, so that its last step still has data."""
     loader.worker_init_fn = _ignore_signals
     return loader
 
@@ -64,9 +64,9 @@ def _ignore_signals(worker: int) -> None:
 
 @contextmanager
 def explained_failures(output_dir: Path) -> Iterator[None]:
-    """Inside the block, errors of disks and data workers say from which checkpoint the run can be resumed.
+    """Inside the block, errors of disks and data workers name the checkpoint from which the run can be resumed.
 
-    Raises ConnectionError where another process of the run is lost; that process reports the reason.
+    Raises ConnectionError if another process of the run ended.
     """
     try:
         yield
@@ -74,20 +74,20 @@ def explained_failures(output_dir: Path) -> Iterator[None]:
         raise LoaderError(f"{error}. {describe_latest(output_dir)}") from error
     except OSError as error:
         if error.errno is None:
-            raise  # one of ours, which is complete
+            raise  # raised by this library, with a complete message
         raise OSError(f"{error}. {describe_latest(output_dir)}") from error
     except RuntimeError as error:
-        # Backends raise their own error class, except gloo, which is recognised by the text.
+        # Backends raise DistError, except gloo, which is recognised by the text.
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
         reason = str(error).strip().splitlines()[0].partition(". ")[0]
-        raise ConnectionError(f"another process of the run ended ({reason}); its message has the reason") from error
+        raise ConnectionError(f"another process of the run ended ({reason}); see its own error message") from error
 
 
 class Watchdog:
     """Prints all stacks and ends the process with exit status 1 if `progress()` is not called for `seconds`.
 
-    A process that waits for one that hangs would otherwise hold its devices until the backend gives up, if it does.
+    Otherwise, processes that wait for a hanging one would hold their devices for hours.
     """
 
     def __init__(self, seconds: float):
@@ -97,7 +97,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def progress(self) -> None:
-        """Note that the run makes progress."""
+        """Restart the time limit."""
         self._signs.put(True)
 
     def close(self) -> None:
@@ -111,8 +111,8 @@ class Watchdog:
         except Empty:
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
             message = (
-                f"error: no progress for {self.seconds:g} seconds (train.step_timeout): the stacks above show what "
-                f"process {rank()} waited for. Raise the limit if a step or a validation batch takes longer"
+                f"error: no progress for {self.seconds:g} seconds (train.step_timeout); the stacks above show where "
+                f"process {rank()} waited. Raise the limit if a step or a validation batch takes longer"
             )
             print(message, file=sys.__stderr__, flush=True)
             os._exit(1)

@@ -1,4 +1,4 @@
-"""What a run reports: a JSONL file always, lines on the console, and trackers if asked for."""
+"""The log of a run: a JSONL file, lines on the console, and trackers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from tqdm import tqdm
 
+from sweettok.config import to_dict
+from sweettok.distributed import rank
 from sweettok.store import write_aside
+from sweettok.train.config import RunConfig
 
 Writer = Callable[[int, Mapping[str, float]], None]
 _SHOWN = ("train/loss/", "eval/", "lr/", "clips_per_second")  # on the console
@@ -24,40 +26,22 @@ _SHOWN = ("train/loss/", "eval/", "lr/", "clips_per_second")  # on the console
 class Log:
     """Writes scalars of a run to `<output_dir>/log.jsonl`, to the console and to trackers.
 
-    Args:
-        active: false on all processes but one, where every method does nothing.
-        step: the steps that are done; lines of later steps, from before an interruption, are removed.
-        trackers: any of "wandb" and "tensorboard".
-        tracker_id: the run's identity from its checkpoint; without one, that in `<output_dir>/tracker_id` or a new one.
+    Does nothing on other processes than the main one. `step` is the number of finished steps; lines of later steps,
+    from before an interruption, are removed from the file.
     """
 
-    def __init__(
-        self,
-        output_dir: Path,
-        *,
-        active: bool,
-        step: int,
-        max_steps: int,
-        trackers: tuple[str, ...] = (),
-        project: str = "",
-        config: Mapping[str, Any] | None = None,
-        tracker_id: str | None = None,
-    ):
-        self.path, self.active = output_dir / "log.jsonl", active
-        self.tracker_id = tracker_id or _kept_id(output_dir)
-        self._closing, self._trackers = ExitStack(), []
-        self._bar = self._closing.enter_context(
-            tqdm(total=max_steps, initial=step, unit="step", disable=None if active else True)
-        )
-        if active:
-            with write_aside(output_dir / "tracker_id") as aside:
-                aside.write_text(self.tracker_id + "\n")
+    def __init__(self, run: RunConfig, step: int):
+        output_dir, self.active = Path(run.train.output_dir), rank() == 0
+        self.path, self._closing, self._trackers = output_dir / "log.jsonl", ExitStack(), []
+        bar = tqdm(total=run.train.max_steps, initial=step, unit="step", disable=None if self.active else True)
+        self._bar = self._closing.enter_context(bar)
+        if self.active:
             makers = {"wandb": self._wandb, "tensorboard": self._tensorboard}
-            self._trackers: list[Writer] = [makers[name](output_dir, step, project, config or {}) for name in trackers]
+            self._trackers: list[Writer] = [makers[name](run, output_dir, step) for name in run.train.trackers]
             drop_after(self.path, step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record scalars under the number of steps done. What is not finite becomes null in the file."""
+        """Record scalars with the number of finished steps. In the file, non-finite values are null."""
         if not self.active:
             return
         line = {"step": step, "time": round(time.time(), 3), **values}
@@ -70,7 +54,7 @@ class Log:
         self.note(f"step {step}/{self._bar.total}: {'  '.join(shown)}")
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether the file has a value of that step whose name begins so."""
+        """Whether the file has a scalar of that step whose name starts with `prefix`."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         entries = (json.loads(line) for line in reversed(lines))
         return any(entry["step"] == step and any(key.startswith(prefix) for key in entry) for entry in entries)
@@ -88,13 +72,17 @@ class Log:
         """Finish the bar and the trackers."""
         self._closing.close()
 
-    def _wandb(self, output_dir: Path, step: int, project: str, config: Mapping[str, Any]) -> Writer:
-        name, settings = output_dir.resolve().name, {"project": project, "dir": str(output_dir), "config": dict(config)}
-        run = _tracker("wandb", "wandb").init(name=name, id=self.tracker_id, resume="allow", **settings)
-        self._closing.callback(run.finish)
-        return lambda step, values: run.log(dict(values), step=step)
+    def _wandb(self, run: RunConfig, output_dir: Path, step: int) -> Writer:
+        wandb, path = _tracker("wandb", "wandb"), output_dir / "tracker_id"
+        if not path.is_file():  # a resumed run keeps its id
+            with write_aside(path) as aside:
+                aside.write_text(secrets.token_hex(4) + "\n")
+        settings = {"project": run.train.project, "dir": str(output_dir), "config": to_dict(run), "resume": "allow"}
+        logged = wandb.init(name=output_dir.resolve().name, id=path.read_text().strip(), **settings)
+        self._closing.callback(logged.finish)
+        return lambda step, values: logged.log(dict(values), step=step)
 
-    def _tensorboard(self, output_dir: Path, step: int, project: str, config: Mapping[str, Any]) -> Writer:
+    def _tensorboard(self, run: RunConfig, output_dir: Path, step: int) -> Writer:
         module = _tracker("tensorboard", "torch.utils.tensorboard")
         writer = module.SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
         self._closing.callback(writer.close)
@@ -109,7 +97,7 @@ def _tracker(name: str, module: str) -> ModuleType:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the lines of steps beyond `step`, and a last line cut short by a kill, from a JSONL file, if it exists."""
+    """Remove the lines of steps after `step`, and an incomplete last line, from a JSONL file, if it exists."""
     if not path.exists():
         return
     kept = []
@@ -122,8 +110,3 @@ def drop_after(path: Path, step: int) -> None:
             kept.append(line)
     with write_aside(path) as aside:
         aside.write_text("".join(kept))
-
-
-def _kept_id(output_dir: Path) -> str:
-    path = output_dir / "tracker_id"
-    return path.read_text().strip() if path.is_file() else secrets.token_hex(4)

@@ -1,4 +1,4 @@
-"""The training loop of every stage: steps, and in between logs, samples, checkpoints and validation."""
+"""The training loop of all stages: steps, log, samples, checkpoints and validation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 
 import torch
 
-from sweettok.config import to_dict
 from sweettok.data.dataset import make_loader, plain_errors
-from sweettok.distributed import from_main, rank, together
-from sweettok.store import write_aside
+from sweettok.distributed import from_main, together
 from sweettok.train import checkpoint
 from sweettok.train.config import RunConfig
 from sweettok.train.evaluate import check_best, evaluate, export, keep_best, write_samples
@@ -23,18 +21,18 @@ from sweettok.train.task import Task
 
 
 def fit(task: Task, run: RunConfig) -> bool:
-    """Train `task` as `run.train` says, on as many processes as were launched, and export it to `<output_dir>/final`.
+    """Train `task` with the settings `run.train` on all launched processes, and export it to `<output_dir>/final`.
 
-    Resumes from the latest checkpoint of the output folder; a finished run does nothing more.
+    Resumes from the latest checkpoint in the output folder.
 
     Returns:
-        Whether the run is finished: False after SIGTERM or SIGINT, on any process, made all of them save and stop.
+        Whether the run is finished. False if a process received SIGTERM or SIGINT: all have saved and stopped then.
 
     Raises:
         ValueError: settings do not fit together, or too many clips cannot be read.
         FloatingPointError: too many steps in a row were not finite.
-        OSError: a file cannot be written, a process that reads clips died or hangs, or one of the run's is lost. The
-            last complete checkpoint stays.
+        OSError: a file cannot be written, a data worker died or hangs, or another process of the run ended. The last
+            complete checkpoint is kept.
     """
     output_dir, watchdog = Path(run.train.output_dir), Watchdog(run.train.step_timeout)
     with explained_failures(output_dir), stop_on_signals() as request, closing(watchdog):
@@ -43,18 +41,22 @@ def fit(task: Task, run: RunConfig) -> bool:
         session = start(task, run, accelerator, request, watchdog)
         changed = checkpoint.resume(session.state, found) if found is not None else []
         check_best(session)
-        with closing(_open_log(session)) as log:
-            log.note(_opening(session))
+        from_main(lambda: checkpoint.write_config(run, output_dir / "config.yaml"))
+        with closing(together(lambda: Log(run, session.state.step))) as log:
+            clips = f"{run.train.global_batch_size} of {len(task.train_dataset):,} clips"
+            devices = f"{accelerator.num_processes} x {accelerator.device.type}"
+            log.note(f"{task.name}: {run.train.max_steps} steps of {clips}, on {devices}, to {output_dir}")
             if found is not None:
                 log.note("; ".join([f"resumed from {found}", *changed]))
             return _train(session, log, found)
 
 
 def _train(session: Session, log: Log, found: Path | None) -> bool:
-    """Train the steps that are left; returns whether that was all of them."""
+    """Train the remaining steps; returns False after a request to stop."""
     state, train, output_dir = session.state, session.state.run.train, session.output_dir
     first, clock = state.step, Clock()
-    if found is not None and _due(first, train.eval_every, train.max_steps) and _validation_is_missing(log, first):
+    due = found is not None and _due(first, train.eval_every, train.max_steps)
+    if due and from_main(lambda: not log.has(first, "eval/")):  # interrupted between saving and validating
         _validate(session, log)
     if first >= train.max_steps:
         log.note(f"the run is finished at step {first}: raise train.max_steps to train on")
@@ -78,7 +80,7 @@ def _train(session: Session, log: Log, found: Path | None) -> bool:
                 checkpoint.save(state, output_dir)
                 session.watchdog.progress()
             if stopping:
-                log.note(f"asked to stop: saved after step {step}, start again to resume")
+                log.note(f"stopped by a signal: saved after step {step}, start again to resume")
                 return False
             if _due(step, train.eval_every, train.max_steps):
                 _validate(session, log)
@@ -89,7 +91,7 @@ def _train(session: Session, log: Log, found: Path | None) -> bool:
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    """Whether something is due after so many steps: every so often and at the end; never if `every` is 0."""
+    """Whether a step is a multiple of `every` or the last one; never if `every` is 0."""
     return every > 0 and (step % every == 0 or step == last)
 
 
@@ -103,53 +105,13 @@ def _validate(session: Session, log: Log) -> None:
     from_main(lambda: log.write(step, metrics))
 
 
-def _validation_is_missing(log: Log, step: int) -> bool:
-    """Whether a run was interrupted between saving and validating after `step`."""
-    return from_main(lambda: not log.has(step, "eval/"))
-
-
 def _is_exported(final: Path, found: Path | None) -> bool:
-    """Whether `final` is there, and not from before the checkpoint `found`, as when an export was interrupted."""
+    """Whether `final` exists and is not older than the checkpoint `found`."""
     return final.exists() and (found is None or final.stat().st_mtime >= found.stat().st_mtime)
 
 
-# ------------------------------------------------------------------------------------------------------------------ log
-
-
-def _open_log(session: Session) -> Log:
-    state, train, output_dir = session.state, session.state.run.train, session.output_dir
-
-    def write_config() -> None:
-        with write_aside(output_dir / "config.yaml") as aside:
-            checkpoint.write_config(state.run, aside)
-
-    from_main(write_config)
-    log = together(
-        lambda: Log(
-            output_dir,
-            active=rank() == 0,
-            step=state.step,
-            max_steps=train.max_steps,
-            trackers=train.trackers,
-            project=train.project,
-            config=to_dict(state.run),
-            tracker_id=state.tracker_id,
-        )
-    )
-    state.tracker_id = log.tracker_id
-    return log
-
-
-def _opening(session: Session) -> str:
-    """What is about to be trained, on which data and devices, in a line."""
-    train, accelerator = session.state.run.train, session.accelerator
-    clips = f"{train.global_batch_size} of {len(session.state.task.train_dataset):,} clips"
-    devices = f"{accelerator.num_processes} x {accelerator.device.type}"
-    return f"{session.state.task.name}: {train.max_steps} steps of {clips}, on {devices}, to {train.output_dir}"
-
-
 def _summary(session: Session, report: StepReport, clock: Clock) -> dict[str, float]:
-    """What to log after a step: means since the last line, and the speed."""
+    """Scalars for the log: means since the last line, learning rates, speed and memory."""
     summary = report.learning_rates | clock.report(session.share.global_batch)
     summary |= {"skipped_steps": session.state.skipped, "bad_clips": len(session.monitor.bad_clips)}
     device = session.accelerator.device

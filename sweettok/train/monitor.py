@@ -1,9 +1,9 @@
-"""Steps that must not count and runs that must end: numbers that are not finite, unreadable clips, requests to stop.
+"""Skip steps with non-finite losses or gradients, and end runs after too many of them, bad clips, or a stop request.
 
-In every step all processes add up three numbers on the device: how many of them found a loss or gradient that is not
-finite, how many were asked to stop, and how many clips turned out to be unreadable. The optimizers read on the device
-whether to skip the update. The host reads the sums one step later, or when it waits for the device anyway, so that it
-never delays the next step. All processes read the same sums of the same step, and so act alike.
+In every step, three numbers are summed over the processes on the device: processes with a non-finite loss or gradient,
+processes with a stop request, and newly found unreadable clips. The optimizers read on the device whether to skip the
+update. The host reads the sums one step later, or when it waits for the device anyway, so that it never delays a step.
+All processes read the same sums and so decide alike.
 """
 
 from __future__ import annotations
@@ -25,30 +25,25 @@ from sweettok.train.checkpoint import RunState
 from sweettok.train.interrupts import StopRequest
 
 BAD_CLIPS = "bad_clips.txt"
-_SHOWN_CLIPS = 20  # how many clips an error lists; the file has all
+_SHOWN_CLIPS = 20  # clips listed in an error message; the file lists all
 _CHECKED = ("loss/", "grad_norm/")  # scalars that must be finite
 
 
 @dataclass
 class StepReport:
-    """What happened in a step on this process.
+    """Scalars and clips of a step on this process."""
 
-    scalars: by name, on the device; one entry for each micro-batch that gave one.
-    clips, problems: names of its clips, and what was wrong with those that could not be read.
-    batch: its last micro-batch.
-    """
-
-    scalars: dict[str, list[Tensor]] = field(default_factory=dict)
+    scalars: dict[str, list[Tensor]] = field(default_factory=dict)  # on the device, one for each micro-batch
     learning_rates: dict[str, float] = field(default_factory=dict)
-    clips: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    batch: Any = None
+    clips: list[str] = field(default_factory=list)  # names
+    problems: list[str] = field(default_factory=list)  # messages about clips that could not be read
+    batch: Any = None  # the last micro-batch
 
     def add(self, name: str, value: Tensor | float) -> None:
         self.scalars.setdefault(name, []).append(torch.as_tensor(value).detach())
 
     def take(self, batch: Any) -> None:
-        """Note a micro-batch; batches without names or problems have none."""
+        """Record a micro-batch."""
         self.batch = batch
         if isinstance(batch, dict):
             self.clips += batch.get("key", [])
@@ -56,11 +51,11 @@ class StepReport:
 
 
 class _Sums(NamedTuple):
-    """The sums of one step on their way to the host, and what they are about."""
+    """The sums of one step, which are being copied to the host, and the scalars and clips of this process."""
 
     step: int
     values: Tensor
-    arrived: torch.Event | None
+    arrived: torch.Event | None  # when the copy is complete; None on a CPU
     scalars: dict[str, list[Tensor]]
     clips: list[str]
 
@@ -68,7 +63,7 @@ class _Sums(NamedTuple):
 class StepMonitor:
     """Every process calls `exchange` in each step and `check` after it.
 
-    lag: steps until the host reads sums without being asked to wait; none where the device is the host.
+    lag: steps until the host reads the sums of a step, unless `check` is called with `wait`; 0 on a CPU.
     bad_clips: one line for each clip that could not be read, also in `<output_dir>/bad_clips.txt`.
     """
 
@@ -78,14 +73,14 @@ class StepMonitor:
         self.path = Path(state.run.train.output_dir) / BAD_CLIPS
         self.bad_clips = from_main(lambda: self.path.read_text("utf-8").splitlines() if self.path.is_file() else [])
         self._known = set(self.bad_clips)
-        self._unshared: list[str] = []  # problems that other processes do not know yet
-        self._unlisted = 0  # how many there are on all processes
+        self._unshared: list[str] = []  # problems found here that are not in `bad_clips` yet
+        self._unlisted = 0  # their number on all processes
         self._stopping = False
         self._pending: deque[_Sums] = deque()
         self._check_clips()
 
     def exchange(self, report: StepReport) -> Tensor:
-        """1.0 if the step must change nothing, else 0.0: a scalar on the device, equal on all processes."""
+        """1.0 if the step is to be skipped, else 0.0: a scalar on the device, equal on all processes."""
         checked = [value for name, values in report.scalars.items() if name.startswith(_CHECKED) for value in values]
         failed = ~torch.stack([value.isfinite() for value in checked]).all()
         new = [problem for problem in dict.fromkeys(report.problems) if problem not in self._known]
@@ -101,11 +96,11 @@ class StepMonitor:
         return (sums[0] > 0).float()
 
     def check(self, wait: bool) -> bool:
-        """Act on the sums that have arrived, or on all if `wait`; returns whether to save and stop.
+        """Process the sums of earlier steps, or of all steps if `wait`; returns whether to save and stop.
 
         Raises:
-            FloatingPointError: more than `train.max_skipped_steps` steps in a row were not finite. The last of them is
-                described in `nonfinite-<step>.json`.
+            FloatingPointError: more than `train.max_skipped_steps` steps in a row were not finite. The file
+                `nonfinite-<step>.json` describes the last of them.
             ValueError: more than `train.max_bad_clips` clips could not be read.
         """
         while self._pending and (wait or self._stopping or len(self._pending) > self.lag):
@@ -128,10 +123,10 @@ class StepMonitor:
         self._unlisted += problems
 
     def _describe(self, sums: _Sums) -> str:
-        """Write what is known of a step that was not finite to a file; returns the error message."""
+        """Describe a non-finite step in a file; returns the error message."""
         values = {name: [value.item() for value in values] for name, values in sums.scalars.items()}
         wrong = [name for name, found in values.items() if not all(map(math.isfinite, found))]
-        # JSON has no numbers that are not finite.
+        # JSON has no non-finite numbers.
         values = {name: [v if math.isfinite(v) else str(v) for v in found] for name, found in values.items()}
         processes = gather_objects({"clips": sums.clips, "values": values, "not_finite": wrong})
         names = sorted({name for process in processes for name in process.pop("not_finite")})
@@ -141,11 +136,11 @@ class StepMonitor:
         return (
             f"step {sums.step} is not finite, nor were the {row - 1} before it "
             f"(train.max_skipped_steps={self.state.run.train.max_skipped_steps}): {', '.join(names)}. "
-            f"No such step changed the weights; {path} has its clips, losses and gradient norms"
+            f"These steps did not change the weights; {path} lists the clips, losses and gradient norms of the last"
         )
 
     def _list_clips(self) -> None:
-        """Share new problems among the processes, and add them to the file."""
+        """Gather new problems from all processes and append them to the file."""
         gathered = [problem for part in gather_objects(self._unshared) for problem in part]
         new = [problem for problem in dict.fromkeys(gathered) if problem not in set(self.bad_clips)]
         self._unshared, self._unlisted = [], 0
@@ -171,7 +166,7 @@ class StepMonitor:
 
 
 class BufferBackup:
-    """Copies of the buffers of modules, such as running statistics: forwards change them before a step counts."""
+    """Copies of the buffers of modules, such as running statistics, which a forward changes also in a skipped step."""
 
     def __init__(self, modules: Iterable[nn.Module]):
         modules = list(modules)
@@ -185,14 +180,14 @@ class BufferBackup:
 
     @torch.no_grad()
     def save(self) -> None:
-        """Copy all values."""
+        """Copy the buffers."""
         if self._buffers:
             torch._foreach_copy_(self._copies, self._buffers)
         self._versions = [buffer._version for buffer in self._buffers]
 
     @torch.no_grad()
     def restore(self, skip: Tensor) -> None:
-        """Give buffers that have changed their saved values again if `skip`, a scalar on the device, is not 0."""
+        """Restore changed buffers if `skip`, a scalar on the device, is not 0."""
         for buffer, copy, version in zip(self._buffers, self._copies, self._versions, strict=True):
             if buffer._version != version or id(buffer) in self._unversioned:
                 buffer.copy_(torch.where(skip > 0, copy, buffer))

@@ -20,13 +20,13 @@ def param_groups(
     rule: str = "by_type",
     released_name: Callable[[str], str | None] = lambda name: name,
 ) -> list[dict]:
-    """Two groups of the trainable parameters: decayed, then undecayed (either may be empty).
+    """Two groups of the trainable parameters: with and without weight decay. Either may be empty.
 
-    rule "by_type": only weights of linear and convolution layers decay; norms, biases, embeddings, learned tokens,
-    position tables and scales do not. rule "release": a parameter decays unless it has fewer than 2 dimensions or its
-    released name contains one of a few words. By accident that decays the latent query tables and null keys, and spares
-    every weight of a relative position bias. `released_name` maps our parameter names to the names that rule reads
-    (None: the release has no such parameter, so ours is read).
+    Args:
+        rule: "by_type": only weights of linear and convolution layers decay. "release": all parameters decay but those
+            with fewer than 2 dimensions and those with one of a few words in their released name. That includes the
+            latent query tables and null keys, and excludes relative position biases, probably by accident.
+        released_name: maps parameter names to released ones, or to None for parameters that the release does not have.
     """
     trainable = {name: param for name, param in module.named_parameters() if param.requires_grad}
     if not trainable:
@@ -34,14 +34,12 @@ def param_groups(
     if rule == "by_type":
         matrices = {id(layer.weight) for layer in module.modules() if isinstance(layer, _MATRIX_LAYERS)}
         decayed = {name for name, param in trainable.items() if id(param) in matrices}
-    elif rule == "release":
+    else:
         decayed = {
             name
             for name, param in trainable.items()
             if param.ndim >= 2 and not any(word in (released_name(name) or name) for word in _RELEASE_NO_DECAY)
         }
-    else:
-        raise ValueError(f"decay rule must be 'by_type' or 'release', got {rule!r}")
     return [
         {"params": [param for name, param in trainable.items() if name in decayed], "weight_decay": weight_decay},
         {"params": [param for name, param in trainable.items() if name not in decayed], "weight_decay": 0.0},
@@ -59,7 +57,7 @@ def make_optimizer(
 def lr_factor(step: int, warmup: int, total: int, base: float, end: float) -> float:
     """Learning rate of the update with zero-based index `step`, as a fraction of `base`.
 
-    Linear from 0 over `warmup` steps, then a cosine from `base` to `end` at step `total`, where it stays (the release's
+    Linear from 0 over `warmup` steps, then a cosine to `end` at step `total`, and constant after it (in the release it
     rises again).
     """
     if step < warmup:
@@ -69,11 +67,10 @@ def lr_factor(step: int, warmup: int, total: int, base: float, end: float) -> fl
 
 
 def make_scheduler(optimizer: AdamW, config: OptimizerConfig, max_steps: int, start_step: int = 0) -> LambdaLR:
-    """The schedule of an optimizer whose updates are those of steps `start_step` to `max_steps` - 1 of the run.
+    """The schedule of an optimizer that is used in the steps from `start_step` to `max_steps` - 1 of the run.
 
-    It counts the optimizer's own updates: step it once after each, never before the first, and do not let accelerate
-    prepare it (that would tick it once for each process). A discriminator that joins at `start_step` thus starts with
-    its own warm-up and reaches `end_lr` with the run, for any number of processes.
+    A discriminator that starts later has its own warm-up and reaches `end_lr` at the end of the run. Step it once per
+    update, and do not let accelerate prepare it, which would step it once for each process.
     """
     total = max_steps - start_step
     return LambdaLR(optimizer, lambda step: lr_factor(step, config.warmup_steps, total, config.lr, config.end_lr))

@@ -1,4 +1,4 @@
-"""One process's part in a run: its devices, its share of each batch, and the objects that the loop works on."""
+"""Set-up of one process of a run: device, share of each batch, and the objects that the loop uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sweettok.train.interrupts import StopRequest, Watchdog
 from sweettok.train.monitor import BufferBackup, StepMonitor
 from sweettok.train.task import StepContext, Task
 
-TIMEOUT = timedelta(hours=2)  # how long processes wait for the one that samples or writes
+TIMEOUT = timedelta(hours=2)  # longest wait for the process that samples or writes files
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BatchShare:
 
     @classmethod
     def of(cls, train: TrainConfig, world_size: int, rank: int) -> BatchShare:
-        """Derive it from the configuration. ValueError, naming what would fit, if the numbers do not divide."""
+        """The share of a process. ValueError, naming the nearest valid sizes, if the sizes do not divide."""
         total, micro = train.global_batch_size, train.micro_batch_size
         if total % world_size:
             low = max(total // world_size, 1) * world_size
@@ -62,12 +62,7 @@ class BatchShare:
 
 @dataclass
 class Session:
-    """What every part of the loop needs.
-
-    updates_model: names of the trained modules whose updates change the model that is averaged.
-    empty_model: of a sharded run, the model without weights.
-    window: scalars of every step since the last line of the log.
-    """
+    """The objects of a run that the loop uses."""
 
     accelerator: Accelerator
     state: RunState
@@ -75,9 +70,9 @@ class Session:
     monitor: StepMonitor
     buffers: BufferBackup
     watchdog: Watchdog
-    updates_model: set[str]
-    empty_model: nn.Module | None
-    window: list[dict[str, list[Tensor]]] = field(default_factory=list)
+    updates_model: set[str]  # names of the trained modules that have parameters of the averaged model
+    empty_model: nn.Module | None  # the model without weights, in a sharded run
+    window: list[dict[str, list[Tensor]]] = field(default_factory=list)  # scalars of steps since the last log line
 
     @property
     def output_dir(self) -> Path:
@@ -85,16 +80,13 @@ class Session:
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for a batch of clips or tokens."""
+        """Longest wait for a batch, in seconds."""
         timeout = getattr(self.state.run.data, "read_timeout", DataConfig.read_timeout)
         return batch_timeout(self.share.micro_batch, timeout)
 
 
 def make_accelerator(train: TrainConfig) -> Accelerator:
-    """Devices, processes and precision.
-
-    Raises ValueError where the launcher's configuration or the device would silently do something else.
-    """
+    """Join the launched processes and set the precision. ValueError for unsupported launcher settings."""
     join_processes(TIMEOUT)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     torch.set_float32_matmul_precision("high" if train.tf32 else "highest")
@@ -103,10 +95,10 @@ def make_accelerator(train: TrainConfig) -> Accelerator:
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.FSDP) and not kind.value.startswith("MULTI_"):
         raise ValueError(
-            f"the launcher's configuration asks for {kind.value}; only data parallelism is supported: plain "
+            f"the launcher's configuration selects {kind.value}; only data parallelism is supported: plain "
             "(configs/accelerate/ddp.yaml) or fully sharded (configs/accelerate/fsdp.yaml)"
         )
-    if sharding.is_asked():
+    if sharding.is_enabled():
         sharding.check(train)
     if train.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("train.mixed_precision=fp16 needs a GPU; use no or bf16 on a CPU")
@@ -120,22 +112,21 @@ def start(
     request: StopRequest | None = None,
     watchdog: Watchdog | None = None,
 ) -> Session:
-    """Move and wrap the trained modules, and make what the run needs beside them."""
+    """Move and wrap the trained modules, and create the other objects of a run."""
     for trained in task.trained.values():
         if not trained.optimizer.defaults.get("fused"):
             raise ValueError(f"the optimizer of {trained.name} must be fused=True, so that the device can skip a step")
     world_size, rank = accelerator.num_processes, accelerator.process_index
     share = BatchShare.of(run.train, world_size, rank)
-    empty_model = sharding.shard(task, accelerator) if sharding.is_asked() else None
+    empty_model = sharding.shard(task, accelerator) if sharding.is_enabled() else None
     task.to(accelerator.device)
     for trained in task.trained.values() if empty_model is None else ():
         if run.train.compile:
             trained.module.compile()
         trained.module = accelerator.prepare(trained.module)
-    place = {"rank": rank, "world_size": world_size, "micro_batch": share.micro_batch}
-    sampler = GlobalBatchSampler(len(task.train_dataset), share.global_batch, seed=run.train.seed, **place)
-    ema = EMA(task.model, run.train.ema_decay)
-    state = RunState(run, task, ema, sampler, scaler=accelerator.scaler, world_size=world_size)
+    process = {"rank": rank, "world_size": world_size, "micro_batch": share.micro_batch}
+    sampler = GlobalBatchSampler(len(task.train_dataset), share.global_batch, seed=run.train.seed, **process)
+    state = RunState(run, task, EMA(task.model, run.train.ema_decay), sampler, accelerator.scaler)
     of_model = {id(param) for param in task.model.parameters()}
     return Session(
         accelerator,

@@ -1,11 +1,11 @@
 """Fully sharded data parallelism (FSDP2): every process keeps a slice of each weight, its average and its moments.
 
-The launcher asks for it (configs/accelerate/fsdp.yaml). Units that are gathered at a time are the elements of every
-nn.ModuleList named `blocks`, and the rest. A whole model exists on the CPU before it is sliced, and on the device while
-it is validated or sampled from.
+It is switched on by the launcher's configuration (configs/accelerate/fsdp.yaml). The elements of every nn.ModuleList
+named `blocks` are gathered one at a time. A whole model exists on the CPU before it is sharded, and on the device
+during validation and sampling.
 
-accelerate's own preparation is not used: it does nothing for processes on CPUs, and its mixed precision rounds norms
-and biases to bf16 too. Its configuration is, and `fully_shard` is PyTorch's.
+accelerate's configuration is read, but its preparation is not used: it does nothing for processes on CPUs, and its
+mixed precision also rounds norms and biases to bf16.
 """
 
 import copy
@@ -31,13 +31,13 @@ from sweettok.train.task import Task
 _MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers whose weights autocast rounds
 
 
-def is_asked() -> bool:
-    """Whether the launcher's configuration asks for sharding, and there are processes to share with."""
+def is_enabled() -> bool:
+    """Whether the launcher's configuration selects sharding, and there are several processes."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and distributed()
 
 
 def check(train: TrainConfig) -> None:
-    """Raise ValueError for what sharded runs do not support."""
+    """Raise ValueError for settings that sharded runs do not support."""
     plugin = FullyShardedDataParallelPlugin()
     for text, is_so in {
         "fsdp_version 1: set it to 2": plugin.fsdp_version != 2,
@@ -57,9 +57,9 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def shard(task: Task, accelerator: Accelerator) -> nn.Module:
-    """Move the one trained module to the device in slices, and its optimizer with it.
+    """Shard the only trained module and its optimizer on the device; returns a copy of the model without weights.
 
-    Returns a copy of the task's model without weights. Raises ValueError for a task that cannot be sharded.
+    Raises ValueError for a task that cannot be sharded.
     """
     need, advice = "fully sharded data parallelism needs", "use configs/accelerate/ddp.yaml"
     if len(task.trained) != 1:
@@ -74,7 +74,7 @@ def shard(task: Task, accelerator: Accelerator) -> nn.Module:
     names_of_groups = [[names[id(param)] for param in group.pop("params")] for group in groups]
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     options = {"mesh": mesh, "reshard_after_forward": FullyShardedDataParallelPlugin().reshard_after_forward}
-    # Gathering matrices in bf16, to which autocast rounds them anyway, halves what is sent and keeps no rounded copies.
+    # Matrices are gathered in bf16, to which autocast rounds them anyway: half the traffic, and no rounded copies.
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in chain.from_iterable(reversed(lists)):  # inner ones first
         _distribute(block, accelerator.device)
@@ -90,14 +90,14 @@ def shard(task: Task, accelerator: Accelerator) -> nn.Module:
     sliced = dict(trained.module.named_parameters())
     for group, own in zip(groups, names_of_groups, strict=True):
         group["params"] = [sliced[name] for name in own]
-    # evaluation_mode: without accelerate's own wrapper, only the forward in the configured precision.
+    # evaluation_mode: only autocast of the forward, without accelerate's wrapper.
     trained.module = accelerator.prepare_model(trained.module, device_placement=False, evaluation_mode=True)
     return empty_model
 
 
 @torch.no_grad()
 def _distribute(module: nn.Module, device: torch.device) -> None:
-    """Move what is not sliced yet to the device, with the values of the main process."""
+    """Move tensors that are not sharded yet to the device, with the values of the main process."""
     for tensor in chain(module.parameters(), module.buffers()):
         if not isinstance(tensor, DTensor):
             tensor.data = tensor.data.to(device).contiguous()
@@ -105,19 +105,19 @@ def _distribute(module: nn.Module, device: torch.device) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's slice of a sharded tensor, in its memory; another tensor itself."""
+    """This process's slice of a sharded tensor, sharing memory; other tensors unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, where it is. Every process must call it."""
+    """The whole of a sharded tensor, on its device; other tensors unchanged. Every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(values: Any, device: torch.device | None = None) -> Any:
-    """Nested dicts and lists with every sharded tensor whole. Every process must call it.
+    """Nested dicts and lists with every sharded tensor replaced by the whole one. Every process must call it.
 
-    Without a `device`, whole tensors are kept on the main process alone, on its CPU; elsewhere they are None.
+    Without a `device`, whole tensors are on the CPU of the main process, and None on the other processes.
     """
 
     def kept(tensor: DTensor) -> Tensor | None:
@@ -128,22 +128,22 @@ def gather(values: Any, device: torch.device | None = None) -> Any:
 
 
 def like(target: Any, value: Any) -> Any:
-    """`value` as `target` is kept: this process's slice of it if `target` is a sharded tensor of the same shape."""
+    """`value`, sharded like `target` if that is a sharded tensor of the same shape."""
     if not isinstance(target, DTensor) or not isinstance(value, Tensor) or value.shape != target.shape:
         return value
     sliced = distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-    return sliced.clone()  # in its own memory, so that the rest is freed
+    return sliced.clone()  # so that the memory of the whole tensor is freed
 
 
 def _without_weights(model: nn.Module) -> nn.Module:
-    """A copy whose parameters have no values and take no memory."""
+    """A copy whose parameters are on the meta device."""
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
 @contextmanager
 def whole_model(task: Task, empty_model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block, the task's model is a whole one with `weights`, in eval mode and in full precision."""
+    """Inside the block, the task's model is a whole one with `weights`, in eval mode and full precision."""
     model, sharded_model = copy.deepcopy(empty_model), task.model
     dtypes = {name: value.dtype for name, value in model.state_dict().items()}
     model.load_state_dict({name: value.to(dtypes[name]) for name, value in weights.items()}, assign=True)

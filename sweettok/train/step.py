@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, update, moving average. It knows no loss by name."""
+"""One step of training: forward, backward, update, moving average."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sweettok.train.task import StepContext, TrainedModule
 
 @dataclass
 class Clock:
-    """Time since the last line of the log, without what is not training."""
+    """Training time since the last line of the log."""
 
     start: float = field(default_factory=time.perf_counter)
     steps: int = 0
@@ -34,7 +34,7 @@ class Clock:
         self.start += time.perf_counter() - begun
 
     def report(self, global_batch: int) -> dict[str, float]:
-        """Throughput over all processes and seconds a step, of which this process waited for data; starts afresh."""
+        """Clips per second over all processes, seconds per step, and this process's waiting for data; then restart."""
         now = time.perf_counter()
         seconds, data_seconds = (now - self.start) / self.steps, self.data_seconds / self.steps
         self.start, self.steps, self.data_seconds = now, 0, 0.0
@@ -42,11 +42,11 @@ class Clock:
 
 
 def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepReport:
-    """One update of each trained module that has started, from one global batch.
+    """Update each trained module that has started, from one global batch.
 
-    The gradients are those of the mean loss over the global batch, however many processes and micro-batches share it.
-    If a loss or gradient is not finite, on any process, no weight, moment or buffer changes; averages and schedules go
-    on as after an update of zero, so that they depend on the step alone.
+    Gradients are those of the mean loss over the global batch, for any number of processes and micro-batches. If a loss
+    or gradient is not finite on any process, no weight, moment or buffer changes. The moving average and the schedules
+    still advance, so that they depend on the step alone.
     """
     state, share = session.state, session.share
     task, step, seed = state.task, state.step, state.run.train.seed
@@ -80,7 +80,7 @@ def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepRe
 def _backward(session: Session, context: StepContext, report: StepReport, last: bool) -> set[str]:
     """Add the gradients of a micro-batch; returns the names of its losses.
 
-    Processes exchange gradients on the last one only; sharded ones on each, rather than keep whole gradients.
+    Gradients are reduced over the processes in the last micro-batch; sharded gradients in every one, to save memory.
     """
     accelerator, task, names = session.accelerator, session.state.task, set()
     with ExitStack() as stack:
@@ -95,9 +95,9 @@ def _backward(session: Session, context: StepContext, report: StepReport, last: 
 
 
 def _update(session: Session, started: list[TrainedModule], report: StepReport) -> Tensor:
-    """Clip, step and schedule each trained module; returns the scalar on the device that says whether to skip.
+    """Clip gradients, update and schedule each trained module; returns the scalar of `StepMonitor.exchange`.
 
-    The optimizers get it as a loss scaler would hand it to them, and read it on the device.
+    It is passed to the optimizers as `found_inf`, like a loss scaler's, which they read on the device.
     """
     scaler = session.accelerator.scaler
     for trained in started:
@@ -111,7 +111,7 @@ def _update(session: Session, started: list[TrainedModule], report: StepReport) 
         trained.optimizer.found_inf = skip
         trained.optimizer.step()
         del trained.optimizer.found_inf
-        torch.autograd.graph.increment_version(trained.parameters)  # which fused optimizers leave as it is
+        torch.autograd.graph.increment_version(trained.parameters)  # fused optimizers do not
         trained.optimizer.zero_grad(set_to_none=True)
         trained.scheduler.step()
     if scaler is not None:
@@ -120,9 +120,9 @@ def _update(session: Session, started: list[TrainedModule], report: StepReport) 
 
 
 def window_means(session: Session) -> dict[str, float]:
-    """Mean of each scalar over the steps since the last call and all processes; the only wait for the device.
+    """Mean of each scalar over all processes and the steps since the last call. Waits for the device.
 
-    Steps in which a scalar is not finite on a process do not count; it is NaN if none is left.
+    Steps with a non-finite value are left out; the mean is NaN if no step is left.
     """
     window, device = session.window, session.accelerator.device
     session.window = []

@@ -1,4 +1,4 @@
-"""A training stage for the loop: the modules it trains, their losses, validation and samples."""
+"""Interface between a training stage and the loop: trained modules, losses, validation, samples and export."""
 
 import hashlib
 import random
@@ -24,11 +24,11 @@ from sweettok.train.config import RunConfig
 class TrainedModule:
     """A module with its own optimizer and schedule, such as the generator or the discriminator.
 
-    module: trained through its forward, which the loop wraps: it runs in the configured precision, returns float32 and
-        averages gradients over the processes. All its trainable parameters must take part in each of its losses.
-    optimizer: a fused one, which can read on the device that a step is to be skipped.
-    scheduler: stepped by the loop once in each step from `start_step` on, skipped ones included.
-    max_grad_norm: bound of the global norm of its gradients.
+    module: trained through its forward, which the loop wraps: it runs in the configured precision, returns float32, and
+        gradients are averaged over the processes. Each of its losses must depend on all its trainable parameters.
+    optimizer: with fused=True, so that it can read on the device whether to skip a step.
+    scheduler: stepped by the loop in every step from `start_step` on, skipped ones included.
+    max_grad_norm: gradients of a larger global norm are scaled down to it.
     start_step: zero-based step of its first update.
     """
 
@@ -41,21 +41,21 @@ class TrainedModule:
 
     @property
     def bare(self) -> nn.Module:
-        """The module without the wrapper of distributed training."""
+        """The module without DistributedDataParallel."""
         return self.module.module if isinstance(self.module, DistributedDataParallel) else self.module
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimizer updates."""
+        """The parameters that the optimizer updates."""
         return [param for group in self.optimizer.param_groups for param in group["params"]]
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """Place of a micro-batch in the run; random numbers drawn through it do not depend on the number of processes.
+    """Position of a micro-batch in the run; random numbers drawn through it do not depend on the number of processes.
 
     step: zero-based.
-    batch_start, batch_size: the clips at hand, as a run of the `global_batch` clips of this step.
+    batch_start, batch_size: range of the micro-batch in the `global_batch` clips of the step.
     """
 
     step: int
@@ -65,19 +65,20 @@ class StepContext:
     global_batch: int
 
     def generator(self, purpose: str) -> torch.Generator:
-        """CPU generator that is a function of (seed, step, purpose) alone, so equal on all processes."""
+        """CPU generator seeded by (seed, step, purpose), equal on all processes."""
         return torch.Generator().manual_seed(self._number(purpose))
 
     def own(self, draws: Tensor) -> Tensor:
-        """(global_batch, ...) drawn for all clips of the step -> (batch_size, ...), those of the clips at hand."""
+        """(global_batch, ...) drawn for all clips of the step -> (batch_size, ...) of this micro-batch."""
         if len(draws) != self.global_batch:
             raise ValueError(f"expected draws for all {self.global_batch} clips of the step, got {len(draws)}")
         return draws[self.batch_start : self.batch_start + self.batch_size]
 
     def seed_default_generators(self) -> None:
-        """Make draws without a generator, as a dropout's, a function of (seed, step).
+        """Seed the default generators, as dropout uses them, by (seed, step).
 
-        They repeat on each process and micro-batch, as noise on weights must. Noise on clips comes from `generator`.
+        Draws are then equal on all processes and micro-batches, as noise on weights must be. Use `generator` for noise
+        on clips.
         """
         torch.manual_seed(self._number("default"))
         random.seed(self._number("default"))
@@ -90,15 +91,15 @@ class StepContext:
 class Task(ABC):
     """A training stage.
 
-    The constructor builds everything on the CPU, each module in the mode, train or eval, that it trains in. The loop
-    moves and wraps it, and restores the modes after validation. A task can be sharded if it has one trained module,
-    whose losses are computed through the forward of its `module`.
+    The constructor builds all modules on the CPU, in the mode (train or eval) in which they are used in training. The
+    loop moves and wraps them. A task can be sharded if it has one trained module, whose losses are computed through the
+    forward of its `module`.
 
     name: the stage.
     run_class: the stage's run configuration, a frozen dataclass with `stage`, `data` and `train` (see `RunConfig`).
-    model: what is trained for, unwrapped. The moving average tracks it; checkpoints and the export hold it.
-    trained: by name, in the order of their updates. All losses of a step come before its first update.
-    train_dataset, validation_dataset: of dicts, collated into batches; without validation data nothing is validated.
+    model: the model that is averaged, saved in checkpoints and exported, without wrappers.
+    trained: by name, in the order of their updates, which follow after all losses of a step.
+    train_dataset, validation_dataset: of dicts, collated into batches; None for no validation.
     """
 
     name: ClassVar[str]
@@ -110,33 +111,33 @@ class Task(ABC):
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The modules that are attributes of this task, and the trained ones."""
+        """All modules that are attributes of this task, and the trained modules."""
         own = [value for value in vars(self).values() if isinstance(value, nn.Module)]
         return [*own, *(trained.module for trained in self.trained.values())]
 
     def to(self, device: torch.device) -> None:
-        """Move all modules; what is sharded is on its device already."""
+        """Move all modules, except sharded ones, which are on their device already."""
         for module in self.modules:
             if not isinstance(module, FSDPModule):
                 module.to(device)
 
     @abstractmethod
     def losses(self, batch: Any, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """For each trained module that has started: its name, its loss (a mean over the clips) and scalars to log.
+        """Yield, for each trained module that has started, its name, its loss (a mean over clips) and scalars to log.
 
-        A generator function: the loop runs backward on each loss before it asks for the next, and logs it as
-        `loss/<name>`. A module's own loss calls its `module`; another's calls `bare`, with the parameters detached.
-        What is random about a clip is drawn through `context`.
+        The loop calls backward on each loss before it requests the next, and logs it as `loss/<name>`. To compute a
+        module's own loss, call its `module`; for the loss of another module, call its `bare` with detached parameters.
+        Draw random numbers for clips through `context`.
         """
 
     @classmethod
     def complete(cls, settings: DictConfig, earlier: Sequence[RunConfig] = ()) -> DictConfig:
-        """Settings of a run with those filled in that follow from its inputs; `earlier` runs may still write these."""
+        """The settings of a run, completed by those of its inputs, which may be outputs of the `earlier` runs."""
         return settings
 
     @classmethod
     def saved_model(cls, run: Any, inputs: Any) -> nn.Module:
-        """The model that a run of this stage will save, from the sizes of its inputs alone."""
+        """The model that a run of this stage will save, built from the sizes of its inputs."""
         raise ValueError(f"the {cls.name} stage saves no model that another stage starts from")
 
     def example_batch(self, size: int) -> dict[str, Tensor]:
@@ -149,24 +150,26 @@ class Task(ABC):
         return 0
 
     def after_step(self, context: StepContext) -> dict[str, Tensor | float]:
-        """Called after the updates of a step, on every process; returns more scalars to log."""
+        """Called on every process after the updates of a step; returns additional scalars to log."""
         return {}
 
     @abstractmethod
     def validate(self, batch: Any) -> dict[str, Tensor]:
-        """Metrics of each clip, (B,) each, from `model` alone. Called in eval mode, in float32, without gradients; must
-        not communicate between processes."""
+        """Metrics of each clip, (B,) each, from `model` only, which is in eval mode and float32, without gradients.
+
+        Must not communicate between processes.
+        """
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """More to log that follows from means over clips, as a perplexity does from a cross-entropy."""
+        """Additional scalars computed from means over clips, such as a perplexity from a cross-entropy."""
         return {}
 
     def sample(self, batch: Any) -> Tensor | None:
-        """uint8 (N, 3, T, H, W) videos of the batch to look at, or None. Called as `validate` is, on one process."""
+        """uint8 (N, 3, T, H, W) sample videos of a batch, or None. Called like `validate`, on one process."""
         return None
 
     def extra_state(self) -> dict[str, Any]:
-        """Tensors, numbers and strings, equal on all processes, that a resume needs besides weights and optimizers."""
+        """Tensors, numbers and strings, equal on all processes, to save besides weights and optimizers."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -176,7 +179,7 @@ class Task(ABC):
 
     @abstractmethod
     def export(self, folder: Path, training: Mapping[str, Any]) -> None:
-        """Write the model, which holds the averaged weights when this is called, in the public format.
+        """Write the model in the public format; it has the averaged weights during this call.
 
-        training: facts of the run, for the model's card.
+        training: facts of the run for the model card.
         """

@@ -1,4 +1,4 @@
-"""Usage of the word lists in training: how many of their words are chosen in a window of steps."""
+"""Codebook usage in training: how many words of each list are chosen in a window of steps."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sweettok.segments import Segment, SegmentLayout
 
 logger = logging.getLogger(__name__)
 
-LEAST = 0.05  # share of a list's words: fewer that are chosen in a window cause a warning
-FALLEN = 0.5  # share of a list's best perplexity, and of that of the last warning: less causes a warning
-RECOVERED = 0.75  # share of a list's best perplexity: from there on a new fall is warned of again
-START = 0.02  # share of a run's steps; the choices of random weights, before it, are no measure for later ones
+LEAST = 0.05  # warn if a smaller share of a list's words is chosen in a window
+FALLEN = 0.5  # warn if the perplexity is below this share of the best one, and of that at the last warning
+RECOVERED = 0.75  # forget the last warning if the perplexity reaches this share of the best one
+START = 0.02  # share of a run's steps before which perplexities are no reference, because weights are nearly random
 WARNING = (
     "the %s list collapses: perplexity %.1f in the last window, at best %.1f since the run's start; %.1f%% of its "
-    "words were chosen. What helps: a lower optimizer.lr, spatial pretraining (run_train_spatial.sh) as init, "
+    "words were chosen. Try a lower optimizer.lr, spatial pretraining (run_train_spatial.sh) as init, "
     "or tokenizer.graph_dropout"
 )
 
 
 class UsageWindow(nn.Module):
-    """Counts how often each word is chosen. The counts stay on the device and are no part of any weights."""
+    """Counts how often each word is chosen. The counts stay on the device and are not part of a state dict."""
 
     def __init__(self, layout: SegmentLayout):
         super().__init__()
@@ -34,10 +34,10 @@ class UsageWindow(nn.Module):
 
     @torch.no_grad()
     def forward(self, *ids: Tensor) -> None:
-        """Add ids local to their word list, in a tensor for each segment of the layout."""
+        """Count ids, given as one tensor for each segment of the layout, with ids local to its word list."""
         for segment, chosen in zip(self.segments, ids, strict=True):
             flat = chosen.flatten()
-            # Unlike bincount, this does not wait for the device.
+            # Unlike torch.bincount, this does not wait for the device.
             self._counts(segment).index_add_(0, flat, torch.ones_like(flat))
 
     def _counts(self, segment: Segment) -> Tensor:
@@ -45,11 +45,11 @@ class UsageWindow(nn.Module):
 
     @torch.no_grad()
     def read(self) -> dict[str, Tensor]:
-        """Scalars of each word list since the last reading, over all processes; counting then starts anew.
+        """Scalars of each word list since the last call, over all processes; resets the counts.
 
         Returns:
-            usage/<list>: share of its words that were chosen. perplexity/<list>: exponential of the entropy of the
-            choices. dead/<list>: number of its words that were never chosen.
+            usage/<list>: share of its words that were chosen; perplexity/<list>: exponential of the entropy of the
+            choices; dead/<list>: number of its words that were not chosen.
         """
         add_up(self.counts)
         report = {}
@@ -64,25 +64,21 @@ class UsageWindow(nn.Module):
 
 
 class UsageWatch:
-    """Warns when a word list collapses, and again whenever its perplexity has halved since.
+    """Warns if a word list collapses, and again each time its perplexity has halved.
 
-    A list collapses when its perplexity falls below FALLEN of the best of all windows after the run's start: it may be
-    left with two words that are chosen often and many that are chosen now and then. Or when fewer than LEAST of its
-    words are chosen, or than LEAST of the ids in a window where those are fewer than the words.
+    A list collapses if its perplexity falls below FALLEN of the best of all windows after the run's start (few words
+    may be chosen often and many rarely), or if fewer than LEAST of its words are chosen. In windows with fewer ids than
+    words, LEAST refers to the number of ids.
     """
 
     def __init__(self, layout: SegmentLayout, clips: int):
-        """clips: in a window."""
+        """clips: number of clips in a window."""
         self.least = {s.name: LEAST * min(1, clips * s.length / s.vocab_size) for s in layout.segments}
         self.best: dict[str, float] = {}  # perplexities
         self.warned: dict[str, float] = {}  # perplexities at the last warning, until the list has recovered
 
     def see(self, means: Mapping[str, float], progress: float = 1.0) -> None:
-        """Check what was logged, which may include the scalars of `UsageWindow.read`.
-
-        Args:
-            progress: share of the run's steps that are done.
-        """
+        """Check logged scalars, if those of `UsageWindow.read` are among them. progress: share of finished steps."""
         for name, least in self.least.items():
             if f"usage/{name}" not in means:
                 continue
