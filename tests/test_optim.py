@@ -94,8 +94,6 @@ def test_every_trainable_parameter_is_in_one_group(rule):
 def test_nothing_to_train_and_unknown_rules_are_named():
     with pytest.raises(ValueError, match="Linear has no trainable parameters"):
         param_groups(nn.Linear(2, 2).requires_grad_(False), 0.1)
-    with pytest.raises(ValueError, match="'by_type' or 'release', got 'all'"):
-        param_groups(nn.Linear(2, 2), 0.1, "all")
 
 
 def test_optimizer_takes_everything_from_its_configuration():

@@ -80,7 +80,7 @@ def test_words_without_vector_are_refused_or_left_out(tmp_path):
     built = build([pack([CAPTION])], Rules({}, {}, drop_unknown=True), source)
     assert built.prior.spatial.words == ("red", "car") and built.unknown == ("big",)
     assert built.prior.spatial.edges.tolist() == [[0], [1]]
-    with pytest.raises(ValueError, match="table few.txt has a vector of no noun"):
+    with pytest.raises(ValueError, match="table few.txt has no vector for any noun"):
         few = table(tmp_path, "red 1 0\nfast 0 4\n", "few.txt")
         build([pack([CAPTION])], Rules({}, {}, drop_unknown=True), few)
 

@@ -119,9 +119,8 @@ def build(chunks: Iterable[Chunk], rules: Rules, vectors: int | VectorSource, ta
 def _word_lists(counts: Counts, rules: Rules) -> dict[str, list[Word]]:
     lists: dict[str, list[Word]] = {part: [] for part in PARTS_OF_SPEECH}
     for word, count in counts.words.items():
-        if count >= rules.min_count.get(word[1], 1) and not (
-            word[1] == "noun" and (word[0], "adjective") in counts.words
-        ):
+        also_adjective = word[1] == "noun" and (word[0], "adjective") in counts.words
+        if count >= rules.min_count.get(word[1], 1) and not also_adjective:
             lists[word[1]].append(word)
     for part, words in lists.items():
         words.sort(key=lambda word: (-counts.words[word], word))
@@ -146,7 +145,7 @@ def _look_up(
     lists = {part: [word for word in words if word[0] in found] for part, words in lists.items()}
     for part, words in lists.items():
         if not words:
-            raise ValueError(f"{source.name} has a vector of no {part}")
+            raise ValueError(f"{source.name} has no vector for any {part}")
     return lists, found, unknown
 
 
