@@ -169,10 +169,7 @@ class _DType:
         self.dtype = np.dtype(kind)
 
     def __setstate__(self, state: tuple) -> None:
-        _, order, subarray, names, fields, *_ = state
-        if (subarray, names, fields) != (None, None, None):
-            raise pickle.UnpicklingError("refused a structured numpy array")
-        self.dtype = self.dtype.newbyteorder(order)
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array:
