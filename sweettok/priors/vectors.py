@@ -36,8 +36,8 @@ def word_vectors(together: scipy.sparse.csr_matrix, captions: int, words: Sequen
     """Vectors from the captions: float32 (len(words), dim) of unit root mean square, deterministic.
 
     They are a truncated SVD of the positive pointwise mutual information (Levy and Goldberg 2014). Equal vectors (of
-    words that only occur together) and zero vectors get a little noise that depends on the spelling, because a codebook
-    could not tell words with equal vectors apart.
+    words that only occur together) and zero vectors get a little noise that depends on the spelling, so that all words
+    have different codes.
 
     Args:
         together: (V, V), see `shared_captions`.

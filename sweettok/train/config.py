@@ -69,7 +69,7 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "trackers", tuple(self.trackers))
-        if self.mixed_precision == "False":  # what YAML makes of an unquoted no
+        if self.mixed_precision == "False":  # an unquoted `no` in YAML
             object.__setattr__(self, "mixed_precision", "no")
         positive(self, "train", "max_steps", "global_batch_size", "micro_batch_size")
         choice("train.mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))

@@ -53,9 +53,9 @@ def train_step(session: Session, batches: Iterator[Any], clock: Clock) -> StepRe
     report, names = StepReport(), set()
     session.buffers.save()
     for index in range(share.micro_batches):
-        asked = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches)
-        clock.data_seconds += time.perf_counter() - asked
+        clock.data_seconds += time.perf_counter() - start
         report.take(send_to_device(batch, session.accelerator.device, non_blocking=True))
         context = share.context(step, seed, index)
         context.seed_default_generators()
