@@ -32,7 +32,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.amp import GradScaler
 
-from sweettok.config import to_dict
+from sweettok.config import flatten, to_dict
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.distributed import from_main, gather_objects, together
 from sweettok.store import sync, write_aside
@@ -304,14 +304,7 @@ def _checksum(files: Mapping[str, Mapping[str, Tensor]]) -> int:
 
 
 def _changed_settings(run: RunConfig, folder: Path) -> list[str]:
-    old = _flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    new = _flatten(to_dict(run))
+    old = flatten(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+    new = flatten(to_dict(run))
     changed = sorted(key for key in old.keys() & new.keys() if old[key] != new[key])
     return [f"{key} was {old[key]} and is {new[key]}" for key in changed]
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
