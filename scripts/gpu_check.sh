@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Check a machine with a GPU, in under 10 minutes: tests of training steps on it, the plans of all configurations, and
-# short benches. Prints a JSON object; what the parts print goes to outputs/gpu_check/. Exit status 1 if one failed.
+# Check a machine with a GPU in under 10 minutes: tests of training steps, plans of all configurations, benchmarks.
+# Prints a JSON object, and writes the output of each part to outputs/gpu_check/. Exit status 1 if a part failed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=python3
@@ -13,7 +13,7 @@ if [ -z "$gpu" ]; then echo '{"gpu": null, "message": "no GPU"}'; exit 0; fi
 out=outputs/gpu_check
 rm -rf "$out" && mkdir -p "$out"
 declare -A status
-part() {  # name, seconds at most, command
+part() {  # name, time limit in seconds, command
   local name=$1 limit=$2 code=0
   shift 2
   timeout "$limit" "$@" > "$out/$name.txt" 2>&1 || code=$?

@@ -1,4 +1,4 @@
-"""Typed configurations: from YAML and overrides to frozen dataclasses and back, and checks that they share."""
+"""Configurations: YAML and overrides to frozen dataclasses and back, and checks for their fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 
 def find_config(path: str | Path) -> Path:
-    """The file at `path`, or else the one of this name in the package, such as configs/stage1/ucf101.yaml."""
+    """The file at `path`, or a configuration of the package, such as configs/stage1/ucf101.yaml."""
     path, packaged = Path(path), Path(__file__).parent / path
     found = packaged if path.parts[:1] == ("configs",) and not path.exists() else path
     if not found.is_file():
@@ -24,11 +24,11 @@ def find_config(path: str | Path) -> Path:
 
 
 def read_settings(path: Path, including: tuple[Path, ...] = ()) -> DictConfig:
-    """The settings of a YAML file, merged over those of the files that it names as `base`.
+    """The settings of a YAML file, merged over those of its `base` files.
 
     Args:
-        path: the file; `base` is a path, or a list of them, relative to its folder. Of several the later one wins.
-        including: files that are being read, to find cycles.
+        path: the file. Its `base` is one path or a list of paths, relative to its folder; later ones override earlier.
+        including: files that include this one, to detect cycles.
     """
     path = path.resolve()
     if path in including:
@@ -46,7 +46,7 @@ def read_settings(path: Path, including: tuple[Path, ...] = ()) -> DictConfig:
 
 
 def parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    """`key.path=value` texts as settings."""
+    """Settings given as `key.path=value`."""
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"override {override!r} is not of the form key.path=value")
@@ -57,7 +57,7 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
 
 
 def build(cls: type, *sources: Any) -> Any:
-    """Merge mappings or OmegaConf nodes over the defaults of dataclass `cls` and return a frozen instance of it.
+    """An instance of dataclass `cls` from mappings or OmegaConf nodes, merged over its defaults.
 
     Raises ValueError for unknown keys, wrong types, missing values and inconsistent sizes.
     """
@@ -92,10 +92,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def field_comments(cls: type) -> dict[str, str]:
-    """Descriptions of a dataclass's fields: the comment behind a field, else the comment lines right above it.
-
-    Fields of base classes are included; a field without a comment is described by an empty text.
-    """
+    """{field: description} of a dataclass and its bases: the comment after a field, else the comment lines above it."""
     found = {}
     for part in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
         above: list[str] = []
@@ -115,7 +112,7 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def positive(config: Any, section: str, *names: str) -> None:
-    """Raise ValueError unless the named fields of `config` that have a value are above 0."""
+    """Raise ValueError unless the named fields of `config` are above 0, missing or None."""
     for name in names:
         value = getattr(config, name)
         if value not in (None, MISSING) and value <= 0:

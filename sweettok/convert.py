@@ -1,7 +1,7 @@
-"""Published weights <-> ours, through tables of names; each model's table stands in its `release.py`.
+"""Conversion between published weights and ours by tables of names; each model's table is in its `release.py`.
 
-Entries that published files hold without any effect on the output are dropped on the way in, and written with neutral
-values on the way out; anything else that is missing or left over is an error that lists it.
+Entries of published files that have no effect on the output are dropped by the import and written with neutral values
+by the export. Other missing or unknown entries are errors.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Table:
-    """Names of one kind of published file, as (pattern, name) rules for `re.subn`.
+    """Names of one kind of published file, as (pattern, replacement) rules for `re.subn`.
 
-    An entry of ours is renamed by the first of `prefixes` that matches its start, then by the first of `parts` that
+    Our name of an entry is changed by the first of `prefixes` that matches its start, then by the first of `parts` that
     matches anywhere.
     """
 
     prefixes: tuple[tuple[str, str], ...]
     parts: tuple[tuple[str, str], ...] = ()
-    dropped: tuple[str, ...] = ()  # patterns of published entries without effect on the output
-    kept_here: tuple[str, ...] = ()  # patterns of our entries that published files do not hold
-    halved: str = "$^"  # pattern of our matrices that are the second half of the rows of published ones
-    shapes: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()  # published names whose shape is another there
-    # Published entries -> the dropped ones beside them, with neutral values.
+    dropped: tuple[str, ...] = ()  # patterns of published entries that have no effect on the output
+    kept_here: tuple[str, ...] = ()  # patterns of our entries that published files do not contain
+    halved: str = "$^"  # pattern of our matrices that are the second half of the rows of a published one
+    shapes: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()  # published names whose shape differs from ours
+    # Exported entries -> the dropped entries to write beside them, with neutral values.
     neutral: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda released: {}
 
     def released_name(self, ours: str) -> str | None:
-        """Published name of our state-dict entry; None where published files have none. KeyError without a rule."""
+        """Published name of our state-dict entry; None if there is none. KeyError without a rule."""
         if any(re.search(pattern, ours) for pattern in self.kept_here):
             return None
         renamed = _renamed(ours, self.prefixes, "^")
@@ -52,10 +52,10 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...], start: str = "") -> 
 
 
 def read_weights(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """Published entries from a file (`torch.save`, possibly under a `state_dict` key) or a mapping of arrays.
+    """Tensors of a published file (`torch.save`, possibly under a `state_dict` key) or of a mapping of arrays.
 
-    Files are read with `weights_only=True`; classes of other libraries found beside the weights (a trainer's settings)
-    are replaced by empty classes. Raises FileNotFoundError, or ValueError when no weights are found.
+    Files are read without running code: objects of other libraries beside the weights (a trainer's settings) become
+    empty objects. Raises FileNotFoundError, or ValueError for a file or mapping without weights.
     """
     if isinstance(weights, str | Path):
         path = Path(weights)
@@ -68,24 +68,23 @@ def read_weights(weights: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
         weights = weights["state_dict"]
     if not weights:
         raise ValueError("the weights hold no entries")
-    return {name: _as_tensor(name, value) for name, value in weights.items()}
-
-
-def _as_tensor(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"entry {name!r} of the weights is no array but a {type(value).__name__}") from error
+    tensors = {}
+    for name, value in weights.items():
+        try:
+            tensors[name] = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"entry {name!r} of the weights is a {type(value).__name__}, not an array") from error
+    return tensors
 
 
 def _load_file(path: Path) -> dict:
-    """Content of a file of `torch.save`, read without running anything. ValueError where it is none."""
+    """Content of a file of `torch.save`."""
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         empty = [(type(name.rpartition(".")[2], (Empty,), {}), name) for name in unknown]
         with torch.serialization.safe_globals(empty):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for files that are not what they should be
+    except Exception as error:  # torch.load raises many types for other files
         raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a mapping of names to tensors")
@@ -93,48 +92,44 @@ def _load_file(path: Path) -> dict:
 
 
 class Empty:
-    """Replaces a class that is not needed to read weights, and does nothing."""
+    """Replaces a class of another library."""
 
-    def __init__(self, *args, **kwargs):
-        pass
+    def __init__(self, *args, **kwargs): ...
 
-    def __setstate__(self, state):
-        pass
+    def __setstate__(self, state): ...
 
 
 def import_weights(
     ours: Mapping[str, Tensor], released: Mapping[str, Tensor], table: Table, partial: bool = False
 ) -> dict[str, Tensor]:
-    """Published entries under our names, in our shapes.
+    """Published entries under our names and in our shapes.
 
     Args:
-        ours: the state dict to be filled.
+        ours: state dict of the model to fill.
         released: published names -> tensors.
-        partial: entries may be missing (a file of pretrained parts); none may be left over.
+        partial: allow entries to be missing, for files that hold parts of a model.
 
-    Raises ValueError that lists every missing, unexplained and misshapen entry.
+    Raises ValueError that lists all entries that are missing, unknown or of another shape.
     """
     left = {name for name in released if not any(re.search(pattern, name) for pattern in table.dropped)}
     found, missing, misshapen = {}, [], []
     for name, tensor in ours.items():
-        theirs = table.released_name(name)
-        if theirs is None:
+        published = table.released_name(name)
+        left.discard(published)
+        if published not in released:
+            missing += [published] if published else []
             continue
-        left.discard(theirs)
-        if theirs not in released:
-            missing.append(theirs)
-            continue
-        value = released[theirs].detach()
+        value = released[published].detach()
         if re.search(table.halved, name) and len(value) == 2 * len(tensor):
             value = value.chunk(2)[1]
         if _squeezed(value.shape) != _squeezed(tensor.shape):
-            misshapen.append(f"{theirs}: {tuple(value.shape)} given, {tuple(tensor.shape)} expected")
+            misshapen.append(f"{published}: {tuple(value.shape)} given, {tuple(tensor.shape)} expected")
             continue
         found[name] = value.reshape(tensor.shape).to(tensor.dtype)
     problems = {"missing": [] if partial else missing, "not explained by any table": left, "wrong shape": misshapen}
     listed = [
-        f"{what} ({len(names)}): {', '.join(sorted(names)[:20])}{', ...' if len(names) > 20 else ''}"
-        for what, names in problems.items()
+        f"{problem} ({len(names)}): {', '.join(sorted(names)[:20])}{', ...' if len(names) > 20 else ''}"
+        for problem, names in problems.items()
         if names
     ]
     if listed:
@@ -143,21 +138,21 @@ def import_weights(
 
 
 def _squeezed(shape: torch.Size) -> tuple[int, ...]:
-    """Published files keep some linear layers as 1x1 convolutions and some tables with leading ones."""
+    """Sizes other than 1: some published linear layers are 1x1 convolutions, some tables have leading ones."""
     return tuple(size for size in shape if size != 1)
 
 
 def export_weights(ours: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Our entries under published names and shapes, in memory of their own, complete for a strict load elsewhere."""
+    """Copies of our entries under published names and shapes, complete for a strict load by the published code."""
     released = {}
     for name, tensor in ours.items():
-        theirs = table.released_name(name)
-        if theirs is None:
+        published = table.released_name(name)
+        if published is None:
             continue
         value = tensor.detach().cpu().clone()
         if re.search(table.halved, name):
             value = torch.cat((torch.eye(*value.shape, dtype=value.dtype), value))  # the first half has no effect
         for pattern, reshape in table.shapes:
-            value = reshape(value) if re.search(pattern, theirs) else value
-        released[theirs] = value
+            value = reshape(value) if re.search(pattern, published) else value
+        released[published] = value
     return released | table.neutral(released)

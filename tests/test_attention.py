@@ -10,7 +10,7 @@ from sweettok.layers import attention
 from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
 from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.layers.positions import PositionConv, grid_rotary_angles
-from sweettok.layers.transformer import FeedForward, PlaceTransformer, SpatialTransformer, TemporalTransformer
+from sweettok.layers.transformer import FeedForward, SingleTokenTransformer, SpatialTransformer, TemporalTransformer
 
 TOLERANCE = 1e-5
 BLOCK = tiny.block()
@@ -151,7 +151,7 @@ def test_temporal_transformer(peg):
 
 @torch.no_grad()
 def test_place_transformer():
-    module = PlaceTransformer("tt", **BLOCK.layer, cross=True)
+    module = SingleTokenTransformer("tt", **BLOCK.layer, cross=True)
     W = weights(module, *RENAMED)
     for i in range(2):  # the published form: queries and keys that have no effect
         p = f"layers.{i}.1."

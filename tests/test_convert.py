@@ -361,9 +361,9 @@ def test_unreadable_files(tmp_path, released):
     [
         ({}, "the weights hold no entries"),
         ({"state_dict": {}}, "the weights hold no entries"),
-        ({"epoch": "three"}, "entry 'epoch' of the weights is no array but a str"),
-        ({"optimizer": {"a": 1}}, "entry 'optimizer' of the weights is no array but a dict"),
-        ({"module": object()}, "entry 'module' of the weights is no array but a object"),
+        ({"epoch": "three"}, "entry 'epoch' of the weights is a str, not an array"),
+        ({"optimizer": {"a": 1}}, "entry 'optimizer' of the weights is a dict, not an array"),
+        ({"module": object()}, "entry 'module' of the weights is a object, not an array"),
         ([1.0], "weights must be a file or a mapping of names to arrays, got list"),
         (None, "weights must be a file or a mapping of names to arrays, got NoneType"),
     ],

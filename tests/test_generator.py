@@ -119,8 +119,8 @@ def test_1_9_billion():
     assert sum(param.numel() for param in model.parameters()) == pytest.approx(1.9e9, rel=0.02)
 
 
-def test_more_places_than_the_block(model):
-    with pytest.raises(ValueError, match="more than this generator's block of"):
+def test_more_positions_than_the_block(model):
+    with pytest.raises(ValueError, match="exceed this generator's block of"):
         model.transformer(torch.zeros(1, model.sequence.block_size + 1, dtype=torch.long))
 
 
@@ -256,7 +256,7 @@ def test_logits_that_are_not_finite_are_refused(settings, value):
         return scores
 
     model.transformer.logits = broken
-    with pytest.raises(FloatingPointError, match=r"sample 11 at place 5 \(noun 1\) are not finite"):
+    with pytest.raises(FloatingPointError, match=r"sample 11 at position 5 \(noun 1\) are not finite"):
         model.sample([0, 1], indices=[10, 11], **settings)
     assert len(seen) == 6, "words were drawn after the segment"
 
@@ -265,7 +265,7 @@ def test_broken_weights_never_give_words():
     model = make()
     with torch.no_grad():
         model.transformer.norm.weight.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match=r"sample 0 at place 0 \(adjective 0\)"):
+    with pytest.raises(FloatingPointError, match=r"sample 0 at position 0 \(adjective 0\)"):
         model.sample([0, 1])
 
 
@@ -309,12 +309,12 @@ def test_class_names(model):
     [
         ({"labels": ["swim"]}, "no class 'swim'; this generator's classes are run, walk, fly"),
         ({"labels": [3]}, "0..2 for each clip; got class 3"),
-        ({"labels": "run"}, r"labels must be several, one for each sample; got 'run': give \['run'\]"),
+        ({"labels": "run"}, r"labels must be a list, one for each sample; got 'run': give \['run'\]"),
         ({"labels": 2}, r"got 2: give \[2\]"),
         ({}, "samples need labels, one for each sample, and nothing else; got nothing"),
         ({"labels": [0], "num_samples": 1}, "samples need labels, one for each sample, and nothing else"),
         ({"labels": [0], "given": torch.zeros(1, 23)}, "samples need labels, one for each sample, and nothing else"),
-        ({"labels": []}, "at least one sample"),
+        ({"labels": []}, "number of samples must be at least 1"),
         ({"labels": [0], "indices": [1, 2]}, "2 indices for 1 samples"),
         ({"labels": [0], "top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         ({"labels": [0], "top_p": 1.5}, r"top_p must be in \(0, 1\]"),
@@ -347,8 +347,8 @@ def test_frame_prediction_needs_what_is_given():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layout": None}, "must be known"),
-        ({"num_classes": None}, "must be known"),
+        ({"layout": None}, "must be set"),
+        ({"num_classes": None}, "must be set"),
         ({"num_heads": 5}, "does not divide into 5 heads"),
         ({"positions": "sine"}, "learned, rotary"),
         ({"class_dropout": 1.0}, "class_dropout must be in"),

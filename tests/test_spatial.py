@@ -220,7 +220,7 @@ def test_other_words_and_sizes_are_refused(tmp_path):
     spatial_branch(tiny.tokenizer_config(head_hidden=12)).save_pretrained(tmp_path / "sizes")
     with pytest.raises(ValueError, match="is of other sizes than tokenizer: 3 entries differ, as decoder.head.1.bias"):
         start_from(model, str(tmp_path / "sizes"))
-    with pytest.raises(FileNotFoundError, match="to start from: run_train_spatial.sh makes such weights"):
+    with pytest.raises(FileNotFoundError, match="no initial weights at .*: train them with run_train_spatial.sh"):
         start_from(model, str(tmp_path / "nowhere"))
     branch.save_pretrained(tmp_path / "branch")
     assert start_from(model, str(tmp_path / "branch")).keys() < model.state_dict().keys()

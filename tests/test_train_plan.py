@@ -222,7 +222,7 @@ def test_stages_of_one_plan_know_each_other(monkeypatch, tmp_path, capsys):
     ("words", "message"),
     [
         (["missing.yaml"], "no configuration file at missing.yaml"),
-        (["train.max_steps=3"], "give a configuration file too"),
+        (["train.max_steps=3"], "give a configuration file, such as"),
         (["TINY", "train.steps=3"], "train.steps"),
         (["TINY", "--devices", "0"], "--devices"),
         (["TINY", "--memory", "0.001"], "not even one clip fits"),

@@ -284,7 +284,7 @@ def test_stage2_from_a_published_stage1_file(runs, tmp_path, monkeypatch):
     assert task.model.config.pixel_path == "expected"
     for name, value in task.model.state_dict().items():
         assert torch.equal(value, trained.state_dict()[name]), name
-    with pytest.raises(ValueError, match="holds no pixel decoder: set proxy"):
+    with pytest.raises(ValueError, match="has no pixel decoder: set proxy"):
         Stage2Task(config_of(runs, "stage2", f"tokenizer={file}", prior))
     with pytest.raises(ValueError, match="holds no word graphs: set prior"):
         Stage2Task(config_of(runs, "stage2", f"tokenizer={file}", proxy))

@@ -1,4 +1,4 @@
-"""Sizes of the generator and settings of sampling; the defaults are the release's."""
+"""Configuration of the generator and of sampling."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sweettok.tokenizer.layout import TokenLayout
 class GeneratorConfig:
     """Decoder-only transformer over the ids of a clip; the defaults are the release's.
 
-    `layout`, `num_classes` and `tokenizer_hash` are facts of the token shards that a generator is trained on: null
-    takes theirs, and a value must equal theirs.
+    `layout`, `num_classes` and `tokenizer_hash` come from the token shards in training. Where they are set, they must
+    agree with the shards.
     """
 
     dim: int = 1536  # width
     num_layers: int = 24  # transformer blocks
-    num_heads: int = 16  # attention heads; `dim` is divided among them
+    num_heads: int = 16  # attention heads; must divide `dim`
     positions: str = "learned"  # "learned" (release) or "rotary"
     qk_norm: bool = False  # normalise queries and keys (RMS norm); not in the release
-    tied_head: bool = False  # use the embeddings as the output layer's weights; not in the release
+    tied_head: bool = False  # share the weights of embedding and output layer; not in the release
     layout: TokenLayout | None = None  # order and vocabulary ranges of the ids
-    num_classes: int | None = None  # classes that are conditions; 0: an unconditional generator
+    num_classes: int | None = None  # classes of a class-conditional generator; 0: unconditional
     # Share of training clips whose class is replaced by the null class, which guidance needs; 0: no null class.
     class_dropout: float = 0.1
-    # Frame prediction: frames at the start of a clip that are given, as the ids of a clip of their own.
+    # Frame prediction: number of given frames at the start of a clip, whose ids are those of a clip of their own.
     given_frames: int | None = None
     tokenizer_hash: str | None = None  # identifies the tokenizer that wrote the ids
 
@@ -52,7 +52,7 @@ class GeneratorConfig:
 
     @property
     def sequence(self) -> SequenceLayout:
-        """What is read and written; once `layout` and `num_classes` are known."""
+        """Layout of the sequences; needs `layout` and `num_classes`."""
         null_class = self.num_classes > 0 and self.class_dropout > 0
         return SequenceLayout(self.layout, self.num_classes, null_class, self.given_frames is not None)
 
@@ -61,7 +61,7 @@ class GeneratorConfig:
 class SamplingConfig:
     """How ids are drawn from a generator's logits."""
 
-    # Classifier-free guidance: logits without a class + scale * (logits of the class - these); 1: no guidance.
+    # Classifier-free guidance: unconditional + scale * (conditional - unconditional) logits; 1: no guidance.
     cfg_scale: float = 1.0
     cfg_schedule: str = "constant"  # "constant", or "linear": from 1 at the first id to cfg_scale at the last
     temperature: float = 1.0  # logits are divided by it; 0: always the likeliest id
@@ -70,9 +70,9 @@ class SamplingConfig:
 
     def __post_init__(self):
         choice("cfg_schedule", self.cfg_schedule, ("constant", "linear"))
-        for name, low in (("cfg_scale", 0.0), ("temperature", 0.0)):
-            if not low <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least {low:.0f}; got {getattr(self, name)}")
+        for name in ("cfg_scale", "temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0; got {getattr(self, name)}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, or null for all words; got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -1,4 +1,4 @@
-"""The generator: a decoder-only transformer that writes a clip word by word, from a class, given frames or nothing.
+"""The generator: a decoder-only transformer that samples the ids of a clip one by one.
 
 Letters: B batch, L ids per clip, P and R lengths of prompt and target.
 """
@@ -21,11 +21,11 @@ from sweettok.hub import Pretrained
 
 
 class Generator(Pretrained):
-    """Writes the ids of clips.
+    """Generates the ids of clips: unconditionally, or from a class or given frames.
 
     Args:
-        config: sizes, with `layout` and `num_classes` known.
-        class_names: names of the classes, where they have names.
+        config: with `layout` and `num_classes` set.
+        class_names: of the classes, if they have names.
     """
 
     config_class = GeneratorConfig
@@ -34,7 +34,7 @@ class Generator(Pretrained):
     def __init__(self, config: GeneratorConfig, class_names: Sequence[str] | None = None):
         super().__init__()
         if config.layout is None or (config.num_classes is None and config.given_frames is None):
-            raise ValueError("generator.layout and generator.num_classes must be known: take them from token shards")
+            raise ValueError("generator.layout and generator.num_classes must be set: take them from token shards")
         self.config = config = replace(config, num_classes=config.num_classes or 0)
         if class_names is not None and len(class_names) != config.num_classes:
             raise ValueError(f"{len(class_names)} class names for {config.num_classes} classes")
@@ -43,7 +43,7 @@ class Generator(Pretrained):
         self.transformer = CausalTransformer(config, self.sequence.vocab_size, self.sequence.block_size)
 
     def forward(self, prompt: Tensor, target: Tensor) -> Tensor:
-        """prompt (B, P), target (B, R) of `sequence` -> logits (B, R, vocabulary) of every place of the target."""
+        """Prompt (B, P) and target (B, R) of `sequence` -> logits (B, R, vocabulary) for the target's positions."""
         hidden = self.transformer(torch.cat((prompt, target[:, :-1]), dim=1))
         return self.transformer.logits(hidden[:, prompt.shape[1] - 1 :])
 
@@ -55,11 +55,11 @@ class Generator(Pretrained):
         return cls(config, assets["class_names"])
 
     def classes(self, labels: Sequence[int | str] | Tensor) -> Tensor:
-        """Class numbers (B,) from numbers or names. ValueError for an unknown class, naming the known ones."""
+        """Class numbers (B,) from numbers or names; ValueError for an unknown name."""
         if isinstance(labels, Tensor):
             return labels
         if isinstance(labels, str | int):
-            raise ValueError(f"labels must be several, one for each sample; got {labels!r}: give [{labels!r}]")
+            raise ValueError(f"labels must be a list, one for each sample; got {labels!r}: give [{labels!r}]")
         known = self.class_names or ()
         wrong = [label for label in labels if isinstance(label, str) and label not in known]
         if wrong:
@@ -79,22 +79,21 @@ class Generator(Pretrained):
         progress: Callable[[int], None] | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Draw clips: global ids (B, L) int64, for a tokenizer's `decode`.
+        """Sample clips: global ids (B, L) int64, for a tokenizer's `decode`.
 
-        A sample depends on (seed, its index), its condition and the settings, not on the batch it is drawn in, but for
-        rounding in matrix products of other sizes, which very rarely moves a draw.
+        A sample depends on (seed, its index), its condition and the settings, not on the rest of the batch, except for
+        rounding in matrix products of other sizes, which very rarely changes an id.
 
         Args:
-            labels: class numbers or names, of generators with classes.
-            given: (B, L) ids of clips of the given frames, of generators for frame prediction.
-            num_samples: how many, of unconditional generators.
-            indices: numbers of the samples; 0, 1, 2, ... by default.
+            labels: class numbers or names, for generators with classes.
+            given: (B, L) ids of the given frames, for generators with frame prediction.
+            num_samples: number of samples, for unconditional generators.
+            indices: of the samples; 0, 1, 2, ... by default.
             progress: called with 1 after every word.
             settings: fields of SamplingConfig: cfg_scale, cfg_schedule, temperature, top_k, top_p.
 
-        Raises ValueError for settings out of range, a condition of the wrong kind or unknown, and guidance of a
-        generator that was trained without class dropout; FloatingPointError where weights or precision give logits
-        that are not finite.
+        Raises ValueError for settings out of range, a wrong condition, and guidance of a generator trained without
+        class dropout; FloatingPointError for logits that are not finite.
         """
         how = SamplingConfig(**settings)
         prompt = self._prompt(labels, given, num_samples)
@@ -104,7 +103,7 @@ class Generator(Pretrained):
         chances = random_streams(seed, indices, self.sequence.layout.length).to(prompt.device)
         if how.guided:
             prompt = torch.cat((prompt, self._unconditional(len(prompt))))
-        return self._write(prompt, chances, how, list(indices), progress)
+        return self._write(prompt, chances, how, indices, progress)
 
     def _prompt(
         self, labels: Sequence[int | str] | Tensor | None, given: Tensor | None, num_samples: int | None
@@ -118,7 +117,7 @@ class Generator(Pretrained):
         condition = given if labels is None else self.classes(labels)
         count = num_samples or 0 if condition is None else len(condition)
         if count < 1:
-            raise ValueError(f"at least one sample must be asked for; got {count}")
+            raise ValueError(f"the number of samples must be at least 1; got {count}")
         device = self.transformer.tokens.weight.device
         return self.sequence.prompt(None if condition is None else condition.to(device), count, device)
 
@@ -138,17 +137,17 @@ class Generator(Pretrained):
         indices: Sequence[int],
         progress: Callable[[int], None] | None,
     ) -> Tensor:
-        """The words, one forward pass each; separators are read together with the words that they follow."""
+        """Sample the words, with one forward each; separators are part of the input of the next word."""
         sequence, transformer, batch = self.sequence, self.transformer, len(chances)
         cache = Cache(self.config.num_layers, sequence.block_size)
         words: list[Tensor] = []
-        unread = [prompt]
-        for run, segment in zip(sequence.separators, sequence.layout.segments, strict=True):
-            unread += [prompt.new_full((len(prompt), 1), separator) for separator in run]
+        inputs = [prompt]  # ids that are not in the cache yet
+        for separators, segment in zip(sequence.separators, sequence.layout.segments, strict=True):
+            inputs += [prompt.new_full((len(prompt), 1), separator) for separator in separators]
             first = sequence.word_start + segment.vocab_start
             finite = []
             for _ in range(segment.length):
-                hidden = transformer(torch.cat(unread, dim=1), cache)[:, -1]
+                hidden = transformer(torch.cat(inputs, dim=1), cache)[:, -1]
                 logits = transformer.logits(hidden, slice(first, first + segment.vocab_size)).float()
                 if how.guided:
                     scale = scale_at(how.cfg_scale, how.cfg_schedule, len(words), sequence.layout.length)
@@ -157,7 +156,7 @@ class Generator(Pretrained):
                 logits, good = drawable(logits)
                 finite.append(good)
                 words.append(segment.vocab_start + choose(logits, chances[:, len(words)], how))
-                unread = [(sequence.word_start + words[-1])[:, None].repeat(len(prompt) // batch, 1)]
+                inputs = [(sequence.word_start + words[-1])[:, None].repeat(len(prompt) // batch, 1)]
                 if progress is not None:
                     progress(1)
             check_finite(torch.stack(finite, dim=1), segment, indices)

@@ -1,4 +1,4 @@
-"""Drawing words from logits: guidance, filters, and random streams that belong to a sample.
+"""Sampling of words from logits: guidance, filters and one random stream for each sample.
 
 Letters: B samples, V words that may be drawn.
 """
@@ -23,53 +23,50 @@ def choose(logits: Tensor, chances: Tensor, how: SamplingConfig) -> Tensor:
 
 
 def drawable(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, V) logits -> logits of which a word can be drawn, and whether (B,) they are those given.
+    """(B, V) logits -> the logits with zeros in rows that no word can be drawn from, and which rows (B,) are good.
 
-    Rows with NaN, infinity or nothing but -infinity become zeros, so that no step fails before `check_finite`.
+    Such rows have NaN, infinity or -infinity alone. `check_finite` reports them later.
     """
     finite = logits.amax(-1).isfinite()
     return torch.where(finite[:, None], logits, 0.0), finite
 
 
 def check_finite(finite: Tensor, segment: Segment, indices: Sequence[int]) -> None:
-    """Raise FloatingPointError, naming the first, if a place of a segment had logits that no word can be drawn from.
+    """Raise FloatingPointError if logits of a segment's positions were not finite, naming the first.
+
+    Synchronizes with the device, so it is called once per segment.
 
     Args:
-        finite: (B, n) whether the logits of each sample and place could be drawn from: see `drawable`.
-        indices: numbers of the samples.
-
-    Looking at the values waits for the device: call it once per segment.
+        finite: (B, n), for each sample and position, as returned by `drawable`.
+        indices: of the samples.
     """
     wrong = (~finite.cpu()).nonzero()
     if len(wrong):
-        row, place = wrong[wrong[:, 1].argmin()].tolist()
+        row, position = wrong[wrong[:, 1].argmin()].tolist()
         raise FloatingPointError(
-            f"the logits of sample {indices[row]} at place {segment.start + place} ({segment.name} {place}) are not "
-            "finite, so no word can be drawn: look for NaN in the weights, or use bfloat16 or float32 where float16 "
-            "overflows"
+            f"the logits of sample {indices[row]} at position {segment.start + position} ({segment.name} {position}) "
+            "are not finite, so no word can be drawn: look for NaN in the weights, or use bfloat16 or float32 where "
+            "float16 overflows"
         )
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: from the unconditional logits through the conditional ones, `scale` times as far.
-
-    The release writes (1 + t) conditional - t unconditional, with t = scale - 1.
-    """
+    """Classifier-free guidance; the release's t is scale - 1, in (1 + t) conditional - t unconditional."""
     return unconditional + scale * (conditional - unconditional)
 
 
 def scale_at(scale: float, schedule: str, word: int, num_words: int) -> float:
-    """Guidance at a zero-based word: `constant`, or `linear` from 1 at the first word to `scale` at the last."""
+    """Guidance scale at a zero-based word: `constant`, or `linear` from 1 at the first to `scale` at the last."""
     if schedule == "constant" or num_words == 1:
         return scale
     return 1.0 + (scale - 1.0) * word / (num_words - 1)
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """(B, V) logits, with -inf for words that may not be drawn; `logits` itself stays as it is.
+    """(B, V) logits -> a copy with -inf for words that may not be drawn.
 
-    First the `top_k` largest are kept, all words that tie with the last of them included. Of what is left, the
-    smallest set of largest probabilities whose mass exceeds `top_p` is kept, ties and at least one word included.
+    Keeps the `top_k` largest with all ties of the last; of these, the smallest set of largest probabilities whose mass
+    exceeds `top_p`, with ties and at least one word.
     """
     if (top_k is None or top_k >= logits.shape[-1]) and (top_p is None or top_p == 1):
         return logits
@@ -88,14 +85,14 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
 def draw(logits: Tensor, chances: Tensor) -> Tensor:
     """(B, V) logits and (B,) chances in (0, 1], float64 -> (B,) words, by inverting the distribution function.
 
-    The words keep their order, so that a rounding error in the logits moves the borders between words by as little.
+    Words are not sorted by probability, so that a rounding error in the logits changes the intervals by as little.
     """
     reached = logits.double().softmax(-1).cumsum(-1)
     return torch.searchsorted(reached, chances[:, None] * reached[:, -1:]).squeeze(1)
 
 
 def random_streams(seed: int, indices: Iterable[int], length: int) -> Tensor:
-    """(B, length) float64 chances in (0, 1], a row for each sample: functions of (seed, index) alone."""
+    """(B, length) float64 chances in (0, 1]: a row for each sample, a function of (seed, index) alone."""
 
     def stream(index: int) -> Tensor:
         digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Layout of the sequences that a generator reads and writes."""
+"""Layout of a generator's sequences."""
 
 from __future__ import annotations
 
@@ -10,36 +10,34 @@ from torch import Tensor
 
 from sweettok.tokenizer.layout import TokenLayout
 
-# Separators of the release by their names there, in the order of their ids: the start token first, then what opens (s)
-# and closes (n) the spatial (s) and temporal (t) half, and, between a half's two segments, its middle (m).
-_SPECIALS: dict[str, tuple[str, ...]] = {"union": ("sos", "ss", "sn", "ts", "tn")}
-_SPECIALS["modifiers_and_head"] = (*_SPECIALS["union"], "sms", "smn", "tms", "tmn")
-# What stands before each segment; after the last stands the temporal half's end.
+# Separators before each segment; names are the release's: s/t spatial or temporal half, m its middle, s start, n end.
 _SEPARATORS = {
     "union": (("ss",), ("sn", "ts")),
     "modifiers_and_head": (("ss",), ("smn", "sms"), ("sn", "ts"), ("tms", "tmn")),
 }
-_END = "tn"
+# Start token and separators in the order of their ids.
+_SPECIALS = {"union": ("sos", "ss", "sn", "ts", "tn")}
+_SPECIALS["modifiers_and_head"] = (*_SPECIALS["union"], "sms", "smn", "tms", "tmn")
 
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """A prompt, then the ids of a clip with separators between its segments.
+    """A prompt, then the target: the ids of a clip with separators between its segments.
 
     prompt    start token | start token, class | start token, target of the given clip
     target    ss, adjectives, smn, sms, nouns, sn, ts, adverbs, tms, tmn, verbs, tn   (union: ss, spatial, sn, ts,
               temporal, tn)
-    fed       prompt, then target without its last
-    scored    the outputs from the prompt's last place on: one for each place of the target
+    input     prompt, then the target without its last id
+    output    of the model, from the prompt's last position on: logits for each position of the target
 
-    Vocabulary: start token and separators, classes, words (global ids of `layout`), and last the null class, if any.
-    Every id has one meaning. Letters: B batch, L ids per clip, P length of the prompt, R length of the target.
+    Vocabulary, in this order: start token and separators, classes, words (global ids of `layout`), null class if any.
+    Letters: B batch, L ids per clip, P length of the prompt, R length of the target.
 
     Args:
         layout: of a clip's ids.
         num_classes: of class-conditional generators; 0 for others.
-        null_class: whether a class that means "any" is among the vocabulary, for guidance.
-        given_clip: whether the prompt holds the ids of another clip, as of the frames that are given in prediction.
+        null_class: whether there is a class that means "any", which guidance needs.
+        given_clip: whether the prompt holds the ids of another clip, such as the given frames of frame prediction.
     """
 
     layout: TokenLayout
@@ -49,7 +47,7 @@ class SequenceLayout:
 
     def __post_init__(self) -> None:
         if not self.layout.num_temporal:
-            raise ValueError("sequences are of clips, and this layout is that of images: it has no temporal queries")
+            raise ValueError("generators need the layout of clips; this one is of images: it has no temporal queries")
         if self.num_classes < 0:
             raise ValueError(f"num_classes must be at least 0; got {self.num_classes}")
         if self.null_class and not self.num_classes:
@@ -59,7 +57,7 @@ class SequenceLayout:
 
     @cached_property
     def special_ids(self) -> dict[str, int]:
-        """Ids of the start token and of the separators, by their names."""
+        """{name: id} of the start token and the separators."""
         return {name: number for number, name in enumerate(_SPECIALS[self.layout.lookup])}
 
     @property
@@ -74,7 +72,6 @@ class SequenceLayout:
 
     @property
     def null_id(self) -> int | None:
-        """Id of the null class."""
         return self.word_start + self.layout.vocab_size if self.null_class else None
 
     @property
@@ -83,16 +80,16 @@ class SequenceLayout:
 
     @cached_property
     def separators(self) -> tuple[tuple[int, ...], ...]:
-        """Ids that stand before each segment, in order."""
+        """Ids of the separators before each segment."""
         return tuple(tuple(self.special_ids[name] for name in run) for run in _SEPARATORS[self.layout.lookup])
 
     @cached_property
     def segment_starts(self) -> tuple[int, ...]:
-        """Place in the target of each segment's first word."""
-        starts, place = [], 0
-        for run, segment in zip(self.separators, self.layout.segments, strict=True):
-            starts.append(place + len(run))
-            place = starts[-1] + segment.length
+        """Position in the target of each segment's first word."""
+        starts, end = [], 0
+        for separators, segment in zip(self.separators, self.layout.segments, strict=True):
+            starts.append(end + len(separators))
+            end = starts[-1] + segment.length
         return tuple(starts)
 
     @property
@@ -107,15 +104,15 @@ class SequenceLayout:
 
     @property
     def block_size(self) -> int:
-        """Places that are fed."""
+        """Length of the model's input."""
         return self.prompt_length + self.target_length - 1
 
     def target(self, ids: Tensor) -> Tensor:
-        """Global ids (B, L) -> (B, R), words shifted and separators set; `ids` stays as it is."""
+        """Global ids (B, L) -> target (B, R)."""
         words, parts = ids + self.word_start, []
-        for run, segment in zip(self.separators, self.layout.segments, strict=True):
-            parts += [*(_column(separator, words) for separator in run), words[:, segment.places]]
-        return torch.cat([*parts, _column(self.special_ids[_END], words)], dim=1)
+        for separators, segment in zip(self.separators, self.layout.segments, strict=True):
+            parts += [*(_column(separator, words) for separator in separators), words[:, segment.places]]
+        return torch.cat([*parts, _column(self.special_ids["tn"], words)], dim=1)
 
     def prompt(
         self,
@@ -124,16 +121,14 @@ class SequenceLayout:
         device: torch.device | None = None,
         check_values: bool = True,
     ) -> Tensor:
-        """Start of the sequences, (B, P).
+        """Prompts (B, P).
 
         Args:
             condition: classes (B,), where -1 is the null class, or the ids (B, L) of the given clip.
-            batch, device: of unconditional generators, which take no condition.
-            check_values: look at the values, for which the host waits for the device. Without it, give values that
-                were checked before.
+            batch, device: for unconditional generators, which have no condition.
+            check_values: check the values of the condition, which synchronizes with the device.
 
-        Raises ValueError for a condition of the wrong kind, classes out of range and ids that are no words of their
-        segment.
+        Raises ValueError for a condition of the wrong kind, or classes or ids out of range.
         """
         wanted = "the ids of a given clip" if self.given_clip else "classes" if self.num_classes else "no condition"
         if (condition is None) != (wanted == "no condition"):
@@ -142,12 +137,13 @@ class SequenceLayout:
         if condition is None:
             return torch.full((batch, 1), self.special_ids["sos"], device=device)
         condition = condition.long()
-        start = _column(self.special_ids["sos"], condition)
         if self.given_clip:
             if check_values:
                 self.layout.check(condition)
-            return torch.cat((start, self.target(condition)), dim=1)
-        return torch.cat((start, self._class_ids(condition, check_values)[:, None]), dim=1)
+            rest = self.target(condition)
+        else:
+            rest = self._class_ids(condition, check_values)[:, None]
+        return torch.cat((_column(self.special_ids["sos"], condition), rest), dim=1)
 
     def _class_ids(self, classes: Tensor, check_values: bool) -> Tensor:
         known = f"classes must be one number of 0..{self.num_classes - 1} for each clip"
@@ -162,5 +158,5 @@ class SequenceLayout:
 
 
 def _column(special: int, like: Tensor) -> Tensor:
-    """(B, 1) of one id; made on the device, since a copy from the host would have to be waited for."""
+    """(B, 1) of one id, filled on the device to avoid a copy from the host."""
     return like.new_full((like.shape[0], 1), special)

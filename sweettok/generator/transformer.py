@@ -1,6 +1,6 @@
-"""The generator's body: a decoder-only transformer with a cache of keys and values.
+"""The generator's decoder-only transformer, with a cache of keys and values.
 
-Letters: B batch, N places, C width, H heads, D width of a head.
+Letters: B batch, N positions, C width, H heads, D width of a head.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from sweettok.layers.attention import scaled_dot_product
 from sweettok.layers.checkpointing import Checkpointed
 from sweettok.layers.positions import rotary_angles, rotate
 
-INIT_STD, INIT_DIM = 0.02, 1536  # the release's deviation and width
+INIT_STD, INIT_DIM = 0.02, 1536  # the release's standard deviation and width
 
 
 class Cache:
-    """Keys and values of the places that were read, in memory that is allocated once, for `length` places."""
+    """Keys and values of past positions, in memory for `length` positions that is allocated once."""
 
     def __init__(self, num_layers: int, length: int):
         self.length, self.past = length, 0
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values (B, H, n, D) of a layer -> all of its so far, (B, H, past + n, D)."""
+        """New keys and values (B, H, n, D) of a layer -> all of that layer (B, H, past + n, D)."""
         kept = self.layers[layer]
         if kept is None:
             batch, heads, _, width = keys.shape
@@ -39,10 +39,10 @@ class Cache:
 
 
 class Linear(nn.Linear):
-    """nn.Linear whose weights are multiplied block by block when sampling few rows on a CPU.
+    """nn.Linear that multiplies its weights in blocks when sampling 3 to 16 rows on a CPU.
 
-    Matrix libraries pack large weights anew for every product, which costs more than the product itself where 4 to 16
-    rows meet them; blocks that fit a core's cache take up to a third less time (scripts/bench/generator.py).
+    Matrix libraries repack large weights for every product, which costs more than a product of few rows. Blocks that
+    fit a core's cache take up to a third less time (scripts/bench/generator.py).
     """
 
     BLOCK = 256
@@ -57,7 +57,7 @@ class Linear(nn.Linear):
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention of each place to itself and all before it."""
+    """Multi-head causal self-attention."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -68,7 +68,7 @@ class CausalAttention(nn.Module):
         self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        """x (B, N, C); angles (2, N, D / 2) of rotary positions. With a cache, x follows its places."""
+        """x (B, N, C), which follows the positions in `cache`; angles (2, N, D / 2) of rotary positions."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if angles is not None:
@@ -78,13 +78,14 @@ class CausalAttention(nn.Module):
             k, v = cache.append(layer, k, v)
             if cache.past and x.shape[1] > 1:
                 mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(cache.past)
-        alone = k.shape[2] == q.shape[2]  # nothing precedes; a single new place sees all, and needs no mask
-        y = scaled_dot_product(q, k, v, attn_mask=mask, is_causal=alone and q.shape[2] > 1)
+        # A single new position attends to all others and needs no mask.
+        causal = 1 < q.shape[2] == k.shape[2]
+        y = scaled_dot_product(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward layer (exact GELU, biases everywhere)."""
+    """Pre-norm attention and feed-forward layer, with exact GELU and biases."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -100,10 +101,9 @@ class Block(nn.Module):
 
 
 class CausalTransformer(Checkpointed):
-    """Ids -> hidden states, one per place, of which `logits` makes scores of the next id.
+    """Ids -> hidden states, one per position, from which `logits` predicts the next id.
 
-    Source: the release's body (Net2NetTransformer's GPT), with learned positions and an untied head; rotary positions,
-    normed queries and keys and a tied head are options that it does not have.
+    The defaults are the release's (the GPT of Net2NetTransformer): learned positions and an untied head.
     """
 
     def __init__(self, config: GeneratorConfig, vocab_size: int, block_size: int):
@@ -118,14 +118,14 @@ class CausalTransformer(Checkpointed):
         self.init_weights()
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """ids (B, N) -> (B, N, C). With a cache, the ids follow those that it holds, and are added to it.
+        """ids (B, N) -> (B, N, C). With a cache, the ids follow those in it and are added to it.
 
-        Raises ValueError for more places than `block_size`.
+        Raises ValueError for more positions than `block_size`.
         """
         start = cache.past if cache is not None else 0
         stop = start + ids.shape[1]
         if stop > self.block_size:
-            raise ValueError(f"{stop} places are more than this generator's block of {self.block_size}")
+            raise ValueError(f"{stop} positions exceed this generator's block of {self.block_size}")
         x = self.tokens(ids)
         angles = None
         if self.positions is not None:
@@ -139,12 +139,12 @@ class CausalTransformer(Checkpointed):
         return self.norm(x)
 
     def logits(self, hidden: Tensor, ids: slice = slice(None)) -> Tensor:
-        """(..., C) -> scores (..., n) of the ids in a range, or of all."""
+        """(..., C) -> logits (..., n) of a range of ids, or of all."""
         weight = self.tokens.weight if self.head is None else self.head.weight
         return F.linear(hidden, weight[ids])
 
     def init_weights(self) -> None:
-        """Matrices and embeddings normal: deviation 0.02, more in models narrower than the release's. Rest 0 or 1."""
+        """Normal weights with standard deviation 0.02, more in models narrower than the release's; biases 0."""
         std = INIT_STD * max(1.0, INIT_DIM / self.config.dim) ** 0.5
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -1,6 +1,6 @@
 """Attention of the transformer layers: full, causal, cross, on one token, and in windows.
 
-Letters: R rows (independent sequences), N tokens of a row, D width.
+Letters: R independent sequences, N tokens of a sequence, D width.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from sweettok.layers.norm import Norm
 from sweettok.layers.positions import rotate
 
 LOGIT_SCALE = 8.0  # queries and keys are unit vectors, so the softmax needs a temperature of its own
-MAX_ROWS = 65_535  # rows times heads that CUDA's attention kernels take in one launch
+MAX_ROWS = 65_535  # limit of CUDA's attention kernels on sequences times heads
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    """`F.scaled_dot_product_attention` of (R, heads, N, head_dim) for any number of rows.
+    """`F.scaled_dot_product_attention` of (R, heads, N, head_dim), in parts where R * heads exceeds `MAX_ROWS`.
 
-    More rows than `MAX_ROWS` allows are computed in parts. Exported programs leave this out, as it would fix their
-    batch size; they take as many rows as the kernels do.
+    Exported programs do not split, because that would fix their batch size.
     """
     rows = max(1, MAX_ROWS // q.shape[1])
     if torch.compiler.is_exporting() or q.shape[0] <= rows:
@@ -32,10 +31,10 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tenso
 
 
 class Attention(nn.Module):
-    """Multi-head attention over unit-length queries and keys, no biases.
+    """Multi-head attention with queries and keys of unit length, without biases.
 
-    Without `cross`, queries see the normed input and keys and values the input as it is. With `cross`, keys and values
-    come from `context_norm(context)`, preceded by `num_null_kv` learned pairs.
+    Self-attention norms the input for the queries only, not for keys and values (as in the release). With `cross`, keys
+    and values come from `context_norm(context)`, after `num_null_kv` learned pairs.
     """
 
     def __init__(
@@ -67,10 +66,7 @@ class Attention(nn.Module):
         return self.attend(x, keys, values, angles)
 
     def keys_values(self, context: Tensor, angles: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Context (R, N, D) -> keys and values (R, heads, null + N, head_dim), ready for `attend`.
-
-        Callers whose rows share one context compute this once and expand it.
-        """
+        """Context (R, N, D) -> keys and values (R, heads, num_null_kv + N, head_dim) for `attend`."""
         if self.context_norm is not None:
             context = self.context_norm(context)
         k, v = map(self._heads, self.to_kv(context).chunk(2, dim=-1))
@@ -83,7 +79,7 @@ class Attention(nn.Module):
         return (F.normalize(k.float(), dim=-1) * self.k_scale).to(v.dtype), v
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, angles: Tensor | None = None) -> Tensor:
-        """Tokens (R, N, D) over prepared keys and values -> (R, N, D)."""
+        """Tokens (R, N, D), and keys and values of `keys_values` -> (R, N, D)."""
         q = self._heads(self.to_q(self.norm(x)))
         if angles is not None:
             q = rotate(q, angles)
@@ -134,6 +130,6 @@ class WindowAttention(nn.Module):
 
 def relative_position_index(size: int) -> Tensor:
     """(size^2, size^2) rows of the bias table: (y_q - y_k + size - 1) * (2 size - 1) + (x_q - x_k + size - 1)."""
-    places = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij"), dim=-1).view(-1, 2)
-    difference = places[:, None] - places[None] + size - 1
+    positions = torch.cartesian_prod(torch.arange(size), torch.arange(size))
+    difference = positions[:, None] - positions[None] + size - 1
     return difference[..., 0] * (2 * size - 1) + difference[..., 1]

@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 
 @torch.library.custom_op("sweettok::symmetric_product", mutates_args=())
-def symmetric_product(places: Tensor, values: Tensor, x: Tensor) -> Tensor:
-    """A x, of a symmetric sparse A (V, V) and x (V, C).
+def symmetric_product(indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """Product of a symmetric sparse matrix A (V, V) and x (V, C).
 
-    An operation of its own, because graphs of torch.compile and torch.export hold no sparse tensors, and because the
-    gradient of torch.sparse.mm sorts the transposed matrix anew at every step: here it is the same product.
+    A custom operation because graphs of torch.compile and torch.export cannot hold sparse tensors, and because the
+    gradient of torch.sparse.mm sorts the transposed matrix at every step, which a symmetric one does not need.
 
     Args:
-        places: (2, E) int64 rows and columns of A's entries, sorted and without repetition.
+        indices: (2, E) int64 rows and columns of A's entries, sorted and without repetition.
         values: (E,) the entries.
     """
     size = len(x), len(x)
-    matrix = torch.sparse_coo_tensor(places, values, size, device=x.device, is_coalesced=True, check_invariants=False)
+    matrix = torch.sparse_coo_tensor(indices, values, size, device=x.device, is_coalesced=True, check_invariants=False)
     return torch.sparse.mm(matrix, x)
 
 
 @symmetric_product.register_fake
-def _(places: Tensor, values: Tensor, x: Tensor) -> Tensor:
+def _(indices: Tensor, values: Tensor, x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
@@ -50,6 +50,6 @@ class GraphConv(nn.Module):
         nn.init.xavier_uniform_(self.lin.weight)
         self.bias = nn.Parameter(torch.zeros(out_dim))
 
-    def forward(self, x: Tensor, places: Tensor, values: Tensor) -> Tensor:
-        """x (V, in_dim) and A's entries, as in `symmetric_product` -> (V, out_dim), float32 whatever the weights."""
-        return symmetric_product(places, values, F.linear(x.float(), self.lin.weight.float())) + self.bias.float()
+    def forward(self, x: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+        """x (V, in_dim) and A as in `symmetric_product` -> (V, out_dim), always float32."""
+        return symmetric_product(indices, values, F.linear(x.float(), self.lin.weight.float())) + self.bias.float()

@@ -8,8 +8,8 @@ from torch import nn
 def init_linears(model: nn.Module, dim: int) -> None:
     """Truncated normal weights and zero biases for every linear layer.
 
-    The deviation is 0.02 at a width of 512 (release) and grows as `dim` narrows, so that signals pass narrow models
-    as strongly.
+    The standard deviation is 0.02 at a width of 512 (release) and larger in narrower models, which keeps the scale of
+    activations.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

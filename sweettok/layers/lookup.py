@@ -1,4 +1,4 @@
-"""Nearest vectors of a table."""
+"""Nearest-neighbour lookup."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def nearest(z: Tensor, table: Tensor, k: int = 1) -> Tensor:
-    """z (..., C), table (V, C) -> (..., k) int64 rows of the table by rising squared distance.
-
-    Computed in float32 whatever the autocast. Of equally near rows any may come first.
-    """
+    """z (..., C), table (V, C) -> (..., k) int64 nearest rows in float32, nearest first, ties in any order."""
     with torch.autocast(z.device.type, enabled=False):
         # |z|^2 is the same for every row and is left out.
         scores = z.float().flatten(0, -2) @ table.T - 0.5 * table.square().sum(1)

@@ -10,7 +10,7 @@ EPS = 1e-5  # of every layer norm
 
 
 class Norm(nn.Module):
-    """Layer norm with a learned scale and a shift that is stored and applied but never trained."""
+    """Layer norm with a learned scale; the shift is a buffer, never trained (as in the release)."""
 
     def __init__(self, dim: int):
         super().__init__()

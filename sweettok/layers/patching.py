@@ -1,4 +1,4 @@
-"""Clip to patch grid and back: the first frame in square patches, later frames in tubes.
+"""Clip to patch grid and back: the first frame in square patches, later frames in tubes (patches of several frames).
 
 Letters: B batch, T frames, H W pixels, t h w latent grid, D width.
 """
@@ -57,7 +57,7 @@ class Unpatch(nn.Module):
         return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def start_grey(self) -> None:
-        """Make the first pixels of a training nearly grey, which is much nearer to any clip than noise is."""
+        """Initial weights whose output is nearly grey, which is closer to any clip than noise is."""
         for layer in (self.first_frame, self.tubes):
             nn.init.trunc_normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""Positions: rotary angles of sequences and grids, and the position convolution."""
+"""Position encodings: rotary angles of sequences and grids, and the position convolution."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ THETA = 10000.0
 
 
 def rotary_angles(start: int, count: int, head_dim: int, device: torch.device) -> Tensor:
-    """(2, count, head_dim / 2): cosine and sine of the positions start, start + 1, ... for every channel pair."""
-    turns = torch.arange(start, start + count, device=device)[:, None] * _frequencies(head_dim, 2, device)
-    return torch.stack((turns.cos(), turns.sin()))
+    """(2, count, head_dim / 2): cosine and sine for positions start, start + 1, ... and every channel pair."""
+    angles = torch.arange(start, start + count, device=device)[:, None] * _frequencies(head_dim, 2, device)
+    return torch.stack((angles.cos(), angles.sin()))
 
 
 def grid_rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
-    """(2, height * width, head_dim / 2): cosine and sine, row-major; pair 2i turns by x, pair 2i+1 by y."""
-    frequencies = _frequencies(head_dim, 4, device)
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32),
-        torch.arange(width, device=device, dtype=torch.float32),
-        indexing="ij",
-    )
-    turns = torch.stack((x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies), dim=-1).flatten(1)
-    return torch.stack((turns.cos(), turns.sin()))
+    """(2, height * width, head_dim / 2): cosine and sine, row-major; channel pair 2i rotates by x, pair 2i + 1 by y."""
+    y, x = (torch.arange(size, device=device, dtype=torch.float32) for size in (height, width))
+    xy = torch.stack((x.repeat(height), y.repeat_interleave(width, output_size=height * width)), dim=-1)
+    angles = (_frequencies(head_dim, 4, device)[:, None] * xy[:, None]).flatten(1)
+    return torch.stack((angles.cos(), angles.sin()))
 
 
 def _frequencies(head_dim: int, step: int, device: torch.device) -> Tensor:
@@ -32,7 +28,7 @@ def _frequencies(head_dim: int, step: int, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn channel pairs (2p, 2p+1) of x (..., N, head_dim) by `angles` (2, N, head_dim / 2), in float32."""
+    """Rotate channel pairs (2p, 2p + 1) of x (..., N, head_dim) by `angles` (2, N, head_dim / 2), in float32."""
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)

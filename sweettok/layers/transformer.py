@@ -1,13 +1,11 @@
-"""Transformer layers and stacks: over the places of a slice, over the slices of a place, and over single tokens.
+"""Transformer layers and stacks of them: over space, over time, and over single tokens.
 
-Letters: B batch, t h w latent grid, D width, M places. A stack gives the un-normed outputs of all its layers;
-`norm_out` is for callers that read the last one, and is left out where nobody does. `sizes` of a stack are dim,
-num_heads, head_dim and ff_dim.
+Letters: B batch, t h w latent grid, D width, M positions. `sizes` of a stack are dim, num_heads, head_dim and ff_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -37,7 +35,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """[position convolution] -> self-attention -> [cross-attention] -> feed-forward, each added to its input.
 
-    Holds the parts; the stack that owns the layer applies them.
+    Holds the parts; `step` of the stack that owns the layer applies them.
     """
 
     def __init__(
@@ -55,18 +53,43 @@ class Layer(nn.Module):
     ):
         super().__init__()
         heads = {"dim": dim, "num_heads": num_heads, "head_dim": head_dim}
-        self_attn = attention(**heads, **attention_options)
+        self_attn = attention(**heads, **attention_options)  # first, which keeps the random initial weights
         self.peg = PositionConv(dim) if peg else None
         self.self_attn = self_attn
         self.cross_attn = Attention(**heads, cross=True, num_null_kv=num_null_kv) if cross else None
         self.ff = FeedForward(dim, ff_dim)
 
 
-class SpatialTransformer(Checkpointed):
-    """Layers over the places of a slice, or over a grid of queries, with 2-D rotary positions; `w` layers use windows.
+class Stack(Checkpointed):
+    """Layers that run one after another.
 
-    The position convolution joins the slices of a clip. Layers with full attention (`t`) have it, and cross-attention,
-    where asked for; window layers have neither.
+    Calling a stack returns the outputs of all its layers, without the final norm. Where the last output is used, the
+    caller applies `norm_out` to it; stacks with `norm_out=False` have no such norm.
+    """
+
+    step: Callable[..., Tensor]  # step(layer, x, *inputs): one layer applied to x
+
+    def __init__(self, layers: Iterable[Layer], dim: int, norm_out: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm_out = Norm(dim) if norm_out else nn.Identity()
+
+    def run(self, x: Tensor, *inputs: Any, contexts: list[Tensor] | None = None) -> list[Tensor]:
+        """Outputs of all layers; layer i cross-attends to contexts[i]."""
+        outputs = []
+        for i, layer in enumerate(self.layers):
+            x = self.recomputed(self.step, layer, x, *inputs, contexts[i] if contexts else None)
+            outputs.append(x)
+        return outputs
+
+
+class SpatialTransformer(Stack):
+    """Layers over the patches of a time slice, or over a grid of queries, with 2-D rotary positions.
+
+    Args:
+        pattern: a letter for each layer: "t" full attention, "w" attention in windows.
+        peg: layers with full attention have the position convolution, which also connects the slices of a clip.
+        cross: layers with full attention have cross-attention, with `num_null_kv` learned key-value pairs.
     """
 
     def __init__(
@@ -80,23 +103,15 @@ class SpatialTransformer(Checkpointed):
         norm_out: bool = True,
         **sizes: int,
     ):
-        super().__init__()
+        windows = {"attention": WindowAttention, "window_size": window_size}
+        full = {"attention": Attention, "peg": peg, "cross": cross, "num_null_kv": num_null_kv}
+        layers = (Layer(**(windows if kind == "w" else full), **sizes) for kind in pattern)
+        super().__init__(layers, sizes["dim"], norm_out)
         self.head_dim = sizes["head_dim"]
-        self.layers = nn.ModuleList(
-            Layer(WindowAttention, window_size=window_size, **sizes)
-            if kind == "w"
-            else Layer(Attention, peg=peg, cross=cross, num_null_kv=num_null_kv, **sizes)
-            for kind in pattern
-        )
-        self.norm_out = Norm(sizes["dim"]) if norm_out else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int], contexts: list[Tensor] | None = None) -> list[Tensor]:
-        """x (B, t, h*w, D) -> the output of every layer; layer i cross-attends to contexts[i] (B, N, D)."""
-        angles, outputs = self.angles(grid, x.device), []
-        for i, layer in enumerate(self.layers):
-            x = self.recomputed(self.step, layer, x, grid, angles, contexts[i] if contexts else None)
-            outputs.append(x)
-        return outputs
+        """x (B, t, h*w, D), contexts[i] (B, N, D) -> the output of every layer."""
+        return self.run(x, grid, self.angles(grid, x.device), contexts=contexts)
 
     @staticmethod
     def step(layer: Layer, x: Tensor, grid: tuple[int, int], angles: Tensor, context: Tensor | None = None) -> Tensor:
@@ -105,10 +120,8 @@ class SpatialTransformer(Checkpointed):
         if layer.peg is not None:
             x = x + layer.peg(x.unflatten(2, grid)).flatten(2, 3)
         x = x.flatten(0, 1)
-        if isinstance(layer.self_attn, WindowAttention):
-            x = x + layer.self_attn(x, grid)
-        else:
-            x = x + layer.self_attn(x, angles=angles)
+        windows = isinstance(layer.self_attn, WindowAttention)
+        x = x + (layer.self_attn(x, grid) if windows else layer.self_attn(x, angles=angles))
         if layer.cross_attn is not None:
             keys, values = (kv.repeat_interleave(t, 0) for kv in layer.cross_attn.keys_values(context))
             x = x + layer.cross_attn.attend(x, keys, values)
@@ -118,28 +131,25 @@ class SpatialTransformer(Checkpointed):
         return grid_rotary_angles(*grid, self.head_dim, device)
 
 
-class TemporalTransformer(Checkpointed):
-    """Causal layers over the slices of one place, with the position convolution and no other positions.
+class TemporalTransformer(Stack):
+    """Causal layers over the time slices of one spatial position, with the position convolution alone for positions.
 
-    `scrambled_peg` keeps a reading of the memory order that some published weights were trained with: the convolution
-    takes rows in (h, w, t) order as if they were in (t, h, w) order.
+    Args:
+        pattern: a letter "t" for each layer.
+        scrambled_peg: before the position convolution, reshape tokens in (h, w, t) order to (t, h, w) without permuting
+            them. The release's weights were trained with this.
     """
 
     def __init__(self, pattern: str, *, scrambled_peg: bool = False, norm_out: bool = True, **sizes: int):
-        super().__init__()
+        layers = (Layer(Attention, peg=True, causal=True, **sizes) for _ in pattern)
+        super().__init__(layers, sizes["dim"], norm_out)
         self.scrambled_peg = scrambled_peg
-        self.layers = nn.ModuleList(Layer(Attention, peg=True, causal=True, **sizes) for _ in pattern)
-        self.norm_out = Norm(sizes["dim"]) if norm_out else nn.Identity()
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> list[Tensor]:
         """x (B, h*w, t, D) -> the output of every layer."""
-        outputs = []
-        for layer in self.layers:
-            x = self.recomputed(self.step, layer, x, grid)
-            outputs.append(x)
-        return outputs
+        return self.run(x, grid)
 
-    def step(self, layer: Layer, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def step(self, layer: Layer, x: Tensor, grid: tuple[int, int], context: None = None) -> Tensor:
         B, _, t, _ = x.shape
         if self.scrambled_peg:
             x = x + layer.peg(x.reshape(B, t, *grid, -1)).reshape(x.shape)
@@ -150,21 +160,16 @@ class TemporalTransformer(Checkpointed):
         return (x + layer.ff(x)).unflatten(0, (B, -1))
 
 
-class PlaceTransformer(Checkpointed):
-    """Layers over single tokens, one per place of the grid; each may look at its own place's context, nowhere else."""
+class SingleTokenTransformer(Stack):
+    """Layers over sequences of one token, one sequence for each grid position, with cross-attention to its context."""
 
     def __init__(self, pattern: str, *, cross: bool = False, norm_out: bool = True, **sizes: int):
-        super().__init__()
-        self.layers = nn.ModuleList(Layer(SingleTokenAttention, cross=cross, **sizes) for _ in pattern)
-        self.norm_out = Norm(sizes["dim"]) if norm_out else nn.Identity()
+        layers = (Layer(SingleTokenAttention, cross=cross, **sizes) for _ in pattern)
+        super().__init__(layers, sizes["dim"], norm_out)
 
     def forward(self, x: Tensor, contexts: list[Tensor] | None = None) -> list[Tensor]:
         """x (B, M, D), contexts[i] (B, M, t, D) -> the output of every layer."""
-        outputs = []
-        for i, layer in enumerate(self.layers):
-            x = self.recomputed(self.step, layer, x, contexts[i] if contexts else None)
-            outputs.append(x)
-        return outputs
+        return self.run(x, contexts=contexts)
 
     @staticmethod
     def step(layer: Layer, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The proxy's code table, learned as moving averages.
+"""Code table of the proxy tokenizer.
 
 Letters: K codes, c width of a code, N features.
 """
@@ -14,7 +14,7 @@ from sweettok.layers.lookup import nearest
 
 
 class CodeTable(nn.Module):
-    """K code vectors, learned as moving averages of the features that choose them."""
+    """K code vectors, each a moving average of the features quantized to it."""
 
     embeddings: Tensor  # (K, c)
     counts: Tensor  # (K,)
@@ -22,45 +22,46 @@ class CodeTable(nn.Module):
 
     def __init__(self, num_codes: int, code_dim: int):
         super().__init__()
-        # Features are unit vectors, so the codes start as such, each as if chosen once.
+        # Unit vectors, as the features are, with a count of one each.
         embeddings = F.normalize(torch.randn(num_codes, code_dim), dim=-1)
         self.register_buffer("embeddings", embeddings)
         self.register_buffer("counts", torch.ones(num_codes))
         self.register_buffer("sums", embeddings.clone())
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(...) -> (..., c)."""
+        """Codes (...) -> vectors (..., c)."""
         return F.embedding(codes, self.embeddings)
 
     def nearest(self, features: Tensor) -> Tensor:
-        """(..., c) -> (...) int64 by squared distance, in float32 whatever the autocast."""
+        """Features (..., c) -> nearest codes (...) int64."""
         return nearest(features, self.embeddings).squeeze(-1)
 
     @torch.no_grad()
     def update(
         self, features: list[Tensor], codes: Tensor, decay: float, dead_threshold: float, generator: torch.Generator
     ) -> Tensor:
-        """One moving-average step over all processes; the host does not wait for the device.
+        """Update the averages with the features of all processes, without synchronizing with the device.
 
-        A code whose moving count falls below the share `dead_threshold` of the mean moves onto a randomly drawn
-        feature of this step, with a mean count.
+        A code whose moving count is below `dead_threshold` times the mean is replaced by a random feature of this step
+        and gets the mean count.
 
         Args:
             features: groups of features (N, c).
-            codes: (N,) those of all groups.
+            codes: codes of all groups, concatenated.
             generator: on the CPU, in the same state on every process.
 
-        Returns: how many codes moved, as a scalar tensor.
+        Returns:
+            The number of replaced codes, as a scalar tensor.
         """
         features, K = [rows.float() for rows in features], len(self.embeddings)
-        # bincount would wait for the device.
+        # bincount would synchronize with the device.
         counts = torch.zeros(K, device=codes.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
         sums = torch.zeros_like(self.sums).index_add_(0, codes, torch.cat(features))
         add_up(counts)
         add_up(sums)
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
-        # Laplace smoothing keeps rarely used codes finite.
+        # Laplace smoothing, against division by zero.
         total = self.counts.sum()
         smoothed = (self.counts + 1e-5) / (total + K * 1e-5) * total
         self.embeddings.copy_(self.sums / smoothed[:, None])
@@ -73,15 +74,15 @@ class CodeTable(nn.Module):
         return dead.sum()
 
     def perplexity(self) -> Tensor:
-        """Exponential of the entropy of the moving counts: how many codes are in use, as a scalar tensor."""
+        """Exponential of the entropy of the moving counts, as a scalar tensor."""
         share = self.counts / self.counts.sum().clamp_min(1e-8)
         return torch.special.entr(share).sum().exp()
 
 
 def draw_rows(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` rows, without repeats where there are enough, with a little noise where there are not."""
+    """`count` random rows: distinct ones, or, if there are too few, repeated ones with a little noise."""
     device = rows.device
-    if device != generator.device:  # numbers from another device would have to be waited for
+    if device != generator.device:  # a copy from the CPU would synchronize
         generator = torch.Generator(device).manual_seed(generator.initial_seed())
     repeats = -(-count // len(rows))
     order = [torch.randperm(len(rows), generator=generator, device=device) for _ in range(repeats)]

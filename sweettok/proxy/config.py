@@ -1,4 +1,4 @@
-"""Sizes of the proxy tokenizer and of transformer layers; the defaults are the release's."""
+"""Configuration of the proxy tokenizer and of transformer layers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class BlockConfig:
     dim: int = 512  # width
     num_heads: int = 8  # attention heads
     head_dim: int = 64  # width of an attention head; a multiple of 4
-    ff_mult: float = 4.0  # width of the feed-forward layers, as a multiple of dim, before gating takes a third
+    ff_mult: float = 4.0  # width of the feed-forward layers is dim * ff_mult * 2 / 3, as they are gated
     window_size: int = 8  # height and width of attention windows, in patches
-    # Order of the tokens in the temporal layers' position convolution: "scrambled" (release, whose weights were trained
-    # with it) or "grid", the true (t, h, w) grid.
+    # Token order in the temporal layers' position convolution: "grid" is the (t, h, w) grid, "scrambled" the order that
+    # the release's weights were trained with.
     temporal_peg: str = "scrambled"
 
     def __post_init__(self):
@@ -58,9 +58,9 @@ class BlockConfig:
 class ProxyConfig:
     """The proxy tokenizer (OmniTokenizer VQ); the defaults are the release's.
 
-    Layer patterns have a letter for each layer: "t" full attention, "w" attention in windows. The proxy accepts any
-    clip that its patches and windows divide; `num_frames`, `height` and `width` are the size of the clips that it is
-    trained on, and of the tokenizer built on it.
+    Layer patterns have a letter for each layer: "t" full attention, "w" attention in windows. `num_frames`, `height`
+    and `width` are the size of training clips, and of the tokenizer built on this proxy. The proxy accepts all clips
+    that its patches and windows divide.
     """
 
     num_frames: int = 17  # 1 + a multiple of temporal_patch_size
@@ -73,9 +73,9 @@ class ProxyConfig:
     encoder_temporal: str = "tttt"  # layers of the encoder over time
     decoder_temporal: str = "tttt"  # layers of the decoder over time
     decoder_spatial: str = "tttt"  # layers of the decoder within a time slice
-    num_codes: int = 8192  # size of the code table
+    num_codes: int = 8192  # number of codes
     code_dim: int = 8  # width of a code
-    # How clips are made from files, set by training from its `data` settings, then the default
+    # How clips are made from files: training sets it from `data`, and it is the default afterwards.
     preprocessing: Preprocessing = field(default_factory=Preprocessing, compare=False)
 
     def __post_init__(self):
@@ -88,11 +88,11 @@ class ProxyConfig:
 
     @property
     def patches(self) -> tuple[int, int]:
-        """Sizes of PatchEmbed and Unpatch: pixels of a patch's side, frames of a tube."""
+        """Size arguments of PatchEmbed and Unpatch."""
         return self.patch_size, self.temporal_patch_size
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise ValueError, with the nearest valid size, for a clip that the proxy cannot take."""
+        """Raise ValueError, naming the nearest valid sizes, for a clip size that the proxy does not support."""
         step = self.temporal_patch_size
         if num_frames < 1 or (num_frames - 1) % step:
             low = 1 + max(num_frames - 1, 0) // step * step

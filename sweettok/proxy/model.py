@@ -1,4 +1,6 @@
-"""Proxy tokenizer (OmniTokenizer VQ): clip or image <-> grid of codes. Teacher of stage 1, pixel decoder of stage 2.
+"""Proxy tokenizer (OmniTokenizer VQ): clip or image <-> grid of codes.
+
+It is the teacher of stage 1 and the pixel decoder of stage 2.
 
 Letters: B batch, T frames, H W pixels, t h w latent grid, K codes, c width of a code.
 """
@@ -25,12 +27,12 @@ from sweettok.proxy.release import PROXY
 
 
 class ProxyOutput(NamedTuple):
-    """One training pass."""
+    """Result of a training forward."""
 
     video: Tensor  # (B, 3, T, H, W)
-    features: Tensor  # (B, t, h, w, c), before quantization, without gradient
+    features: Tensor  # (B, t, h, w, c), before quantization, detached
     codes: Tensor  # (B, t, h, w)
-    commitment: Tensor  # loss that draws the features to their codes
+    commitment: Tensor  # mean squared distance of features to their codes
 
 
 class ProxyTokenizer(Pretrained):
@@ -52,7 +54,7 @@ class ProxyTokenizer(Pretrained):
         self.decoder.unpatch.start_grey()
 
     def forward(self, video: Tensor) -> ProxyOutput:
-        """Training pass on clips (B, 3, T, H, W): straight-through from the codes to the features."""
+        """Training forward of clips (B, 3, T, H, W), with straight-through gradients from codes to features."""
         video = pixels.check_video(video, check_range=False)
         self.config.check_clip(*video.shape[2:])
         features = self.features(video)
@@ -105,19 +107,19 @@ class ProxyTokenizer(Pretrained):
 
     @classmethod
     def from_release(cls, weights: str | Path | Mapping[str, Any], config: ProxyConfig | None = None) -> ProxyTokenizer:
-        """Load the published proxy from a file or a mapping of its names to arrays; strict (see `sweettok.convert`)."""
+        """The published proxy, from its file or a mapping of its names to arrays; all entries must fit."""
         model = cls(config)
         state = model.state_dict()
         model.load_state_dict({**state, **convert.import_weights(state, convert.read_weights(weights), PROXY)})
         return model.eval()
 
     def to_release(self) -> dict[str, Tensor]:
-        """Published names -> tensors, complete for a strict load elsewhere; the inverse of `from_release`."""
+        """Published names -> tensors, the inverse of `from_release`."""
         return convert.export_weights(self.state_dict(), PROXY)
 
 
 class PixelDecoder(nn.Module):
-    """Code vectors (B, t, h, w, c) -> pixels (B, 3, T, H, W), unbounded, nominally [-0.5, 0.5]; holds the codes."""
+    """Code vectors (B, t, h, w, c) -> pixels (B, 3, T, H, W), not clamped to [-0.5, 0.5]. Holds the code table."""
 
     def __init__(self, config: ProxyConfig):
         super().__init__()

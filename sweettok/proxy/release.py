@@ -1,6 +1,6 @@
-"""Published names of the proxy, and what its published files hold without effect.
+"""Names of the published proxy's entries.
 
-The rules of patches, layers and pixel decoder are those of the SweetTok release too, which was built from the proxy.
+The SweetTok release shares the rules for patches, layers and pixel decoder.
 """
 
 from __future__ import annotations
@@ -23,19 +23,16 @@ LAYER = (
     (r"\.ff\.up\.", ".3.1."),
     (r"\.ff\.down\.", ".3.4."),
 )
-PATCHES = (
-    (r"patches\.first_frame\.0\.", "encoder.to_patch_emb_first_frame.1."),
-    (r"patches\.first_frame\.1\.", "encoder.to_patch_emb_first_frame.2."),
-    (r"patches\.first_frame\.2\.", "encoder.to_patch_emb_first_frame.3."),
-    (r"patches\.tubes\.0\.", "encoder.to_patch_emb.1."),
-    (r"patches\.tubes\.1\.", "encoder.to_patch_emb.2."),
-    (r"patches\.tubes\.2\.", "encoder.to_patch_emb.3."),
+PATCHES = tuple(
+    (rf"patches\.{ours}\.{i}\.", f"encoder.{published}.{i + 1}.")
+    for ours, published in (("first_frame", "to_patch_emb_first_frame"), ("tubes", "to_patch_emb"))
+    for i in range(3)
 )
 DROPPED = (r"relative_position_index$", r"spatial_rel_pos_bias\.", r"codebook_usage$")
 
 
 def pixel_decoder(ours: str, prefix: str) -> tuple[tuple[str, str], ...]:
-    """Rules for a pixel decoder that we call `ours`, whose published names start with `prefix`."""
+    """Rules for the pixel decoder `ours`, whose published names start with `prefix`."""
     return (
         (rf"{ours}\.codebook\.embeddings$", f"{prefix}codebook.embeddings"),
         (rf"{ours}\.codebook\.counts$", f"{prefix}codebook.N"),
@@ -49,9 +46,10 @@ def pixel_decoder(ours: str, prefix: str) -> tuple[tuple[str, str], ...]:
 
 
 def neutral_entries(released: dict[str, Tensor], temporal: str) -> dict[str, Tensor]:
-    """Indices of window layers, usage of codes, and the position networks of the temporal layers, never applied.
+    """Published entries without effect: indices of window layers, code usage, unused position networks.
 
-    `temporal` is a pattern of the names of the temporal transformers that have such networks.
+    Args:
+        temporal: pattern of the names of the temporal transformers that have such position networks.
     """
     found = {}
     for name, value in released.items():
@@ -69,7 +67,7 @@ def neutral_entries(released: dict[str, Tensor], temporal: str) -> dict[str, Ten
 
 
 def zero_linears(prefix: str, shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
-    """Weights and biases of linear layers, all zero."""
+    """Zero weights and biases of linear layers."""
     return {
         f"{prefix}.{part}.{kind}": torch.zeros(shape if kind == "weight" else shape[:1])
         for part, shape in shapes.items()

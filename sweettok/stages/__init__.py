@@ -1,4 +1,4 @@
-"""Training stages. `STAGES` is the one list of them: to add a stage, write its task and add it there."""
+"""Training stages. To add one, write its task and add it to `STAGES`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sweettok.stages.stage2 import Stage2Task
 from sweettok.train.config import RunConfig
 from sweettok.train.task import Task
 
-# In the order in which they are trained. Each task names its run configuration as `run_class`.
+# In the order of training.
 STAGES: dict[str, type[Task]] = {
     task.name: task for task in (ProxyTask, SpatialTask, Stage1Task, Stage2Task, GeneratorTask)
 }
@@ -26,13 +26,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), earlier: Sequen
     """Read the YAML file of a run and return the configuration of its stage.
 
     Args:
-        path: a file, or the name of a shipped one, as configs/stage1/ucf101.yaml. A file that it names as `base`, by a
-            path relative to its own, is read first; it then holds only what differs.
-        overrides: `key.path=value` settings, which come last.
-        earlier: runs that will be trained before this one, whose outputs it may use.
+        path: a file, or the name of a configuration of the package, such as configs/stage1/ucf101.yaml. Its settings
+            override those of the files that it names as `base`.
+        overrides: `key.path=value` settings that override the file's.
+        earlier: runs to be trained before this one, whose outputs it may use.
 
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: the file or a setting is wrong.
+    Raises FileNotFoundError, or ValueError if the file or a setting is wrong.
     """
     path = find_config(path)
     settings = OmegaConf.merge(read_settings(path), parse_overrides(overrides))

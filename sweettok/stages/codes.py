@@ -1,4 +1,4 @@
-"""What stage 1 and spatial pretraining share: learning the proxy's codes of clips or images."""
+"""Shared by stage 1 and spatial pretraining: training on the proxy's codes of clips or images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.config import build, flatten, to_dict
-from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.config import ProxyConfig
@@ -32,22 +31,20 @@ WARM_START_CLIPS = 16
 
 @dataclass(frozen=True)
 class CodeLossConfig:
-    """Weights of the terms; the defaults are the release's."""
+    """Weights of the loss terms; the defaults are the release's."""
 
     code_weight: float = 1.0  # cross-entropy to the proxy's codes
     label_smoothing: float = 0.0  # of that cross-entropy, in [0, 1)
-    quantizer_weight: float = 1.0  # both sides of the quantizer loss
-    encoder_side_weight: float = 1.0  # pulls latents towards their codes
-    codebook_side_weight: float = 0.25  # pulls codes towards the latents that chose them
+    quantizer_weight: float = 1.0  # multiplies both sides of the quantizer loss
+    encoder_side_weight: float = 1.0  # moves latents towards their codes
+    codebook_side_weight: float = 0.25  # moves codes towards the latents that chose them
 
 
 class CodePredictor(nn.Module):
-    """Predicts the proxy's codes of clips or images.
-
-    In training mode the words that were chosen are counted in `usage`.
+    """Predicts the proxy's codes of clips or images; in training mode, `usage` counts the chosen words.
 
     Args:
-        auxiliary: also read the proxy's code vectors from each temporal query, by a linear layer.
+        auxiliary: also predict the proxy's code vectors from each temporal query, by a linear layer.
     """
 
     def __init__(self, tokenizer: SweetTok, auxiliary: bool = False):
@@ -58,8 +55,8 @@ class CodePredictor(nn.Module):
         self.auxiliary = nn.Linear(config.latent_dim, config.grid[0] * config.proxy.code_dim) if auxiliary else None
 
     def forward(self, video: Tensor) -> tuple[Tensor, ...]:
-        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), the two sides of the quantizer loss summed over all lookups,
-        and with `auxiliary` the predicted code vectors (B, h * w, t * c)."""
+        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), the encoder and codebook sides of the quantizer loss, and
+        with `auxiliary` the predicted code vectors (B, h * w, t * c)."""
         prediction = self.tokenizer.predict(video)
         if self.training:
             self.usage(*(ids for lookup in prediction.lookups for ids in lookup.ids))
@@ -69,9 +66,9 @@ class CodePredictor(nn.Module):
 
 
 class CodeTask(TokenizerTask):
-    """Learns the codes of a frozen proxy, the teacher, whose pixel decoder the exported tokenizer takes over.
+    """Trains a tokenizer on the codes of a frozen proxy, whose pixel decoder becomes part of the exported tokenizer.
 
-    The usage of the word lists is logged for whole windows: the steps between two lines of the log.
+    The usage of the word lists is logged for the steps between two lines of the log.
     """
 
     def __init__(self, run: Any, words: Prior | WordGraph, inputs: Inputs):
@@ -79,19 +76,17 @@ class CodeTask(TokenizerTask):
         self.teacher = inputs.proxy(run.proxy, run.tokenizer.proxy).requires_grad_(False)
         if self.teacher.config != run.tokenizer.proxy:
             raise ValueError(
-                f"the proxy at {run.proxy} has other sizes than tokenizer.proxy: {self.teacher.config} "
-                f"instead of {run.tokenizer.proxy}"
+                f"the proxy at {run.proxy} is {self.teacher.config}, tokenizer.proxy {run.tokenizer.proxy}"
             )
         self.model = SweetTok(replace(run.tokenizer, pixel_path="argmax"), words)
         self.model.use_proxy(self.teacher)
         self.model.pixel_decoder.requires_grad_(False)
-        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         self.watch = UsageWatch(self.model.layout, run.train.log_every * run.train.global_batch_size)
         self.counted_steps, self.progress = 0, 0.0
 
     @classmethod
     def complete(cls, settings: DictConfig, earlier: Sequence[RunConfig] = ()) -> DictConfig:
-        """Fill `tokenizer.proxy` in from the proxy itself; ValueError where the settings contradict it."""
+        """Set `tokenizer.proxy` from the proxy itself; ValueError if the settings differ from it."""
         path = OmegaConf.select(settings, "proxy", default=None)
         actual = proxy_config(str(path), earlier) if path else None
         if actual is None:
@@ -107,22 +102,22 @@ class CodeTask(TokenizerTask):
         return OmegaConf.merge(settings, {"tokenizer": {"proxy": to_dict(actual)}})
 
     def warm_start(self) -> None:
-        """Fit the fresh model to some clips, spread over the list, which may be sorted by class."""
+        """Fit the initial weights to clips that are spread over the list, which may be sorted by class."""
         total = len(self.train_dataset)
         count = min(WARM_START_CLIPS, total)
         clips = [self.train_dataset[number * total // count]["video"] for number in range(count)]
         self.model.warm_start(pixels.to_float(torch.stack(clips)))
 
     def make_optimizer(self, auxiliary: bool = False) -> None:
-        """Make the one trained module; after the model has its starting weights."""
-        predictor, names = CodePredictor(self.model, auxiliary), {"released_name": released_parameter}
-        optimizer, train = self.run.optimizer, self.run.train
-        self.trained = {"generator": trained_module("generator", predictor, optimizer, train, **names)}
+        """Create the trained module, once the model has its initial weights."""
+        predictor, run = CodePredictor(self.model, auxiliary), self.run
+        trained = trained_module("generator", predictor, run.optimizer, run.train, released_name=released_parameter)
+        self.trained = {"generator": trained}
 
     def losses(self, batch: dict, context: StepContext) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
         video = pixels.to_float(batch["video"])
-        codes = self.teacher.encode(batch["video"])  # bytes: checking the range of floats would wait for the device
-        context.seed_default_generators()  # dropout in the word graph must be the same on every process
+        codes = self.teacher.encode(batch["video"])  # bytes: the range check of floats would synchronize
+        context.seed_default_generators()  # dropout in the word graph must be equal on all processes
         logits, encoder_side, codebook_side, *vectors = self.trained["generator"].module(video)
         weights = self.run.loss
         terms = {
@@ -168,22 +163,20 @@ class CodeTask(TokenizerTask):
 
 
 def proxy_config(path: str, earlier: Sequence[RunConfig] = ()) -> ProxyConfig | None:
-    """Configuration of the proxy at `path`, which `earlier` runs may still have to write; None if it is not known."""
+    """Configuration of the proxy at `path`, or of the one that an `earlier` run will write there; None if unknown."""
     for run in earlier:
         config = getattr(run, "proxy", None)
         if isinstance(config, ProxyConfig) and Path(path) == Path(run.train.output_dir) / "final":
             return config
     if Path(path).is_file():
         return ProxyConfig()  # the published file
-    about = Path(path) / "config.json"
     try:
-        return build(ProxyConfig, json.loads(about.read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError):  # the stage reports what is wrong with the folder when it reads it
+        about = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        return build(ProxyConfig, about["config"])
+    except (OSError, ValueError, KeyError):  # loading the proxy will report the error
         return None
 
 
-def released_parameter(name: str) -> str:
-    """Published name of a parameter of a module that holds the tokenizer; its own name if it has none."""
-    if not name.startswith("tokenizer."):
-        return name
-    return TOKENIZER.released_name(name.removeprefix("tokenizer."))
+def released_parameter(name: str) -> str | None:
+    """Published name of a parameter of a module that holds the tokenizer; None if it has none."""
+    return TOKENIZER.released_name(name.removeprefix("tokenizer.")) if name.startswith("tokenizer.") else None

@@ -1,4 +1,4 @@
-"""The generator's stage: learn to predict each next word of tokenized clips."""
+"""Generator training: predict the next word of tokenized clips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sweettok.data.config import TokenDataConfig
 from sweettok.data.tokens import TokenDataset
 from sweettok.generator.config import GeneratorConfig, SamplingConfig
 from sweettok.generator.model import Generator
-from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.terms import WordLosses, word_losses
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import trained_module
@@ -28,7 +27,7 @@ from sweettok.train.task import StepContext, Task
 
 @dataclass(frozen=True)
 class GeneratorLossConfig:
-    """Settings of the generator's loss."""
+    """Loss of the generator."""
 
     label_smoothing: float = 0.1  # over the whole vocabulary, in [0, 1)
 
@@ -42,7 +41,7 @@ class GeneratorRun:
     """Train a generator on token shards."""
 
     stage: str = "generator"
-    tokenizer: str | None = None  # the tokenizer that wrote the shards, to decode samples with; null: no samples
+    tokenizer: str | None = None  # the tokenizer that wrote the shards, which decodes samples; null: no samples
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     data: TokenDataConfig = field(default_factory=TokenDataConfig)
     loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
@@ -52,7 +51,7 @@ class GeneratorRun:
 
 
 class NextWord(nn.Module):
-    """Losses of a generator at every position of the target."""
+    """Losses of a generator at all positions of the target."""
 
     def __init__(self, generator: Generator, label_smoothing: float):
         super().__init__()
@@ -64,38 +63,32 @@ class NextWord(nn.Module):
 
 
 class GeneratorTask(Task):
-    """Trains on all positions of the target, separators included; the prompt is not scored."""
+    """Trains a generator on all positions of the target, including separators."""
 
     name = "generator"
     run_class = GeneratorRun
 
     def __init__(self, run: GeneratorRun, inputs: Inputs | None = None):
         self.run, inputs = run, inputs or Inputs()
-        data = run.data
-        self.train_dataset = inputs.tokens(data.train, run.generator, run.tokenizer)
-        self.validation_dataset = (
-            inputs.tokens(data.validation, run.generator, run.tokenizer) if data.validation else None
-        )
+        self.train_dataset = inputs.tokens(run.data.train, run.generator, run.tokenizer)
         config = complete(run.generator, self.train_dataset)
-        if self.validation_dataset is not None:
+        if run.data.validation:
+            self.validation_dataset = inputs.tokens(run.data.validation, run.generator, run.tokenizer)
             complete(config, self.validation_dataset)
         self.tokenizer = self._open_tokenizer(inputs)
         self.model = Generator(config, self.train_dataset.class_names if config.num_classes else None)
-        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         module = NextWord(self.model, run.loss.label_smoothing)
-        names = {"released_name": released_parameter}
-        self.trained = {"generator": trained_module("generator", module, run.optimizer, run.train, **names)}
+        self.trained = {"generator": trained_module("generator", module, run.optimizer, run.train)}
 
     def _open_tokenizer(self, inputs: Inputs) -> SweetTok | None:
         sampling = self.run.train.sample_every > 0 and self.run.train.num_samples > 0
-        if self.run.tokenizer is None:
-            if sampling:
-                raise ValueError("samples need a tokenizer to decode them: set tokenizer, or train.sample_every=0")
+        if self.run.tokenizer is None and sampling:
+            raise ValueError("samples need a tokenizer to decode them: set tokenizer, or train.sample_every=0")
+        if self.run.tokenizer is None or not (sampling or inputs.readable):
             return None
-        if not inputs.readable:
-            return inputs.tokenizer(self.run.tokenizer).requires_grad_(False) if sampling else None
         tokenizer = inputs.tokenizer(self.run.tokenizer).requires_grad_(False)
-        self.train_dataset.check_tokenizer(tokenizer.ids_hash())
+        if inputs.readable:
+            self.train_dataset.check_tokenizer(tokenizer.ids_hash())
         return tokenizer
 
     def example_batch(self, size: int) -> dict[str, Tensor]:
@@ -107,9 +100,9 @@ class GeneratorTask(Task):
         return self.model.sequence.layout.length
 
     def prompt(self, batch: dict, dropped: Tensor | None = None) -> Tensor:
-        """Prompt ids (B, P) of a batch; where `dropped` (B,) is set, the class becomes the null class.
+        """Prompts (B, P) of a batch, with the null class where `dropped` (B,) is set.
 
-        The dataset has checked the values: here, the host would wait for the device.
+        The dataset has checked the values; checking them here would synchronize with the device.
         """
         sequence, ids = self.model.sequence, batch["ids"]
         if sequence.given_clip:
@@ -132,20 +125,20 @@ class GeneratorTask(Task):
         yield "generator", losses.smoothed.mean(), report
 
     def metrics(self, losses: WordLosses) -> dict[str, Tensor]:
-        """Cross-entropy in nats and accuracy (B,) of the words of each clip, and of those of each segment."""
+        """Cross-entropy in nats and accuracy (B,) of each clip's words, in all and for each segment."""
         sequence = self.model.sequence
         found = {"cross_entropy": losses.plain, "accuracy": losses.correct}
         report = {}
         for start, segment in zip(sequence.segment_starts, sequence.layout.segments, strict=True):
-            places = slice(start, start + segment.length)
-            report |= {f"{name}/{segment.name}": values[:, places].mean(1) for name, values in found.items()}
+            words = slice(start, start + segment.length)
+            report |= {f"{name}/{segment.name}": values[:, words].mean(1) for name, values in found.items()}
         for name in found:
             parts = [segment.length * report[f"{name}/{segment.name}"] for segment in sequence.layout.segments]
             report[name] = sum(parts) / sequence.layout.length
         return report
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Perplexity of all words and of each segment's; `perplexity_uniform` is that of guessing within the lists."""
+        """Perplexities; `perplexity_uniform` is that of uniform guesses within each segment's vocabulary."""
         layout = self.model.sequence.layout
         report = {
             name.replace("cross_entropy", "perplexity"): math.exp(value)
@@ -161,7 +154,7 @@ class GeneratorTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: dict) -> Tensor | None:
-        """Clips drawn for the conditions of the batch."""
+        """Clips sampled for the conditions of the batch."""
         if self.tokenizer is None:
             return None
         sequence, condition = self.model.sequence, {"num_samples": len(batch["ids"])}
@@ -177,7 +170,7 @@ class GeneratorTask(Task):
 
 
 def complete(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
-    """The configuration with the facts of the token shards filled in; ValueError where a setting contradicts them."""
+    """The configuration with the values of the token shards; ValueError if a setting differs from them."""
     given = config.given_frames
     facts = {"layout": TokenLayout(**tokens.layout.fields), "tokenizer_hash": tokens.tokenizer_hash}
     if given is not None:
@@ -191,13 +184,3 @@ def complete(config: GeneratorConfig, tokens: TokenDataset) -> GeneratorConfig:
     if given is None and config.num_classes is None and not tokens.num_classes:
         raise ValueError(f"{tokens.folder} has no labels: set generator.num_classes=0 for an unconditional generator")
     return replace(config, **facts)
-
-
-def released_parameter(name: str) -> str:
-    """Published name of a parameter, which the release's rule on weight decay goes by."""
-    for ours, released in (
-        ("generator.transformer.", ""), ("tokens.", "tok_emb."), ("positions", "pos_emb"), ("norm1.", "ln1."),
-        ("norm2.", "ln2."), ("attention.out.", "attn.proj."), ("attention.qkv.", "attn.query."),
-    ):  # fmt: skip
-        name = name.replace(ours, released)
-    return "ln_f." + name.removeprefix("norm.") if name.startswith("norm.") else name

@@ -1,4 +1,4 @@
-"""What the stages read from files: trained models, word graphs, clips and tokens."""
+"""Inputs of the stages: trained models, word graphs, clips and tokens."""
 
 from __future__ import annotations
 
@@ -30,20 +30,16 @@ from sweettok.tokenizer.config import TokenizerConfig, WordsConfig
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
 
-WORD_DIM, NUM_CLASSES = 512, 101  # width of CLIP's word vectors, classes of UCF-101: assumed where nothing is known
+WORD_DIM, NUM_CLASSES = 512, 101  # assumed if unknown: width of CLIP's word vectors, classes of UCF-101
 
 
 class Inputs:
-    """Reads the inputs of a task. `sweettok plan` passes a subclass that only knows their sizes.
+    """Reads the inputs of a task. `sweettok plan` uses a subclass whose tensors have sizes but no values."""
 
-    Attributes:
-        readable: whether weights and clips have values; if not, a task leaves out what depends on them.
-    """
-
-    readable = True
+    readable = True  # whether there are values; without them, tasks skip what depends on them
 
     def proxy(self, path: str, config: ProxyConfig) -> ProxyTokenizer:
-        """The proxy tokenizer at `path`: one of our folders, or the published file; `config` is what is expected."""
+        """The proxy tokenizer in a folder, or of the published file; `config` is the expected one."""
         if not Path(path).exists():
             raise FileNotFoundError(
                 f"no proxy tokenizer at {path}: set proxy to a folder that run_train_proxy.sh wrote, or get the "
@@ -52,11 +48,11 @@ class Inputs:
         return ProxyTokenizer.from_pretrained(path) if Path(path).is_dir() else ProxyTokenizer.from_release(path)
 
     def prior(self, path: str, words: WordsConfig) -> Prior:
-        """The word graphs in the folder `path`; `words` are the sizes that are expected."""
+        """The word graphs in a folder; `words` are the expected sizes."""
         return load_prior(path)
 
     def tokenizer(self, path: str, proxy: str | None = None, prior: str | None = None) -> SweetTok:
-        """A trained tokenizer: one of our folders, or a published file together with its proxy and its word graphs."""
+        """The tokenizer in a folder, or of a published file together with its proxy and word graphs."""
         if Path(path).is_file():
             if not prior:
                 raise ValueError(f"{path} is a published file, which holds no word graphs: set prior=FOLDER")
@@ -71,10 +67,10 @@ class Inputs:
         return load_perceptual(config)
 
     def clips(self, source: str, data: DataConfig, size: ProxyConfig, seed: int | None = None) -> Dataset:
-        """Clips of `size.num_frames` frames from a list or folder; with one frame, images or frames of videos.
+        """Clips of a list or folder; with `size.num_frames` 1, images or frames of videos.
 
-        With a seed, for training: random starts, and another clip in place of one that cannot be read. Without, for
-        validation: the middle of each clip, and an error for one that cannot be read, since numbers would change.
+        With a seed, for training: clips start at random, and unreadable ones are replaced. Without, for validation:
+        clips are from the middle, and unreadable ones are errors, because replacing them would change the metrics.
         """
         training = seed is not None
         return ClipDataset(
@@ -91,18 +87,24 @@ class Inputs:
         )
 
     def tokens(self, folder: str, generator: GeneratorConfig, tokenizer: str | None) -> TokenDataset:
-        """Token shards; `generator` and `tokenizer` tell what is expected of them."""
+        """Token shards; `generator` and `tokenizer` are the run's settings."""
         return TokenDataset(folder)
 
 
 class SizesOnly(Inputs):
-    """Inputs without values: the sizes of what exists, of what other runs will write, or of the release."""
+    """Inputs without values, with the sizes of existing files, of other runs' outputs, or else of the release.
+
+    Args:
+        outputs: folders that other runs will write -> function that builds the model.
+
+    Attributes:
+        notes: assumptions that were made.
+    """
 
     readable = False
 
-    def __init__(self, outputs: Mapping[Path, Callable[[Inputs], nn.Module]] | None = None):
-        """outputs: folders that other runs will write, and what makes the model that each will hold."""
-        self.outputs, self.notes = outputs or {}, []
+    def __init__(self, outputs: Mapping[Path, Callable[[Inputs], nn.Module]]):
+        self.outputs, self.notes = outputs, []
 
     def proxy(self, path, config):
         return ProxyTokenizer(config)
@@ -160,7 +162,7 @@ class SizesOnly(Inputs):
 
 @dataclass(frozen=True)
 class SizedTokens:
-    """What a generator's task asks of its token shards."""
+    """The part of `TokenDataset` that the generator's task uses."""
 
     folder: str
     rows: int
@@ -175,13 +177,13 @@ class SizedTokens:
 
 
 def empty_graph(modifiers: int, heads: int, dim: int, edges: int = 0) -> WordGraph:
-    """Nameless words, whose vectors and edges need no memory."""
+    """Word graph with placeholder words, whose vectors and edges need no memory."""
     names = (tuple(f"{kind}{number}" for number in range(count)) for kind, count in (("m", modifiers), ("h", heads)))
-    with _disable_current_modes():  # the graph looks at its values
+    with _disable_current_modes():  # the graph checks its values
         pairs = torch.zeros(1, 1, dtype=torch.long).expand(2, edges)
         return WordGraph(*names, torch.zeros(1, 1).expand(modifiers + heads, dim), pairs)
 
 
 def image_size(size: ProxyConfig) -> ProxyConfig:
-    """The same frames, one at a time."""
+    """The size for clips of one frame."""
     return replace(size, num_frames=1)

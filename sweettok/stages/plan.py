@@ -1,7 +1,6 @@
-"""What a training run needs, found without weights, clips or devices: steps, parameters, FLOPs and memory.
+"""Steps, parameters, FLOPs and memory of a training run, computed without weights, clips or devices.
 
-The stage's task is built and run for one micro-batch on tensors without values (FakeTensorMode). Inputs that exist give
-their sizes; missing ones get those of another planned run that will write them, else the release's, and a note.
+The stage's task is built and run for one micro-batch with FakeTensorMode, on tensors without values (see `SizesOnly`).
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.train.config import RunConfig
 from sweettok.train.session import BatchShare
 
-RESERVE = 0.1  # share of a device's memory for its runtime and what its allocator cannot use
+RESERVE = 0.1  # share of a device's memory for its runtime and for fragmentation
 NORMS = (nn.LayerNorm, nn.RMSNorm, Norm)
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 aten = torch.ops.aten
-# Attention on CPUs, which torch's own registry leaves out.
+# Torch's registry lacks attention on CPUs.
 FLOPS = flop_registry | {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*(x.shape for x in qkv[:3])),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *grad, **_: sdpa_backward_flop_count(
@@ -43,12 +42,12 @@ FLOPS = flop_registry | {
 
 @dataclass(frozen=True)
 class Plan:
-    """A stage in numbers. Bytes and micro-batch are those of one device, FLOPs those of a step on all devices.
+    """Cost of a stage; micro-batch and bytes are per device, FLOPs per step of all devices.
 
     Attributes:
-        epochs: None where the list of clips is not there.
-        memory: bytes of each part; `activations` is the most that a micro-batch holds at once, forward and backward.
-        notes: what was assumed.
+        epochs: None without the list of clips.
+        memory: bytes of each part; `activations` is the peak of a micro-batch's forward and backward.
+        notes: assumptions that were made.
     """
 
     stage: str
@@ -79,16 +78,13 @@ def plan(
     """Plan one stage on a number of devices.
 
     Args:
-        memory: bytes of a device; the micro-batch is then the largest that fits, instead of the configured one.
-        sharded: weights, gradients and optimizer state divided over the devices, as with configs/accelerate/fsdp.yaml.
-        others: further planned runs, whose outputs may be this one's inputs.
+        memory: bytes of a device; selects the largest micro-batch that fits, instead of the configured one.
+        sharded: weights, gradients and optimizer state are sharded over the devices (configs/accelerate/fsdp.yaml).
+        others: other planned runs, whose outputs may be inputs of this one.
 
-    Raises:
-        ValueError: a batch does not divide, the stage cannot be sharded, or nothing fits.
+    Raises ValueError if a batch does not divide, the stage cannot be sharded, or nothing fits.
     """
-    models = {
-        Path(other.train.output_dir) / "final": partial(STAGES[other.stage].saved_model, other) for other in others
-    }
+    models = {Path(run.train.output_dir) / "final": partial(STAGES[run.stage].saved_model, run) for run in others}
     share, inputs = BatchShare.of(run.train, devices, 0), SizesOnly(models)
     with FakeTensorMode(allow_non_fake_inputs=True), CostMode() as mode:
         dry = DryRun(run, inputs, mode, devices, sharded)
@@ -114,7 +110,7 @@ def plan(
 
 
 def largest_batch(dry: DryRun, share: BatchShare, room: float) -> int:
-    """The largest micro-batch that divides a device's clips and fits into `room` bytes. ValueError if none does."""
+    """The largest micro-batch that divides a device's clips and fits into `room` bytes; ValueError if none does."""
     clips = share.micro_batch * share.micro_batches
 
     def needed(size: int) -> int:
@@ -124,14 +120,14 @@ def largest_batch(dry: DryRun, share: BatchShare, room: float) -> int:
     fitting = bisect_right(sizes, room, key=needed)
     if not fitting:
         raise ValueError(
-            f"not even one clip fits: it needs {needed(1) / 1e9:.1f} GB, and {room / 1e9:.1f} GB are left for it; try "
+            f"not even one clip fits: it needs {needed(1) / 1e9:.1f} GB, and {room / 1e9:.1f} GB are available; try "
             "train.gradient_checkpointing=true, train.mixed_precision=bf16, or more devices with --sharded"
         )
     return sizes[fitting - 1]
 
 
 class CostMode(TorchDispatchMode):
-    """Counts FLOPs, and the bytes of the tensors that operations create while they exist."""
+    """Counts FLOPs, and the bytes of existing tensors that operations created."""
 
     def __init__(self):
         super().__init__()
@@ -140,7 +136,7 @@ class CostMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
-            return False  # a value that initialisation looks at
+            return False  # initialisation branches on a value
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func.overloadpacket in FLOPS:
@@ -151,7 +147,7 @@ class CostMode(TorchDispatchMode):
         return result
 
     def enter(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage, which several tensors may share, once and until it is freed."""
+        """Count a storage, which tensors may share, until it is freed."""
         key = storage._cdata
         if key not in self.sizes:
             self.sizes[key] = storage.nbytes()
@@ -163,18 +159,13 @@ class CostMode(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
     def reset(self) -> None:
-        """Start counting anew; bytes from here on are those beyond what exists now."""
+        """Restart counting; `peak - start` is then the peak of bytes beyond those that exist now."""
         self.start = self.peak = self.now
         self.flops = 0
 
-    @property
-    def most(self) -> int:
-        """The most bytes that existed at once since `reset`, beyond those of then."""
-        return self.peak - self.start
-
 
 class DryRun:
-    """A stage's task without values, whose cost can be measured for any micro-batch."""
+    """A stage's task without values, to measure the cost of any micro-batch."""
 
     def __init__(self, run: RunConfig, inputs: SizesOnly, mode: CostMode, devices: int, sharded: bool):
         self.run, self.mode, self.devices, self.sharded = run, mode, devices, sharded
@@ -183,7 +174,7 @@ class DryRun:
         self.modules = self.task.modules
         for part in (part for module in self.modules for part in module.modules()):
             if isinstance(part, LanguageCodebook) and not part.training:
-                part()  # once for all steps
+                part()  # computes the codes that all steps reuse
         self.trained = {name: sum(param.numel() for param in group.parameters) for name, group in groups.items()}
         updated = {id(param) for group in groups.values() for param in group.parameters}
         held = {id(value): value for module in self.modules for value in (*module.parameters(), *module.buffers())}
@@ -199,11 +190,11 @@ class DryRun:
                 forward = torch.autocast("cpu", self.dtype)(group.module.forward)
                 group.module.forward = convert_outputs_to_fp32(forward)
                 for norm in (part for part in group.module.modules() if isinstance(part, NORMS)):
-                    # Autocast computes norms in float32 on GPUs, but not on CPUs.
+                    # As autocast does on GPUs, but not on CPUs.
                     norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
     def cost(self, share: BatchShare) -> tuple[int, dict[str, int]]:
-        """FLOPs of one micro-batch, forward and backward, and bytes of each part on a device."""
+        """FLOPs of a micro-batch, forward and backward, and bytes of each part on a device."""
         flops, activations = self.step(share)
         weights, part = 4 * sum(self.trained.values()), self.devices if self.sharded else 1
         state = self.task.model.state_dict().values()
@@ -214,7 +205,7 @@ class DryRun:
             "moments": 2 * weights // part,
             "average": average // part,
             "frozen": self.frozen_bytes,
-            # The optimizer needs the square roots of the second moments, when the activations are freed.
+            # Once the activations are freed, the optimizer needs the square roots of the second moments.
             "activations": max(activations, 4 * max(self.trained.values()) // part),
         }
         if self.sharded:
@@ -222,16 +213,16 @@ class DryRun:
         return flops, memory
 
     def step(self, share: BatchShare) -> tuple[int, int]:
-        """FLOPs and the most bytes of one micro-batch of the last step, in which every module is trained."""
+        """FLOPs and peak bytes of a micro-batch of the last step, in which all modules are trained."""
         context = share.context(self.run.train.max_steps - 1, self.run.train.seed)
         self.mode.reset()
         batch = self.task.example_batch(share.micro_batch)
         for _, loss, _ in self.task.losses(batch, context):
             (loss / share.micro_batches).backward()
-        return self.mode.flops, self.mode.most
+        return self.mode.flops, self.mode.peak - self.mode.start
 
     def _units(self) -> list[nn.Module]:
-        """The blocks that sharding gathers one by one, with matrices in the precision in which they are gathered."""
+        """The blocks that sharding gathers one at a time, with weights converted to the precision of gathering."""
         lists = [part for module in self.modules for name, part in module.named_modules() if name.endswith("blocks")]
         blocks = [block for blocks in lists for block in blocks]
         if not blocks or len(self.task.trained) != 1:
@@ -244,7 +235,7 @@ class DryRun:
         return blocks
 
     def _gathered(self) -> int:
-        """Whole weights: those outside the blocks and of two blocks, and gradients of the former and of one block."""
+        """Bytes of gathered weights and gradients: of all outside the blocks, and of two and one block."""
         inside = {id(param) for block in self.units for param in block.parameters()}
         (group,) = self.task.trained.values()
         rest = sum(param.nbytes for param in group.module.parameters() if id(param) not in inside)

@@ -1,4 +1,4 @@
-"""Train a proxy tokenizer from scratch: clips and single frames, a code table of moving averages, pixel losses."""
+"""Proxy training from scratch: clips and images, pixel losses, and a code table of moving averages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.data.config import DataConfig
-from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.config import AdversarialConfig, DiscriminatorConfig, PerceptualConfig, PixelLossConfig
 from sweettok.losses.terms import perceptual_frame_indices, pick_frames
 from sweettok.proxy.config import ProxyConfig
@@ -27,7 +26,7 @@ class ProxyLossConfig(PixelLossConfig):
     """Losses of the proxy tokenizer."""
 
     reconstruction: str = "l1"
-    commitment_weight: float = 0.25  # of the distance between features and the codes that they choose
+    commitment_weight: float = 0.25  # of the squared distance between features and their codes
     perceptual: PerceptualConfig = field(default_factory=lambda: PerceptualConfig(kind="lpips", weight=4.0))
     adversarial: AdversarialConfig = field(
         default_factory=lambda: AdversarialConfig(feature_matching_weight=4.0, start_step=0)
@@ -39,7 +38,7 @@ class CodebookConfig:
     """Moving-average training of the proxy's code table."""
 
     decay: float = 0.99  # of the moving averages, for each step
-    # A code that is used less than this share of the mean is replaced by a feature of the current batch; 0: never.
+    # Codes used less often than this share of the mean are replaced by features of the current batch; 0: never.
     dead_threshold: float = 0.05
 
     def __post_init__(self):
@@ -49,12 +48,12 @@ class CodebookConfig:
 
 @dataclass(frozen=True)
 class ProxyRun:
-    """Train a proxy tokenizer from scratch, on clips and single frames alike."""
+    """Train a proxy tokenizer from scratch on clips and images."""
 
     stage: str = "proxy"
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
-    images: str | None = None  # list or folder of images; null draws single frames from the clips
-    image_weight: float = 0.5  # share of the loss that is that of images, one for each clip; clips get the rest
+    images: str | None = None  # list or folder of images; null: random frames of the clips
+    image_weight: float = 0.5  # weight of the loss of images, one for each clip; clips have 1 - image_weight
     data: DataConfig = field(default_factory=DataConfig)
     loss: ProxyLossConfig = field(default_factory=ProxyLossConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
@@ -65,7 +64,7 @@ class ProxyRun:
 
 
 class ClipsAndImages(nn.Module):
-    """The proxy on clips and on images in one forward, so that every parameter takes part in every step."""
+    """The proxy on clips and images in one forward, so that every step uses all parameters."""
 
     def __init__(self, proxy: ProxyTokenizer):
         super().__init__()
@@ -76,7 +75,7 @@ class ClipsAndImages(nn.Module):
 
 
 class ProxyTask(TokenizerTask):
-    """Trains the whole proxy; its code table by moving averages, after each step."""
+    """Trains the proxy; its code table is updated after each step."""
 
     name = "proxy"
     run_class = ProxyRun
@@ -84,7 +83,6 @@ class ProxyTask(TokenizerTask):
     def __init__(self, run: ProxyRun, inputs: Inputs | None = None):
         self.run, inputs = run, inputs or Inputs()
         self.model = ProxyTokenizer(run.proxy)
-        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train, inputs)
         self.trained = {"generator": trained_module("generator", ClipsAndImages(self.model), run.optimizer, run.train)}
         if self.pixels.trained_discriminator is not None:
@@ -93,7 +91,7 @@ class ProxyTask(TokenizerTask):
         if run.images:
             images = inputs.clips(run.images, run.data, image_size(run.proxy), run.train.seed)
             self.train_dataset = WithImages(self.train_dataset, images)
-        # Of each micro-batch, for clips and for images: features and the codes that they chose.
+        # Of each micro-batch, for clips and for images: features and their codes.
         self.chosen: list[list[tuple[Tensor, Tensor]]] = []
 
     def example_batch(self, size: int) -> dict[str, Tensor]:

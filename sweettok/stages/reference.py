@@ -1,4 +1,4 @@
-"""The page docs/settings.md: every setting of every stage, from the dataclasses and their comments."""
+"""The page docs/settings.md: all settings of all stages, from the dataclasses and their comments."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ INTRODUCTION = """# Settings
 
 <!-- Written by `sweettok config --reference`. -->
 
-A configuration file names its `stage` and holds the settings that differ from the defaults below, or from those of the
-file that it names as `base`. Settings on the command line come last: `sweettok train FILE optimizer.lr=5e-5`.
-`sweettok config FILE` prints all settings of a file. A setting without a default must be given.
+A configuration file sets its `stage` and the settings that differ from the defaults below, or from those of its `base`
+file. Settings on the command line override the file: `sweettok train FILE optimizer.lr=5e-5`. `sweettok config FILE`
+prints all settings of a file. Settings without a default are required.
 """
 
 
@@ -35,7 +35,7 @@ def reference() -> str:
 
 
 def describe(cls: type, sections: dict[type, None]) -> str:
-    """A class as text and a table of its settings; classes of nested sections are added to `sections`."""
+    """Docstring of a class and a table of its settings; classes of nested sections are added to `sections`."""
     types, comments = get_type_hints(cls), field_comments(cls)
     rows = ["| setting | type | default | |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(cls):
@@ -55,13 +55,13 @@ def describe(cls: type, sections: dict[type, None]) -> str:
 
 
 def differences(config: Any, defaults: Any) -> dict[str, Any]:
-    """Settings of a section whose values differ from its class's defaults."""
+    """Settings of a section that differ from the defaults of its class."""
     pairs = zip(to_dict(config).items(), to_dict(defaults).values(), strict=True)
     return {name: plain(value) for (name, value), default in pairs if value != default and not isinstance(value, dict)}
 
 
 def plain(value: Any) -> str:
-    """A value as YAML shows it."""
+    """A value in YAML."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(plain, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

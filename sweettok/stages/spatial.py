@@ -1,4 +1,4 @@
-"""Spatial pretraining: the spatial branch alone learns the proxy's codes of images, for stage 1 to start from."""
+"""Spatial pretraining: the spatial branch alone predicts the proxy's codes of images. Stage 1 can start from it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sweettok.train.config import OptimizerConfig, TrainConfig
 
 @dataclass(frozen=True)
 class SpatialRun:
-    """Train the spatial branch alone to predict the proxy's codes of images, for stage 1 to start from.
+    """Train the spatial branch alone to predict the proxy's codes of images, as initial weights of stage 1.
 
-    `data` names images, or videos, of which one frame is drawn; `stride` and `short` do not apply to them.
+    `data` is of images, or of videos, from which one frame is drawn; `stride` and `short` have no effect.
     """
 
     stage: str = "spatial"
     proxy: str = MISSING  # trained proxy: a folder, or the published file
     prior: str = MISSING  # folder with the word graphs
-    warm_start: bool = False  # fit fresh weights to the proxy and to some images, as in stage 1
+    warm_start: bool = False  # fit the initial weights to the proxy and to some images, as in stage 1
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: CodeLossConfig = field(default_factory=CodeLossConfig)
@@ -32,7 +32,7 @@ class SpatialRun:
 
 
 class SpatialTask(CodeTask):
-    """Trains encoder, queries, word lists and decoder as far as an image passes through them."""
+    """Trains the modules that an image passes through."""
 
     name = "spatial"
     run_class = SpatialRun

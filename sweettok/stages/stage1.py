@@ -1,4 +1,4 @@
-"""Stage 1: encoder, codebooks and decoder learn to predict the proxy's codes of the same clip."""
+"""Stage 1: encoder, codebooks and decoder are trained to predict the proxy's codes of a clip."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage1LossConfig(CodeLossConfig):
-    """Weights of the terms; the defaults are the release's."""
+    """Weights of the loss terms; the defaults are the release's."""
 
-    # Squared error of a linear layer that predicts the proxy's code vectors from each temporal query, at its own place:
-    # a short path, by which encoder and word lists learn before the decoder does. Not in the release.
+    # Squared error of a linear layer that predicts the proxy's code vectors at each grid position from its temporal
+    # query: encoder and codebooks learn from it before the decoder is trained. Not in the release.
     auxiliary_weight: float = 0.0
 
 
@@ -38,9 +38,9 @@ class Stage1Run:
     proxy: str = MISSING  # trained proxy: a folder, or the published file
     prior: str = MISSING  # folder with the word graphs
     init: str | None = None  # weights to start from: a folder, or a published file
-    # Fit fresh weights to the proxy and to some clips: the head starts from the geometry of the proxy's codes, latents
-    # and word codes from one distribution. Learning starts at once instead of after thousands of steps. With `init`,
-    # this fits what `init` does not hold.
+    # Fit the initial weights to the proxy and to some clips, which saves thousands of steps: the head starts as
+    # similarities to the proxy's codes, and latents and word codes have one distribution. With `init`, this applies to
+    # the weights that `init` does not hold.
     warm_start: bool = False
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -50,7 +50,7 @@ class Stage1Run:
 
 
 class Stage1Task(CodeTask):
-    """Trains the whole tokenizer but its pixel decoder."""
+    """Trains the tokenizer without its pixel decoder."""
 
     name = "stage1"
     run_class = Stage1Run
@@ -62,7 +62,7 @@ class Stage1Task(CodeTask):
         found = start_from(self.model, run.init) if run.init and inputs.readable else {}
         trained = {name for name, param in self.model.named_parameters() if param.requires_grad}
         if run.warm_start and trained <= found.keys():
-            raise ValueError("warm_start fits fresh weights, and init replaces all of them: leave one of them out")
+            raise ValueError("init holds all weights, so warm_start has no effect: leave one of them out")
         if run.warm_start and inputs.readable:
             self.warm_start()
         self.model.load_state_dict({**self.model.state_dict(), **found})
@@ -74,10 +74,10 @@ class Stage1Task(CodeTask):
 
 
 def start_from(model: SweetTok, path: str) -> dict[str, Tensor]:
-    """Entries of `model` that another tokenizer, or the spatial branch of one, holds; pixel decoders stay out.
+    """State-dict entries of `model` from another tokenizer or spatial branch, without its pixel decoder.
 
     Args:
-        path: one of our folders, or a published file. ValueError if it has other sizes or words.
+        path: a saved model's folder, or a published file. ValueError if its sizes or words differ.
     """
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("pixel_decoder.")}
     if Path(path).is_dir():
@@ -92,8 +92,8 @@ def start_from(model: SweetTok, path: str) -> dict[str, Tensor]:
             raise ValueError(f"{path} is of other sizes than tokenizer: {len(wrong)} entries differ, as {wrong[0]}")
     elif not Path(path).exists():
         raise FileNotFoundError(
-            f"no weights at {path} to start from: run_train_spatial.sh makes such weights (checkpoints/README.md names "
-            "the published ones), or set init=null"
+            f"no initial weights at {path}: train them with run_train_spatial.sh, get the published file "
+            "(checkpoints/README.md), or set init=null"
         )
     else:
         check_published(model.config)

@@ -1,4 +1,4 @@
-"""Stage 2: decoder and pixel decoder learn on pixels; encoder and codebooks stay as stage 1 left them."""
+"""Stage 2: decoder and pixel decoder are trained on pixels; encoder and codebooks are frozen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.data.config import DataConfig
-from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses.config import DiscriminatorConfig, PixelLossConfig
 from sweettok.stages.codes import released_parameter
 from sweettok.stages.inputs import Inputs
@@ -24,7 +23,7 @@ from sweettok.train.task import StepContext
 
 @dataclass(frozen=True)
 class Stage2Run:
-    """Fine-tune decoder and pixel decoder on pixels; encoder and codebooks stay frozen."""
+    """Fine-tune decoder and pixel decoder on pixels; encoder and codebooks are frozen."""
 
     stage: str = "stage2"
     tokenizer: str = MISSING  # output of stage 1: a folder, or the published file
@@ -64,7 +63,7 @@ class Reconstructor(nn.Module):
 
 
 class Stage2Task(TokenizerTask):
-    """Trains decoder and pixel decoder, optionally against a discriminator."""
+    """Trains decoder and pixel decoder, optionally with a discriminator."""
 
     name = "stage2"
     run_class = Stage2Run
@@ -72,22 +71,19 @@ class Stage2Task(TokenizerTask):
     def __init__(self, run: Stage2Run, inputs: Inputs | None = None):
         self.run, inputs = run, inputs or Inputs()
         if inputs.readable and not Path(run.tokenizer).exists():
-            raise FileNotFoundError(
-                f"no tokenizer at {run.tokenizer}: set tokenizer (or STAGE1) to the output of stage 1"
-            )
+            raise FileNotFoundError(f"no tokenizer at {run.tokenizer}: set tokenizer (or STAGE1) to stage 1's output")
         self.model = inputs.tokenizer(run.tokenizer, run.proxy, run.prior)
         if self.model.temporal_quantizer is None:
             raise ValueError(f"{run.tokenizer} is the spatial branch alone: set tokenizer to the output of stage 1")
         if self.model.pixel_decoder is None:
-            raise ValueError(
-                f"{run.tokenizer} holds no pixel decoder: set proxy to the proxy that stage 1 was trained on"
-            )
+            raise ValueError(f"{run.tokenizer} has no pixel decoder: set proxy to the proxy of stage 1")
         self.model.config = replace(self.model.config, pixel_path="expected")
-        set_gradient_checkpointing(self.model, run.train.gradient_checkpointing)
         self.pixels = PixelLosses(run.loss, run.discriminator, run.discriminator_optimizer, run.train, inputs)
-        names = {"released_name": released_parameter}
-        generator = trained_module("generator", Reconstructor(self.model), run.optimizer, run.train, **names)
-        self.trained = {"generator": generator}
+        self.trained = {
+            "generator": trained_module(
+                "generator", Reconstructor(self.model), run.optimizer, run.train, released_name=released_parameter
+            )
+        }
         if self.pixels.trained_discriminator is not None:
             self.trained["discriminator"] = self.pixels.trained_discriminator
         self.open_clips(inputs, run.data, self.model.config.proxy)

@@ -1,8 +1,8 @@
-"""What the tokenizer stages share: clips, losses on pixels with an optional discriminator, and sample videos."""
+"""Shared by the stages that train on clips: pixel losses with an optional discriminator, and sample videos."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from sweettok import pixels
 from sweettok.data.config import DataConfig
 from sweettok.data.writer import compare
+from sweettok.layers.checkpointing import set_gradient_checkpointing
 from sweettok.losses import terms as losses
 from sweettok.losses.config import DiscriminatorConfig, PixelLossConfig
 from sweettok.losses.discriminator import PatchDiscriminator
@@ -26,16 +27,22 @@ from sweettok.train.task import StepContext, Task, TrainedModule
 
 
 def trained_module(
-    name: str, module: nn.Module, config: OptimizerConfig, train: TrainConfig, start_step: int = 0, **names
+    name: str,
+    module: nn.Module,
+    config: OptimizerConfig,
+    train: TrainConfig,
+    start_step: int = 0,
+    released_name: Callable[[str], str | None] = lambda name: name,
 ) -> TrainedModule:
-    """A module's trainable parameters with their optimizer and schedule."""
-    optimizer = make_optimizer(module, config, **names)
+    """A module with the optimizer and schedule of its trainable parameters; also turns gradient checkpointing on."""
+    set_gradient_checkpointing(module, train.gradient_checkpointing)
+    optimizer = make_optimizer(module, config, released_name)
     scheduler = make_scheduler(optimizer, config, train.max_steps, start_step)
     return TrainedModule(name, module, optimizer, scheduler, config.max_grad_norm, start_step)
 
 
 class DiscriminatorPair(nn.Module):
-    """Real clips and reconstructions through the discriminator, one after the other, as its loss needs them."""
+    """Logits of real clips and of reconstructions, in one forward."""
 
     def __init__(self, discriminator: PatchDiscriminator):
         super().__init__()
@@ -49,7 +56,7 @@ class PixelLosses(nn.Module):
     """Reconstruction, perceptual and adversarial losses, with the discriminator and its optimizer.
 
     Attributes:
-        trained_discriminator: one of the task's trained modules; None without adversarial losses.
+        trained_discriminator: for the task's `trained`; None without adversarial losses.
     """
 
     def __init__(
@@ -71,44 +78,38 @@ class PixelLosses(nn.Module):
             self.trained_discriminator = trained_module("discriminator", pair, optimizer, train, weights.start_step)
 
     def started(self, context: StepContext) -> bool:
-        """Whether the discriminator takes part in this step."""
+        """Whether the discriminator is used in this step."""
         return self.trained_discriminator is not None and context.step >= self.trained_discriminator.start_step
 
     def generator(self, fake: Tensor, real: Tensor, context: StepContext) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's loss of clips.
+        """Loss of reconstructed clips; `fake` and `real` (B, 3, T, H, W) in [-0.5, 0.5].
 
-        Args:
-            fake, real: reconstructions and originals, (B, 3, T, H, W) in [-0.5, 0.5].
-
-        Returns:
-            The weighted total, and scalars to log: see `weighted_sum`.
+        Returns the weighted total and scalars to log, as `weighted_sum` does.
         """
-        terms = self.reconstruction(fake, real)
-        if self.perceptual is not None:
-            draws = losses.perceptual_frame_indices(
-                context.global_batch, real.shape[2], context.generator("perceptual frame")
-            )
-            frames = context.own(draws)
-            distance = self.perceptual(losses.pick_frames(fake, frames), losses.pick_frames(real, frames)).mean()
-            terms["perceptual"] = (self.config.perceptual.weight, distance)
+        generator = context.generator("perceptual frame")
+        frames = context.own(losses.perceptual_frame_indices(context.global_batch, real.shape[2], generator))
+        terms = self.similarity(fake, real, lambda clips: losses.pick_frames(clips, frames))
         if self.started(context):
             terms |= self.adversarial(fake, real)
         return weighted_sum(terms)
 
-    def reconstruction(self, fake: Tensor, real: Tensor) -> dict[str, tuple[float, Tensor]]:
-        loss = losses.reconstruction_loss(fake, real, self.config.reconstruction)
-        return {"reconstruction": (self.config.reconstruction_weight, loss)}
-
     def still(self, fake: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `generator`, of images (B, 3, 1, H, W), without the discriminator, which also judges motion."""
-        terms = self.reconstruction(fake, real)
+        """Loss of reconstructed images (B, 3, 1, H, W); without the discriminator, which is for clips."""
+        return weighted_sum(self.similarity(fake, real, lambda clips: clips.squeeze(2)))
+
+    def similarity(
+        self, fake: Tensor, real: Tensor, pick: Callable[[Tensor], Tensor]
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Reconstruction loss, and perceptual loss of one frame of each clip, which `pick` selects."""
+        loss = losses.reconstruction_loss(fake, real, self.config.reconstruction)
+        terms = {"reconstruction": (self.config.reconstruction_weight, loss)}
         if self.perceptual is not None:
-            distance = self.perceptual(fake.squeeze(2), real.squeeze(2)).mean()
+            distance = self.perceptual(pick(fake), pick(real)).mean()
             terms["perceptual"] = (self.config.perceptual.weight, distance)
-        return weighted_sum(terms)
+        return terms
 
     def adversarial(self, fake: Tensor, real: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Terms of the generator that the discriminator computes, which gets no gradient from them."""
+        """Loss terms from the discriminator, without gradients to its weights."""
         weights, discriminator = self.config.adversarial, self.trained_discriminator.bare.discriminator
         frozen = {name: param.detach() for name, param in discriminator.named_parameters()}
         fake_features = functional_call(discriminator, frozen, (fake,))
@@ -123,7 +124,7 @@ class PixelLosses(nn.Module):
         }
 
     def discriminator(self, fake: Tensor, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's own loss on the same reconstructions, without a gradient to the generator."""
+        """Loss of the discriminator, without gradients to the generator."""
         real_logits, fake_logits = self.trained_discriminator.module(real, fake.detach())
         hinge = losses.hinge_discriminator_loss(real_logits, fake_logits)
         total = self.config.adversarial.discriminator_weight * hinge
@@ -137,7 +138,7 @@ class PixelLosses(nn.Module):
 
 
 def weighted_sum(terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """{name: (weight, term)} -> the sum, and a report: each term as it is (`_loss`) and as it counts (`_weighted`)."""
+    """{name: (weight, term)} -> the weighted sum, and all terms as `<name>_loss` and `<name>_weighted`."""
     total = sum(weight * term for weight, term in terms.values())
     report = {f"{name}_loss": term.detach() for name, (_, term) in terms.items()}
     report |= {f"{name}_weighted": (weight * term).detach() for name, (weight, term) in terms.items()}
@@ -145,24 +146,18 @@ def weighted_sum(terms: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[s
 
 
 def clip_psnr(fake: Tensor, real: Tensor) -> Tensor:
-    """(B, 3, T, H, W) in [-0.5, 0.5] -> dB of each clip (B,), after rounding to bytes as a viewer would see it."""
+    """(B, 3, T, H, W) in [-0.5, 0.5] -> PSNR of each clip (B,) in dB, after rounding to bytes."""
     difference = pixels.to_uint8(fake).float() - pixels.to_uint8(real).float()
     return 10 * torch.log10(255**2 / difference.square().flatten(1).mean(1).clamp_min(1e-8))
 
 
-def comparisons(fake: Tensor, real: Tensor) -> Tensor:
-    """original | reconstruction | difference, uint8 (B, 3, T, H, 3 W)."""
-    pairs = zip(pixels.to_uint8(real).cpu(), pixels.to_uint8(fake).cpu(), strict=True)
-    return torch.stack([compare(original, reconstruction) for original, reconstruction in pairs])
-
-
 class TokenizerTask(Task):
-    """A stage whose model turns clips into reconstructions and saves itself."""
+    """A stage that trains on clips and whose model reconstructs them."""
 
     clip_size: ProxyConfig
 
     def open_clips(self, inputs: Inputs, data: DataConfig, size: ProxyConfig) -> None:
-        """Set the data sets, of clips of this size; the model saves how its clips are made from files."""
+        """Set the datasets and the model's preprocessing."""
         self.clip_size = size
         self.model.config = replace(self.model.config, preprocessing=data.preprocessing)
         self.train_dataset = inputs.clips(data.train, data, size, self.run.train.seed)
@@ -181,16 +176,17 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def sample(self, batch: dict) -> Tensor:
-        """original | reconstruction | difference of each clip."""
-        video = pixels.to_float(batch["video"])
-        return comparisons(self.reconstruct(video), video)
+        """original | reconstruction | difference of each clip, uint8 (B, 3, T, H, 3 W)."""
+        fake = pixels.to_uint8(self.reconstruct(pixels.to_float(batch["video"]))).cpu()
+        pairs = zip(batch["video"].cpu(), fake, strict=True)
+        return torch.stack([compare(original, reconstruction) for original, reconstruction in pairs])
 
     def export(self, folder: Path, training: Mapping[str, Any]) -> None:
         self.model.save_pretrained(folder, training=training)
 
 
 class WithImages(Dataset):
-    """Clips, each with a still image of another source under "image"; the images are cycled through."""
+    """Clips, each with an image of another dataset as `image`; the images are repeated in cycles."""
 
     def __init__(self, clips: Dataset, images: Dataset):
         self.clips, self.images = clips, images
@@ -200,7 +196,7 @@ class WithImages(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         epoch, index = item
-        # The clip's running number, so that successive epochs walk on through a longer list of images.
+        # Counted over all epochs, so that a longer list of images is used in full.
         number = epoch * len(self.clips) + index
         image, clip = self.images[number // len(self.images), number % len(self.images)], self.clips[item]
         problem = "; ".join(filter(None, (clip["problem"], image["problem"])))

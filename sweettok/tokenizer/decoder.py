@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sweettok.layers.attention import Attention
 from sweettok.layers.norm import EPS
-from sweettok.layers.transformer import FeedForward, PlaceTransformer, SpatialTransformer
+from sweettok.layers.transformer import FeedForward, SingleTokenTransformer, SpatialTransformer
 from sweettok.tokenizer.config import TokenizerConfig
 
 HEAD_SHARPNESS = 6.0  # norm of a unit code's row in a head that starts from the codes
@@ -37,7 +37,7 @@ class QueryDecoder(nn.Module):
         if motion:
             self.temporal_in = nn.Sequential(nn.Linear(latent, dim), nn.Linear(dim, dim))
             self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
-            self.temporal_latent = PlaceTransformer(config.decoder_temporal, **block.layer, norm_out=False)
+            self.temporal_latent = SingleTokenTransformer(config.decoder_temporal, **block.layer, norm_out=False)
 
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))

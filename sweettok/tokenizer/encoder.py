@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from sweettok.layers.norm import EPS
 from sweettok.layers.patching import PatchEmbed
-from sweettok.layers.transformer import PlaceTransformer, SpatialTransformer, TemporalTransformer
+from sweettok.layers.transformer import SingleTokenTransformer, SpatialTransformer, TemporalTransformer
 from sweettok.tokenizer.config import TokenizerConfig
 
 
@@ -42,7 +42,7 @@ class QueryEncoder(nn.Module):
         self.temporal_queries = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal = TemporalTransformer(config.encoder_temporal, **block.temporal, norm_out=False)
-        self.temporal_query = PlaceTransformer(config.encoder_temporal, **block.layer, cross=True)
+        self.temporal_query = SingleTokenTransformer(config.encoder_temporal, **block.layer, cross=True)
         self.temporal_out = latent_head(dim, latent)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
