@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -38,10 +38,14 @@ def read_settings(path: Path, including: tuple[Path, ...] = ()) -> DictConfig:
         raise FileNotFoundError(f"no configuration file at {path}, which {including[-1]} names as its base")
     try:
         node = OmegaConf.load(path)
+        if not isinstance(node, DictConfig):
+            raise TypeError("expected lines of the form key: value")
         bases = node.pop("base", ())
-    except (OSError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, TypeError, AttributeError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is not a YAML file of settings: {str(error).splitlines()[0]}") from error
     bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, (tuple, list, ListConfig)) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: `base` must be a path or a list of paths; got {bases}")
     return OmegaConf.merge(*(read_settings(path.parent / base, (*including, path)) for base in bases), node)
 
 
@@ -115,7 +119,7 @@ def positive(config: Any, section: str, *names: str) -> None:
     """Raise ValueError unless the named fields of `config` are above 0, missing or None."""
     for name in names:
         value = getattr(config, name)
-        if value not in (None, MISSING) and value <= 0:
+        if value not in (None, MISSING) and not value > 0:  # not NaN either
             raise ValueError(f"{section}.{name} must be above 0; got {value}")
 
 

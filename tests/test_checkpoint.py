@@ -14,6 +14,7 @@ from toy_task import ToyTask, toy_run
 
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.stages import load_config
+from sweettok.store import InUseError
 from sweettok.train import checkpoint
 from sweettok.train.checkpoint import RunState, checkpoints, find_resume, latest, load, repair, save, write_folder_aside
 from sweettok.train.ema import EMA
@@ -292,3 +293,29 @@ def test_find_resume(tmp_path):
         find_resume(tmp_path, resume=False)
     with pytest.raises(ValueError, match="is a file"):
         find_resume(folder / "state.json", resume=True)
+
+
+def test_a_model_without_its_checkpoints_is_not_replaced(tmp_path):
+    (tmp_path / "final").mkdir()
+    with pytest.raises(ValueError, match="would replace the model in"):
+        fit(ToyTask(toy_run(tmp_path)), toy_run(tmp_path))
+    assert (tmp_path / "final").is_dir()
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path, monkeypatch):
+    run = toy_run(tmp_path)
+    monkeypatch.setattr(checkpoint, "WAIT", 0)
+    release = checkpoint.claim(run)
+    with pytest.raises(InUseError, match="another process holds run.lock"):
+        fit(ToyTask(run), run)
+    release()
+    checkpoint.claim(run)()
+
+
+def test_a_run_writes_into_no_model(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="the folder of a saved model"):
+        checkpoint.claim(toy_run(tmp_path / "run"))
+    (tmp_path / "config.json").unlink()
+    checkpoint.claim(toy_run(tmp_path / "run"))()

@@ -333,3 +333,28 @@ def test_every_stage_s_own_defaults():
     assert run.loss.adversarial == AdversarialConfig(feature_matching_weight=4.0, start_step=0)
     stage1 = build(Stage1Run, {**required, "proxy": "p", "prior": "q"}).loss
     assert (stage1.encoder_side_weight, stage1.codebook_side_weight) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: 3\n", "`base` must be a path or a list of paths; got 3"),
+        ("base:\n", "`base` must be a path .* got None"),
+        ("base: [3]\n", "`base` must be a path"),
+        ("base: {a: b}\n", "`base` must be a path"),
+        ("- a\n", "not a YAML file of settings"),
+        ("stage: [a]\n", "`stage` must be one of"),
+    ],
+)
+def test_files_of_another_form_are_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=nan", "train.ema_decay=1", "train.eval_clips=0", "data.stride=0", "data.stride=-1"]
+)
+def test_numbers_out_of_range_are_found_when_the_file_is_read(tmp_path, override):
+    name = override.partition("=")[0]
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        load_config(write(tmp_path, STAGE1), [override])

@@ -153,6 +153,9 @@ def test_command_refuses_wrong_input(folder, tmp_path_factory, capsys):
         assert main(["data", "scan", str(folder / "train.txt"), option, path]) == 2
         assert (folder / "train.txt").read_bytes() == before and (folder / "a/v_A_g01_c01.mkv").stat().st_size > 300
         assert capsys.readouterr().out == ""  # refused before the files are read
+    before = (folder / "val.txt").read_bytes()
+    assert main(["data", "scan", str(folder / "train.txt"), "--write-clean", str(folder / "val.txt")]) == 2
+    assert "would be replaced" in capsys.readouterr().err and (folder / "val.txt").read_bytes() == before
 
 
 def test_equal_names_are_not_equal_clips(folder, tmp_path_factory, capsys):

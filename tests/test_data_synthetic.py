@@ -187,3 +187,10 @@ def test_nothing_is_not_drawn(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err and not list(tmp_path.rglob("*.mp4"))
     with pytest.raises(ValueError, match="height must be at least 8, got 0"):
         write_synthetic(tmp_path / "set", size=0)
+
+
+def test_lists_of_others_are_not_replaced(tmp_path):
+    (tmp_path / "val.txt").write_text("mine.mp4\n")
+    with pytest.raises(ValueError, match="has a val.txt that is not of synthetic clips"):
+        write_synthetic(tmp_path, num_train=1, num_val=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["val.txt"]

@@ -87,6 +87,7 @@ def test_a_clip_is_written_in_one_way(tmp_path, size):
         (torch.zeros(3, 8, 8, dtype=torch.uint8), 10, r"\(3, T, H, W\)"),
         (torch.zeros(3, 0, 8, 8, dtype=torch.uint8), 10, "no frames"),
         (torch.zeros(3, 4, 8, 8, dtype=torch.uint8), 0, "fps"),
+        (torch.zeros(3, 4, 8, 8, dtype=torch.uint8), 1e-9, "fps must be above 0, and at least 0.001, got 1e-09"),
     ],
 )
 def test_bad_videos_are_refused(tmp_path, clip, fps, message):

@@ -75,6 +75,8 @@ def test_only_whole_reports_are_read(tmp_path):
         (lambda r: r["protocol"].update(colour="red"), "colour"),
         (lambda r: r.update(format=1), "format is 1, this version reads 3; measure again"),
         (lambda r: r.pop("results"), "it has no entry 'results'"),
+        (lambda r: r.update(results=None), "b.json is no report"),
+        (lambda r: r.update(kind=None), "its kind is None, expected rfvd or gfvd"),
     ):
         report = json.loads(path.read_text())
         change(report)

@@ -320,6 +320,7 @@ def test_class_names(model):
         ({"labels": [0], "top_p": 1.5}, r"top_p must be in \(0, 1\]"),
         ({"labels": [0], "top_k": 0}, "top_k must be at least 1"),
         ({"labels": [0], "temperature": -1.0}, "temperature must be a number of at least 0"),
+        ({"labels": [0], "temperature": 1e-300}, "temperature must be 0 .* or at least 0.0001; got 1e-300"),
         ({"labels": [0], "cfg_scale": math.nan}, "cfg_scale must be a number of at least 0"),
         ({"labels": [0], "cfg_schedule": "cubic"}, "cfg_schedule must be one of constant, linear"),
     ],

@@ -273,6 +273,10 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "a").write_text('{"key": "x", "choice": "y"}\n{"step": 1}\n')
     with pytest.raises(ValueError, match="line 2 is not an answer"):
         AnswerCache(tmp_path / "a")
+    (tmp_path / "b").write_text("notes without an end of line")
+    with pytest.raises(ValueError, match="line 1 is not an answer"):
+        AnswerCache(tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "notes without an end of line"
 
 
 def test_one_process_at_a_time_uses_a_file(tmp_path):

@@ -13,7 +13,7 @@ from sweettok.cli.main import Command
 from sweettok.cli.options import add_seed, add_workers, integer, real
 from sweettok.data.config import DataConfig
 from sweettok.data.importers import import_k600, import_ucf101
-from sweettok.data.lists import read_entries, write_list
+from sweettok.data.lists import list_lines, read_entries, write_list
 from sweettok.data.manifest import TokenManifest
 from sweettok.data.scan import KINDS, scan
 from sweettok.data.synthetic import write_synthetic
@@ -49,9 +49,16 @@ def _scan(args: argparse.Namespace) -> int:
     entries, _ = read_entries(args.list, args.root)
     against = read_entries(args.against, args.against_root)[0] if args.against else []
     inputs = {args.list, args.against, *(entry.path for entry in (*entries, *against))} - {None}
-    for path, suffixes in ((args.report, (".json",)), (args.write_clean, (".txt",))):
-        if path is not None:
-            check_output(path, suffixes, [source for source in inputs if not source.is_dir()])
+    inputs = [source for source in inputs if not source.is_dir()]
+    if args.report:
+        check_output(args.report, (".json",), inputs)
+    if args.write_clean:
+        lines = set(list_lines((os.path.relpath(entry.path, base), entry.label) for entry in entries))
+
+        def of_this_list(path: Path) -> bool:
+            return lines.issuperset(path.read_text(encoding="utf-8", errors="replace").splitlines())
+
+        check_output(args.write_clean, (".txt",), inputs, owned=of_this_list)
     problems = scan(entries, against, args.frames, args.stride, args.workers, True, args.timeout)
     for problem in problems:
         print(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from sweettok.cli import options
@@ -141,6 +142,8 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def run_table(args: argparse.Namespace) -> None:
+    if not Path(args.folder).is_dir():
+        raise FileNotFoundError(f"no folder {args.folder}")
     plot = args.plot or f"{args.folder}/table.png"
     require_matplotlib()
     check_output(plot, (".png",))

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     overrides = [word for word in args.words if "=" in word]
     if not paths:
         raise ValueError("give a configuration file, such as configs/stage1/ucf101.yaml")
-    if args.devices < 1 or (args.memory is not None and args.memory <= 0):
+    if args.devices < 1 or (args.memory is not None and not args.memory > 0):
         raise ValueError(f"--devices and --memory must be above 0; got {args.devices} and {args.memory}")
     if args.json:
         check_output(args.json, suffixes=(".json",), inputs=paths)

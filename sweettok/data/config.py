@@ -26,7 +26,7 @@ class DataConfig:
     read_timeout: float = 120.0  # seconds after which a clip counts as damaged; training then takes another one
 
     def __post_init__(self):
-        positive(self, "data", "read_timeout")
+        positive(self, "data", "read_timeout", "stride")
         choice("data.resize", self.resize, RESIZES)
         choice("data.short", self.short, SHORT)
 

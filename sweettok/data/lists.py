@@ -141,7 +141,12 @@ def find_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def write_list(path: str | Path, entries: Iterable[tuple[str, int | None]]) -> None:
     """Write (path, class index or None) pairs as a list file, with labels from 1."""
-    write_lines(path, (name if index is None else f"{name}\t{index + 1}" for name, index in entries))
+    write_lines(path, list_lines(entries))
+
+
+def list_lines(entries: Iterable[tuple[str, int | None]]) -> list[str]:
+    """The lines of a list file, as `write_list` writes them."""
+    return [name if index is None else f"{name}\t{index + 1}" for name, index in entries]
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:

@@ -72,8 +72,9 @@ class TokenManifest:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
         for name in ("num_clips", "num_frames", "stride", "clips_per_video", "rows_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
         if self.given_frames is not None and not 0 < self.given_frames < self.num_frames:
             allowed = f"1..{self.num_frames - 1} of {self.num_frames} frames"
             raise ValueError(f"given_frames must be {allowed}; got {self.given_frames}")
@@ -127,7 +128,8 @@ class TokenManifest:
             layout = StoredLayout(tuple((n, int(k), int(v)) for n, k, v in stored["segment_sizes"]), stored["fields"])
             return cls(layout=layout, class_names=tuple(names) if names is not None else None, **about)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no manifest of tokens: {error}") from error
+            reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path} is no manifest of tokens: {reason}") from error
 
 
 def shard_name(shard: int) -> str:

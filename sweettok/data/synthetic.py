@@ -20,6 +20,7 @@ from sweettok.data.lists import write_list
 from sweettok.data.writer import write_lines, write_video
 
 FORMAT = 2  # raise it when a seed gives other clips than before
+WRITTEN = ("train.txt", "val.txt", "classes.txt", "captions.jsonl")  # after manifest.json
 FRAMES_PER_UNIT = 20  # frames in which motion time advances by 1 at ordinary speed
 PAN = 0.12  # how far the ground moves in one frame, in frame sizes
 GROUND_DETAIL = 0.5  # scales the frequency of the ground textures below
@@ -313,6 +314,9 @@ def _claim(out: Path, manifest: dict) -> None:
     """Write the parameters of a folder before its first clip. Raises ValueError for a folder with others."""
     path = out / "manifest.json"
     if not path.exists():
+        theirs = [name for name in WRITTEN if (out / name).exists()]
+        if theirs:
+            raise ValueError(f"{out} has a {theirs[0]} that is not of synthetic clips: choose another folder")
         write_lines(path, [json.dumps(manifest, indent=2)])
         return
     found = json.loads(path.read_text(encoding="utf-8"))

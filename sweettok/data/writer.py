@@ -27,8 +27,9 @@ def write_video(
     """
     import av
 
-    if not 0 < fps < math.inf:
-        raise ValueError(f"fps must be above 0, got {fps}")
+    rate = Fraction(fps).limit_denominator(1001) if 0 < fps < math.inf else 0
+    if rate == 0:
+        raise ValueError(f"fps must be above 0, and at least 0.001, got {fps}")
     path, stream, count = Path(path), None, 0
     with write_aside(path) as aside, av.open(str(aside), "w") as container:
         for block in (frames,) if isinstance(frames, Tensor) else frames:
@@ -38,7 +39,7 @@ def write_video(
                 height, width = block.shape[2:]
                 full = full_chroma or height % 2 == 1 or width % 2 == 1
                 codec, pixels, options = _encoding(path, lossless, full)
-                stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+                stream = container.add_stream(codec, rate=rate, options=options)
                 stream.width, stream.height, stream.pix_fmt = width, height, pixels
                 stream.codec_context.thread_count = 1
             for array in block.permute(1, 2, 3, 0).contiguous().cpu().numpy():

@@ -72,10 +72,13 @@ def read_report(path: str | Path) -> dict[str, Any]:
         protocol = Protocol(**report["protocol"])
         if protocol.hash != report["protocol_hash"]:
             raise ValueError("its protocol does not match its protocol_hash")
+        if report["kind"] not in DISTANCES:
+            raise ValueError(f"its kind is {report['kind']!r}, expected {' or '.join(DISTANCES)}")
+        figures(report)
         return {**report, "kind": report["kind"], "results": report["results"], "protocol": protocol.to_dict()}
     except KeyError as error:
         raise ValueError(f"{path} is no report of `sweettok eval`: it has no entry {error}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no report of `sweettok eval` that can be read: {error}") from error
 
 

@@ -57,6 +57,9 @@ class GeneratorConfig:
         return SequenceLayout(self.layout, self.num_classes, null_class, self.given_frames is not None)
 
 
+LEAST_TEMPERATURE = 1e-4  # besides 0
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How ids are drawn from a generator's logits."""
@@ -73,6 +76,9 @@ class SamplingConfig:
         for name in ("cfg_scale", "temperature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0; got {getattr(self, name)}")
+        if 0 < self.temperature < LEAST_TEMPERATURE:  # logits divided by less may not be finite
+            least = f"0 (always the likeliest word), or at least {LEAST_TEMPERATURE:g}"
+            raise ValueError(f"temperature must be {least}; got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, or null for all words; got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -35,7 +35,7 @@ from sweettok.generator.config import SamplingConfig
 from sweettok.generator.model import Generator
 from sweettok.hub import CONFIG, WEIGHTS, model_folder
 from sweettok.pixels import to_uint8
-from sweettok.store import sha256, write_aside
+from sweettok.store import check_output, sha256, write_aside
 from sweettok.tokenizer.model import SweetTok
 
 ROWS_PER_SHARD = 16  # samples of a file; a process that is stopped loses at most these and its batch
@@ -103,6 +103,7 @@ def sample(
     samples = plan(writer_model, **wanted)
     manifest = make_manifest(places[0], writer_model, tok, samples, settings)
     from_main(lambda: check_folder(out, manifest))
+    from_main(lambda: [check_output(out / name) for name in SHEETS])
     rank, world_size = state.process_index, state.num_processes
     writer = main_first(lambda: ShardWriter(out, manifest, samples.names, samples.labels, rank, world_size))
     from_main(lambda: check_decoding(out, places[1], settings.fps))

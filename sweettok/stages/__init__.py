@@ -36,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), earlier: Sequen
     path = find_config(path)
     settings = OmegaConf.merge(read_settings(path), parse_overrides(overrides))
     stage = settings.get("stage")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         raise ValueError(f"{path}: `stage` must be one of {', '.join(STAGES)}; got {stage!r}")
     try:
         return build(STAGES[stage].run_class, STAGES[stage].complete(settings, earlier))

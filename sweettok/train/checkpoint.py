@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +35,15 @@ from torch.amp import GradScaler
 from sweettok.config import flatten, to_dict
 from sweettok.data.dataset import GlobalBatchSampler
 from sweettok.distributed import from_main, gather_objects, together
-from sweettok.store import sync, write_aside
+from sweettok.store import check_output_folder, sync, take_lock, write_aside
 from sweettok.train.config import RunConfig
 from sweettok.train.ema import EMA
 from sweettok.train.sharding import gather, is_sharded, like
 from sweettok.train.task import Task, TrainedModule
 
 FORMAT_VERSION = 3
+LOCK, WAIT = "run.lock", 10  # seconds: the worker processes of a killed run live on for some
+_DATA = ("train", "validation", "root")
 _PARTIAL, _OLD = ".partial", ".old.partial"
 
 
@@ -77,6 +79,21 @@ def describe_latest(output_dir: Path) -> str:
     return f"{last} is complete; start again to resume from it" if last is not None else "There is no checkpoint yet"
 
 
+def claim(run: RunConfig) -> Callable[[], None]:
+    """Take the lock of a run's output folder; returns the function that releases it. On one process.
+
+    Raises ValueError if the folder is an input, in a model's folder or cannot be written to, InUseError while another
+    run has it.
+    """
+    output_dir = Path(run.train.output_dir)
+    if output_dir.is_file():
+        raise ValueError(f"train.output_dir {output_dir} is a file; name a folder")
+    names = ("proxy", "prior", "tokenizer", "init", "images")
+    inputs = [*(getattr(run, name, None) for name in names), *(getattr(run.data, name, None) for name in _DATA)]
+    check_output_folder(output_dir, [path for path in inputs if isinstance(path, str)])
+    return take_lock(output_dir / LOCK, WAIT)
+
+
 def find_resume(output_dir: Path, resume: bool) -> Path | None:
     """Repair the output folder, and return the checkpoint to resume from. To be called on one process.
 
@@ -84,13 +101,19 @@ def find_resume(output_dir: Path, resume: bool) -> Path | None:
     """
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"train.output_dir {output_dir} is a file; name a folder")
-    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
+    if not resume and output_dir.is_dir() and any(path.name != LOCK for path in output_dir.iterdir()):
         raise ValueError(
             f"train.output_dir {output_dir} is not empty and train.resume=false: "
             "choose another folder, delete this one, or resume its run with train.resume=true"
         )
     repair(output_dir)
-    return latest(output_dir)
+    found = latest(output_dir)
+    if found is None and (output_dir / "final").exists():
+        raise ValueError(
+            f"train.output_dir {output_dir} has no checkpoint to resume from, and training would replace the model in "
+            f"{output_dir / 'final'}: choose another folder, or move that model away"
+        )
+    return found
 
 
 def repair(output_dir: Path) -> None:

@@ -71,7 +71,7 @@ class TrainConfig:
         object.__setattr__(self, "trackers", tuple(self.trackers))
         if self.mixed_precision == "False":  # an unquoted `no` in YAML
             object.__setattr__(self, "mixed_precision", "no")
-        positive(self, "train", "max_steps", "global_batch_size", "micro_batch_size")
+        positive(self, "train", "max_steps", "global_batch_size", "micro_batch_size", "eval_clips")
         choice("train.mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         choice("train.best_mode", self.best_mode, ("max", "min"))
         if self.best_metric is not None and self.eval_every <= 0:
@@ -79,6 +79,8 @@ class TrainConfig:
         for name in ("max_skipped_steps", "max_bad_clips", "step_timeout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0; got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must be in [0, 1); got {self.ema_decay}")
         for tracker in self.trackers:
             choice("train.trackers", tracker, ("wandb", "tensorboard"))
 

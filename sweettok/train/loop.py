@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -31,12 +31,13 @@ def fit(task: Task, run: RunConfig) -> bool:
     Raises:
         ValueError: settings do not fit together, or too many clips cannot be read.
         FloatingPointError: too many steps in a row were not finite.
-        OSError: a file cannot be written, a data worker died or hangs, or another process of the run ended. The last
-            complete checkpoint is kept.
+        OSError: another run uses the output folder, a file cannot be written, a data worker died or hangs, or another
+            process of the run ended. The last complete checkpoint is kept.
     """
     output_dir, watchdog = Path(run.train.output_dir), Watchdog(run.train.step_timeout)
-    with explained_failures(output_dir), stop_on_signals() as request, closing(watchdog):
+    with explained_failures(output_dir), stop_on_signals() as request, closing(watchdog), ExitStack() as owned:
         accelerator = make_accelerator(run.train)
+        from_main(lambda: owned.callback(checkpoint.claim(run)))
         found = from_main(lambda: checkpoint.find_resume(output_dir, run.train.resume))
         session = start(task, run, accelerator, request, watchdog)
         changed = checkpoint.resume(session.state, found) if found is not None else []

@@ -132,7 +132,10 @@ class LongVideo(Generic[Output]):
                 data = json.loads(metadata[METADATA_KEY])
                 if data["format"] != FORMAT:
                     raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
-                output = cls.output_class.from_dict(file.get_tensor("ids").long(), data)
+                ids = file.get_tensor("ids")
+                if ids.is_floating_point():
+                    raise ValueError(f"ids must be whole numbers, got {ids.dtype}")
+                output = cls.output_class.from_dict(ids.long(), data)
             chunks, fit = ChunkMap(**data["chunks"]), Fit(**data["fit"])
             return cls(output, chunks, fit, data["fps"], data["tokenizer_hash"], data["stride"])
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:

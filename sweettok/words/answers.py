@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sweettok.store import take_lock
 from sweettok.words.models import Answer, LanguageModel
 
+BEGIN = b'{"key": "'  # of every line
 Question = tuple[str, tuple[str, ...]]  # prompt, candidates
 
 
@@ -31,15 +32,18 @@ class AnswerCache:
         self._file = self.path.open("a+b")
         self._file.seek(0)
         *lines, rest = self._file.read().split(b"\n")
-        self._file.truncate(self._file.tell() - len(rest))
         try:
             for number, line in enumerate(lines, start=1):  # noqa: B007
                 fields = json.loads(line)
                 key = fields.pop("key")
                 self.answers[key] = Answer(**fields)
+            number = len(lines) + 1
+            if not rest.startswith(BEGIN[: len(rest)]):
+                raise ValueError(f"it begins with {rest[:20]!r}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self.__exit__()
             raise ValueError(f"{path}, line {number} is not an answer ({error}): give another folder") from error
+        self._file.truncate(self._file.tell() - len(rest))
 
     def __enter__(self) -> AnswerCache:
         return self

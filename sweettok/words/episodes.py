@@ -142,4 +142,5 @@ def read(path: str | Path) -> tuple[tuple[Episode, ...], EpisodeConfig]:
             episodes.append(Episode(tuple(one["classes"]), support, queries))
         return tuple(episodes), EpisodeConfig(**content["settings"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of episodes: {error}") from error
+        reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not a file of episodes: {reason}") from error
