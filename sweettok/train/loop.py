@@ -37,7 +37,7 @@ def fit(task: Task, run: RunConfig) -> bool:
     output_dir, watchdog = Path(run.train.output_dir), Watchdog(run.train.step_timeout)
     with explained_failures(output_dir), stop_on_signals() as request, closing(watchdog), ExitStack() as owned:
         accelerator = make_accelerator(run.train)
-        from_main(lambda: owned.callback(checkpoint.claim(run)))
+        from_main(lambda: _enter(owned, run))
         found = from_main(lambda: checkpoint.find_resume(output_dir, run.train.resume))
         session = start(task, run, accelerator, request, watchdog)
         changed = checkpoint.resume(session.state, found) if found is not None else []
@@ -50,6 +50,11 @@ def fit(task: Task, run: RunConfig) -> bool:
             if found is not None:
                 log.note("; ".join([f"resumed from {found}", *changed]))
             return _train(session, log, found)
+
+
+def _enter(owned: ExitStack, run: RunConfig) -> None:
+    """Hold the lock of the output folder until `owned` ends."""
+    owned.callback(checkpoint.claim(run))
 
 
 def _train(session: Session, log: Log, found: Path | None) -> bool:
