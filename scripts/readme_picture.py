@@ -26,7 +26,7 @@ def row(tok: SweetTok, path: Path) -> Tensor:
     """uint8 (3, T, H, 3 * W) of one clip."""
     clip = tok.read(path)
     out = tok.encode(clip)
-    words = overlay(clip[0], out, cell=44)
+    words = overlay(clip[0], out, cell=40)
     words = words[..., :-FOOTER, : words.shape[3] // 2]  # the panel of the temporal queries
     size = tuple(words.shape[2:])
     panels = [clip[0], to_uint8(tok.decode(out))[0]]
@@ -45,7 +45,7 @@ def main() -> None:
     paths = [sorted((args.outputs / "clips" / "videos" / name).glob("val_*.mp4"))[0] for name in CLIPS]
     video = torch.cat([row(tok, path) for path in paths], dim=2)
     frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in video.unbind(1)]
-    frames = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
+    frames = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
     with write_aside(args.out) as aside:
         frames[0].save(aside, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, optimize=True)
     print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
