@@ -6,9 +6,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 # Results, or the sizes of results, that the host must know.
 ALWAYS = {
-    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero, aten.bincount,
-    aten.unique_dim, aten._unique, aten._unique2, aten.unique_consecutive, aten.item,
-}  # fmt: skip
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.masked_select,
+    aten.equal,
+    aten.is_nonzero,
+    aten.bincount,
+    aten.unique_dim,
+    aten._unique,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten.item,
+}
 
 
 class HostWaits(TorchDispatchMode):

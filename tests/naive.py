@@ -199,14 +199,31 @@ def patch_grid(W, video, patch, tube):
         p = "encoder.to_patch_emb_first_frame." if start == 0 else "encoder.to_patch_emb."
         rows = [
             [
-                plain_norm(W, p + "3.", linear(W, p + "2.", plain_norm(W, p + "1.", np.array([
-                    video[c, f, y + dy, x + dx]
-                    for c in range(3) for f in range(start, stop) for dy in range(patch) for dx in range(patch)
-                ]))))
+                plain_norm(
+                    W,
+                    p + "3.",
+                    linear(
+                        W,
+                        p + "2.",
+                        plain_norm(
+                            W,
+                            p + "1.",
+                            np.array(
+                                [
+                                    video[c, f, y + dy, x + dx]
+                                    for c in range(3)
+                                    for f in range(start, stop)
+                                    for dy in range(patch)
+                                    for dx in range(patch)
+                                ]
+                            ),
+                        ),
+                    ),
+                )
                 for x in range(0, width, patch)
             ]
             for y in range(0, height, patch)
-        ]  # fmt: skip
+        ]
         slices.append(rows)
     return np.array(slices)
 
@@ -315,10 +332,12 @@ def decode(W, spatial, temporal, t, grid, config):
         if i % every == every - 1:
             j = i // every
             q = f"decoder.dec_temporal_transformer.{j}.layers.0."
-            x = x + np.stack([
-                [attention(W, q + "2.", token[None], context=motion[j][n][None])[0] for n, token in enumerate(row)]
-                for row in x
-            ])  # fmt: skip
+            x = x + np.stack(
+                [
+                    [attention(W, q + "2.", token[None], context=motion[j][n][None])[0] for n, token in enumerate(row)]
+                    for row in x
+                ]
+            )
             x = x + feed_forward(W, q + "3.", x)
     x = plain_norm(W, "decoder.ln_post.", norm(W, "decoder.dec_spatial_transformer.norm_out.", x))
     return linear(W, "decoder.ffn.2.", np.tanh(linear(W, "decoder.ffn.0.", x))).reshape(t, *grid, -1)
@@ -354,9 +373,13 @@ def tokenizer(W, video, config, prior):
     expected = pixel_decode(W, "pixel_", softmax(logits) @ table, config.proxy)
     likeliest = pixel_decode(W, "pixel_", table[logits.argmax(-1)], config.proxy)
     return {
-        "spatial": spatial, "temporal": temporal, "ids": ids, "logits": logits,
-        "expected": expected, "argmax": likeliest,
-    }  # fmt: skip
+        "spatial": spatial,
+        "temporal": temporal,
+        "ids": ids,
+        "logits": logits,
+        "expected": expected,
+        "argmax": likeliest,
+    }
 
 
 def proxy(W, video, config):

@@ -24,22 +24,44 @@ STAGES = tuple(TASKS)
 STEPS = 3
 BLOCK = {"dim": 16, "num_heads": 2, "head_dim": 8, "window_size": 2, "temporal_peg": "grid"}
 PROXY = {
-    "num_frames": 5, "height": 32, "width": 32, "temporal_patch_size": 2, "block": BLOCK, "encoder_spatial": "tw",
-    "encoder_temporal": "t", "decoder_temporal": "t", "decoder_spatial": "t", "num_codes": 16, "code_dim": 4,
-}  # fmt: skip
+    "num_frames": 5,
+    "height": 32,
+    "width": 32,
+    "temporal_patch_size": 2,
+    "block": BLOCK,
+    "encoder_spatial": "tw",
+    "encoder_temporal": "t",
+    "decoder_temporal": "t",
+    "decoder_spatial": "t",
+    "num_codes": 16,
+    "code_dim": 4,
+}
 # Dropout in the word graph, because processes must agree on it.
 TOKENIZER = {
-    "proxy": PROXY, "block": BLOCK, "encoder_spatial": "wt", "encoder_temporal": "t", "decoder_spatial": "t",
-    "decoder_temporal": "t", "spatial_query_grid": [2, 2], "head_hidden": 16, "codebook_dim": 4, "graph_hidden": 8,
+    "proxy": PROXY,
+    "block": BLOCK,
+    "encoder_spatial": "wt",
+    "encoder_temporal": "t",
+    "decoder_spatial": "t",
+    "decoder_temporal": "t",
+    "spatial_query_grid": [2, 2],
+    "head_hidden": 16,
+    "codebook_dim": 4,
+    "graph_hidden": 8,
     "graph_dropout": 0.5,
-}  # fmt: skip
+}
 ADVERSARIAL = {"perceptual": {"kind": "none"}, "adversarial": {"start_step": 0}}
 GENERATOR = {"dim": 16, "num_layers": 2, "num_heads": 2}
 DISCRIMINATOR = {"base_channels": 4, "num_layers": 2}
 TRAIN = {
-    "max_steps": STEPS, "global_batch_size": 4, "log_every": 1, "save_every": 1, "sample_every": STEPS,
-    "eval_every": STEPS, "num_samples": 1,
-}  # fmt: skip
+    "max_steps": STEPS,
+    "global_batch_size": 4,
+    "log_every": 1,
+    "save_every": 1,
+    "sample_every": STEPS,
+    "eval_every": STEPS,
+    "num_samples": 1,
+}
 
 
 def prepare(folder: Path) -> None:
@@ -52,19 +74,25 @@ def prepare(folder: Path) -> None:
     stages = {
         "proxy": {"proxy": PROXY, **game},
         "spatial": {
-            "proxy": str(folder / "proxy" / "final"), "prior": str(folder / "prior"), "warm_start": True,
+            "proxy": str(folder / "proxy" / "final"),
+            "prior": str(folder / "prior"),
+            "warm_start": True,
             "tokenizer": TOKENIZER,
         },
         "stage1": {
-            "proxy": str(folder / "proxy" / "final"), "prior": str(folder / "prior"), "warm_start": True,
-            "tokenizer": TOKENIZER, "loss": {"auxiliary_weight": 2.0},
+            "proxy": str(folder / "proxy" / "final"),
+            "prior": str(folder / "prior"),
+            "warm_start": True,
+            "tokenizer": TOKENIZER,
+            "loss": {"auxiliary_weight": 2.0},
         },
         "stage2": {"tokenizer": str(folder / "stage1" / "final"), **game},
         "generator": {
-            "tokenizer": str(folder / "stage2" / "final"), "generator": {**GENERATOR, "class_dropout": 0.5},
+            "tokenizer": str(folder / "stage2" / "final"),
+            "generator": {**GENERATOR, "class_dropout": 0.5},
             "data": {"train": str(folder / "tokens"), "validation": str(folder / "tokens"), "num_workers": 0},
         },
-    }  # fmt: skip
+    }
     for name, settings in stages.items():
         train = {"output_dir": str(folder / name), **TRAIN}
         config = {"stage": name, "data": data, **settings, "optimizer": {"lr": 1e-3}, "train": train}

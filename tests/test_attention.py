@@ -15,9 +15,13 @@ from sweettok.layers.transformer import FeedForward, SingleTokenTransformer, Spa
 TOLERANCE = 1e-5
 BLOCK = tiny.block()
 RENAMED = (
-    ("peg.conv.", "0.dsconv."), ("self_attn.", "1."), ("cross_attn.", "2."),
-    ("ff.norm.", "3.0."), ("ff.up.", "3.1."), ("ff.down.", "3.4."),
-)  # fmt: skip
+    ("peg.conv.", "0.dsconv."),
+    ("self_attn.", "1."),
+    ("cross_attn.", "2."),
+    ("ff.norm.", "3.0."),
+    ("ff.up.", "3.1."),
+    ("ff.down.", "3.4."),
+)
 
 
 def numbers(name, *shape):

@@ -113,14 +113,16 @@ def test_nothing_is_said_of_what_is_not_known(tmp_path):
 @pytest.mark.parametrize("kind", ["tokenizer", "branch", "stage 1", "proxy", "generator"])
 def test_what_is_shown_works(kind, tmp_path):
     model = {
-        "tokenizer": tokenizer, "proxy": tiny.proxy, "generator": generator,
+        "tokenizer": tokenizer,
+        "proxy": tiny.proxy,
+        "generator": generator,
         "branch": lambda: tiny.fill(SweetTok(tiny.tokenizer_config(pixel_path="none"), tiny.prior().spatial)),
         "stage 1": lambda: tokenizer(pixel_path="none"),
-    }[kind]()  # fmt: skip
+    }[kind]()
     text = page(model, tmp_path)
     shown = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("path/to/this/folder", str(tmp_path))
-    told = re.search(r"# \(B, (3, .*?)\)", shown)
-    names = {"video": torch.zeros(2, *map(int, told[1].split(", ")))} if told else {}
+    wording = re.search(r"# \(B, (3, .*?)\)", shown)
+    names = {"video": torch.zeros(2, *map(int, wording[1].split(", ")))} if wording else {}
     exec(compile(shown, "README.md", "exec"), names)
     assert names["ids" if kind == "generator" else "codes" if kind == "proxy" else "out"] is not None
 
@@ -206,7 +208,7 @@ def test_reports_that_are_refused(measured, tmp_path):
     other = tmp_path / "other.json"
     report = json.loads((measured / "rfvd.json").read_text())
     model = SweetTok.from_pretrained(measured / "tok")
-    for given, told in (
+    for given, wording in (
         (tmp_path / "none.json", "No such file"),
         ("[]", "other.json is not a report of `sweettok eval`"),
         ("{", "other.json is not a report: Expecting"),
@@ -217,7 +219,7 @@ def test_reports_that_are_refused(measured, tmp_path):
         if isinstance(given, str):
             other.write_text(given)
             given = other
-        with pytest.raises((ValueError, OSError), match=told):
+        with pytest.raises((ValueError, OSError), match=wording):
             model.save_pretrained(tmp_path / "out", report=given)
     with torch.no_grad():
         model.decoder.mask_token += 1

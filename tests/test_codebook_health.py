@@ -75,7 +75,7 @@ def test_names_in_the_log(runs):
 
 
 def test_windows_are_whole(runs):
-    """Logged at every third step, over three steps; what a resumed run has seen of a window is not told as one."""
+    """Logged at every third step, over three steps; what a resumed run has seen of a window is not reported as one."""
     run = config_of(runs, "stage1", "train.log_every=3", "train.max_steps=9", "train.micro_batch_size=2")
     task = make_task(Stage1Task, run)
     session, batches = begin(task, run)
@@ -90,15 +90,22 @@ def test_windows_are_whole(runs):
 
 def test_processes_count_together(runs, tmp_path):
     environment = {
-        **os.environ, "NUM_PROCESSES": "2", "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
+        **os.environ,
+        "NUM_PROCESSES": "2",
+        "OMP_NUM_THREADS": "1",
+        "VIRTUAL_ENV": sys.prefix,
         "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    }
     settings = ["train.log_every=2", "train.max_steps=2", "train.sample_every=0", "train.eval_every=0"]
     launch = ["scripts/launch.sh", "-m", "sweettok", "train", str(runs / "stage1.yaml"), *settings]
     done = subprocess.run(
-        ["bash", *launch, f"train.output_dir={tmp_path / 'two'}"], env=environment, cwd=ROOT, capture_output=True,
-        text=True, timeout=120,
-    )  # fmt: skip
+        ["bash", *launch, f"train.output_dir={tmp_path / 'two'}"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert command(["train", str(runs / "stage1.yaml"), *settings, f"train.output_dir={tmp_path / 'one'}"]) == 0
     one, two = (next(line for line in log_lines(tmp_path / name) if line["step"] == 2) for name in ("one", "two"))
@@ -128,10 +135,12 @@ def test_a_collapse_is_told_at_each_halving(caplog):
     watch.see({"code_loss": 1.0})  # no window
     for perplexity in (41, 39, 39 * FALLEN + 0.1, 80 * RECOVERED - 0.1, 39):
         watch.see(window("noun", perplexity))
-    (told,) = warnings(caplog)
-    assert told.startswith("the noun list collapses: perplexity 39.0 in the last window, at best 80.0 since the run's")
-    assert "; 50.0% of its words were chosen" in told
-    assert all(remedy in told for remedy in ("optimizer.lr", "run_train_spatial.sh", "tokenizer.graph_dropout"))
+    (wording,) = warnings(caplog)
+    assert wording.startswith(
+        "the noun list collapses: perplexity 39.0 in the last window, at best 80.0 since the run's"
+    )
+    assert "; 50.0% of its words were chosen" in wording
+    assert all(remedy in wording for remedy in ("optimizer.lr", "run_train_spatial.sh", "tokenizer.graph_dropout"))
     watch.see(window("noun", 19))
     watch.see(window("noun", 80 * RECOVERED + 0.1))
     watch.see(window("noun", 30))
@@ -154,8 +163,8 @@ def test_an_unused_list_is_told_once(caplog):
     watch = UsageWatch(TokenLayout(), clips=6400)
     for usage in (LEAST + 0.001, LEAST - 0.03, LEAST - 0.02):
         watch.see(window("verb", 100, usage))
-    (told,) = warnings(caplog)
-    assert "the verb list collapses: perplexity 100.0" in told and "2.0% of its words" in told
+    (wording,) = warnings(caplog)
+    assert "the verb list collapses: perplexity 100.0" in wording and "2.0% of its words" in wording
     watch.see(window("verb", 100, LEAST + 0.001))
     watch.see(window("verb", 100, LEAST - 0.03))
     assert len(warnings(caplog)) == 2
@@ -186,7 +195,7 @@ def test_a_collapsed_model_warns_and_a_resumed_run_remembers(runs, tmp_path, cap
         later.model.encoder.temporal_out[-1].bias.fill_(1.0)
     next(later.losses({"video": next(batches)["video"]}, StepContext(0, 42, 0, 4, 4)))
     later.derive({name: value.item() for name, value in later.after_step(StepContext(0, 42, 0, 4, 4)).items()})
-    assert any("the adverb list collapses" in told for told in warnings(caplog))
+    assert any("the adverb list collapses" in wording for wording in warnings(caplog))
 
 
 def test_validation_neither_counts_nor_warns(runs, caplog):

@@ -21,9 +21,12 @@ from sweettok.train.config import OptimizerConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE1 = {
-    "stage": "stage1", "proxy": "proxy.bin", "prior": "priors", "data": {"train": "list.txt"},
+    "stage": "stage1",
+    "proxy": "proxy.bin",
+    "prior": "priors",
+    "data": {"train": "list.txt"},
     "train": {"output_dir": "out", "max_steps": 10, "global_batch_size": 4},
-}  # fmt: skip
+}
 
 
 def write(tmp_path, content):
@@ -184,9 +187,15 @@ def test_a_file_holds_only_what_differs(tmp_path):
 
 def test_overrides(tmp_path):
     overrides = [
-        "train.max_steps=20", "tokenizer.proxy.num_frames=9", "tokenizer.spatial_query_grid=[8,8]", "data.root=null",
-        "optimizer.betas=[0.5,0.9]", "train.trackers=[tensorboard]", "tokenizer.words.nouns=7", "optimizer.lr=1e-3",
-    ]  # fmt: skip
+        "train.max_steps=20",
+        "tokenizer.proxy.num_frames=9",
+        "tokenizer.spatial_query_grid=[8,8]",
+        "data.root=null",
+        "optimizer.betas=[0.5,0.9]",
+        "train.trackers=[tensorboard]",
+        "tokenizer.words.nouns=7",
+        "optimizer.lr=1e-3",
+    ]
     config = load_config(write(tmp_path, STAGE1), overrides)
     assert config.train.max_steps == 20 and config.train.trackers == ("tensorboard",)
     assert config.tokenizer.proxy.num_frames == 9 and config.tokenizer.spatial_query_grid == (8, 8)

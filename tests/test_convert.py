@@ -145,9 +145,11 @@ def test_known_extras_are_dropped(released, proxy, video):
 
     weights = proxy.to_release()
     extras = (
-        "image_discriminator.layers.0.weight", "video_discriminator.model0.0.bias",
-        "perceptual_model.net.slice1.0.weight", "encoder.enc_spatial_transformer.layers.0.1.context_norm.gamma",
-    )  # fmt: skip
+        "image_discriminator.layers.0.weight",
+        "video_discriminator.model0.0.bias",
+        "perceptual_model.net.slice1.0.weight",
+        "encoder.enc_spatial_transformer.layers.0.1.context_norm.gamma",
+    )
     loaded = ProxyTokenizer.from_release(weights | {name: torch.ones(2) for name in extras}, proxy.config)
     assert torch.equal(loaded.encode(video), proxy.encode(video))
 
@@ -286,10 +288,16 @@ def trainer_settings():
 def test_trainer_checkpoint(proxy, video, trainer_settings, tmp_path):
     path = tmp_path / "proxy.ckpt"
     extras = {"video_discriminator.layer.weight": torch.ones(3)}
-    torch.save({
-        "epoch": 3, "state_dict": proxy.to_release() | extras, "hyper_parameters": trainer_settings,
-        "callbacks": {trainer_settings["kind"]: {"best": 1.0}}, "optimizer_states": [{"state": {0: torch.ones(2)}}],
-    }, path)  # fmt: skip
+    torch.save(
+        {
+            "epoch": 3,
+            "state_dict": proxy.to_release() | extras,
+            "hyper_parameters": trainer_settings,
+            "callbacks": {trainer_settings["kind"]: {"best": 1.0}},
+            "optimizer_states": [{"state": {0: torch.ones(2)}}],
+        },
+        path,
+    )
     del sys.modules["some_trainer"]
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)

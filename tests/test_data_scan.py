@@ -81,8 +81,10 @@ def fail():
 
 
 HARMS = {
-    "slow": lambda: time.sleep(1000), "fatal": lambda: os.kill(os.getpid(), signal.SIGKILL), "unreadable": fail,
-}  # fmt: skip
+    "slow": lambda: time.sleep(1000),
+    "fatal": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "unreadable": fail,
+}
 
 
 @pytest.mark.parametrize("kind", HARMS)

@@ -32,9 +32,16 @@ HASH = "ab" * 32
 def manifest(keys=KEYS, labels=LABELS, **changes) -> TokenManifest:
     """7 clips of 3 classes, 2 views each, in 4 shards; the last one is shorter."""
     facts = {
-        "kind": "tokenized", "tokenizer_hash": HASH, "layout": LAYOUT, "num_clips": len(keys), "num_frames": 9,
-        "clips_hash": clips_hash(keys, labels), "num_classes": 3 if labels else 0, "flips": True, "rows_per_shard": 4,
-    }  # fmt: skip
+        "kind": "tokenized",
+        "tokenizer_hash": HASH,
+        "layout": LAYOUT,
+        "num_clips": len(keys),
+        "num_frames": 9,
+        "clips_hash": clips_hash(keys, labels),
+        "num_classes": 3 if labels else 0,
+        "flips": True,
+        "rows_per_shard": 4,
+    }
     return TokenManifest(**facts | changes)
 
 
@@ -463,10 +470,15 @@ def test_the_command_shows_what_a_folder_holds(tmp_path, capsys):
     assert main(["data", "tokens", str(tmp_path)]) == 1
     text = capsys.readouterr().out
     for part in (
-        "tokenized with tokenizer abababababab", "14 rows: 7 clips x 1, each also mirrored; 3 classes", "15 ids a row",
-        "first 5 frames", "4 of 40000 (adjective)", "9 frames, stride 1, stretch, short black", '"bf16"',
+        "tokenized with tokenizer abababababab",
+        "14 rows: 7 clips x 1, each also mirrored; 3 classes",
+        "15 ids a row",
+        "first 5 frames",
+        "4 of 40000 (adjective)",
+        "9 frames, stride 1, stretch, short black",
+        '"bf16"',
         "2 of 4 shards are written",
-    ):  # fmt: skip
+    ):
         assert part in text
     write(tmp_path, about)
     assert main(["data", "tokens", str(tmp_path)]) == 0

@@ -23,8 +23,12 @@ SPLITS = (2, 1)  # clips of the two processes: unequal on purpose
 def test_layers_halve_then_keep_the_size():
     maps = PatchDiscriminator(DiscriminatorConfig(base_channels=2))(torch.zeros(2, 3, 17, 64, 64))
     assert [tuple(m.shape) for m in maps] == [
-        (2, 2, 9, 33, 33), (2, 4, 5, 17, 17), (2, 8, 3, 9, 9), (2, 16, 4, 10, 10), (2, 1, 5, 11, 11)
-    ]  # fmt: skip
+        (2, 2, 9, 33, 33),
+        (2, 4, 5, 17, 17),
+        (2, 8, 3, 9, 9),
+        (2, 16, 4, 10, 10),
+        (2, 1, 5, 11, 11),
+    ]
 
 
 def test_layer_is_convolution_norm_and_leaky_relu():

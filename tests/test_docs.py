@@ -14,8 +14,10 @@ from sweettok.cli.main import build_parser
 from sweettok.data.reader import count_frames
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-         for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}  # fmt: skip
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 NAMED = r"(?<![\w/.-])((?:scripts|configs|sweettok|tests|docs)/[\w./-]*\w|run_\w+\.sh|LICENSE)"
 
 

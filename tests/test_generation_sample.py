@@ -136,9 +136,15 @@ def given_shards(folder, tokenizer, count=4):
     """Clips as ids, with the ids of their first frames beside them."""
     keys, clips = [f"clip{i}" for i in range(count)], tiny.clips(*range(count))
     manifest = TokenManifest(
-        "tokenized", tokenizer.ids_hash(), tokenizer.layout, count, clips_hash(keys), FRAMES,
-        given_frames=5, rows_per_shard=3,
-    )  # fmt: skip
+        "tokenized",
+        tokenizer.ids_hash(),
+        tokenizer.layout,
+        count,
+        clips_hash(keys),
+        FRAMES,
+        given_frames=5,
+        rows_per_shard=3,
+    )
     writer = ShardWriter(folder, manifest, keys)
     for rows in writer.pending():
         part = clips[rows.start : rows.stop]
@@ -231,9 +237,13 @@ def test_sheets_are_of_bounded_size():
 def test_no_videos_leaves_the_sheets(folder, tmp_path):
     drawn(folder, tmp_path, "--num", 2, "--no-videos")
     assert set(files(tmp_path)) == {
-        "manifest.json", "clips.txt", "shard-00000.safetensors", "decoded.json", "contact_sheet.png",
+        "manifest.json",
+        "clips.txt",
+        "shard-00000.safetensors",
+        "decoded.json",
+        "contact_sheet.png",
         "contact_sheet.mp4",
-    }  # fmt: skip
+    }
 
 
 # ------------------------------------------------------------------------------------------------ going on, refusing
@@ -290,8 +300,8 @@ def test_other_settings_are_refused(folder, out, capsys):
     assert "samples 8 instead of 9" in error(num=9)
     assert "classes [0, 1, 2] instead of [0]" in error("--classes", 0)
     assert "clips_hash" in error("--classes", 1, 0, 2)
-    told = error("--fps", 10)
-    assert "fps 12.0 instead of 10.0" in told and "delete its videos, contact_sheet.png" in told
+    wording = error("--fps", 10)
+    assert "fps 12.0 instead of 10.0" in wording and "delete its videos, contact_sheet.png" in wording
     tiny.fill(model := Generator.from_pretrained(folder / "gen"), seed=1)
     model.save_pretrained(out.parent / "gen")
     shutil.copytree(folder / "tok", out.parent / "tok")
@@ -305,8 +315,8 @@ def test_a_tokenizer_with_another_decoder_makes_no_videos_beside_the_first_s(fol
         tokenizer.decoder.mask_token.add_(1)
     tokenizer.save_pretrained(tmp_path / "later")
     shutil.copytree(folder / "gen", tmp_path / "gen")
-    told = refusal(capsys, tmp_path, out, "--num", 8, *SETTINGS, tokenizer="later")
-    assert "holds videos with tokenizer" in told
+    wording = refusal(capsys, tmp_path, out, "--num", 8, *SETTINGS, tokenizer="later")
+    assert "holds videos with tokenizer" in wording
     shutil.rmtree(out / "videos")
     for name in ("contact_sheet.png", "contact_sheet.mp4", "decoded.json"):
         (out / name).unlink()

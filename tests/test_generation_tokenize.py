@@ -44,9 +44,21 @@ def work(tmp_path_factory) -> Path:
 
 def arguments(work: Path, out: Path, *more: str, data: str = "list.txt") -> list[str]:
     return [
-        "tokenize", "--checkpoint", str(work / "tokenizer"), "--data", str(work / data), "--out", str(out),
-        "--rows-per-shard", "3", "--batch-size", "2", "--workers", "0", *more,
-    ]  # fmt: skip
+        "tokenize",
+        "--checkpoint",
+        str(work / "tokenizer"),
+        "--data",
+        str(work / data),
+        "--out",
+        str(out),
+        "--rows-per-shard",
+        "3",
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+        *more,
+    ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -109,8 +121,10 @@ def test_the_manifest_tells_how(work, tmp_path):
     dataset, clips = TokenDataset(tmp_path / "out"), load_clips(work / "list.txt")
     about = dataset.manifest
     assert (about.kind, about.tokenizer_hash, about.layout) == (
-        "tokenized", tiny.tokenizer().ids_hash(), StoredLayout.of(tiny.tokenizer().layout),
-    )  # fmt: skip
+        "tokenized",
+        tiny.tokenizer().ids_hash(),
+        StoredLayout.of(tiny.tokenizer().layout),
+    )
     assert (about.num_clips, about.clips_hash) == (3, clips.subset(range(3)).hash)
     assert (about.num_frames, about.stride, about.resize, about.short) == (9, 2, "crop", "repeat")
     assert (about.num_classes, about.class_names) == (2, ("rising", "falling"))
@@ -206,7 +220,7 @@ def test_only_missing_shards_are_encoded(work, tmp_path, encoded, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "wording"),
     [
         (("--checkpoint", "{work}/nowhere"), "nowhere: give one written by save_pretrained"),
         (("--checkpoint", "{work}/proxy"), "expected 'SweetTok'"),
@@ -228,13 +242,13 @@ def test_only_missing_shards_are_encoded(work, tmp_path, encoded, capsys):
         (("--stride", "0"), "--stride: expected a whole number of at least 1, got '0'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(work, tmp_path, capsys, more, told):
+def test_mistakes_are_reported_in_one_line(work, tmp_path, capsys, more, wording):
     (work / "empty.txt").touch()
     (work / "bad.mkv").write_bytes(b"not a video" * 30)
     (work / "bad.txt").write_text("bad.mkv\n")
     assert main(arguments(work, tmp_path / "out", *(part.format(work=work) for part in more))) == 2
     message = capsys.readouterr().err.splitlines()[-1]  # after the progress bar, where it had begun
-    assert message.startswith("error: ") and told in message
+    assert message.startswith("error: ") and wording in message
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("shard-*"))
 
 
@@ -246,8 +260,8 @@ def test_labels_out_of_range_are_named(work, tmp_path, capsys):
 def test_a_folder_of_other_tokens_is_refused(work, whole, capsys):
     before = contents(whole)
     assert main(arguments(work, whole, *VIEWS, "--stride", "2")) == 2
-    told = f"error: {whole} holds tokens with stride 1 instead of 2: choose another folder, or delete this one\n"
-    assert capsys.readouterr().err == told
+    wording = f"error: {whole} holds tokens with stride 1 instead of 2: choose another folder, or delete this one\n"
+    assert capsys.readouterr().err == wording
     assert contents(whole) == before
 
 

@@ -49,20 +49,28 @@ def rounding() -> str:
 def train(folder: Path, **stages: list[str]) -> None:
     """Train stages at the same time, by their commands; each with settings beyond those of its file."""
     environment = {
-        **os.environ, "VIRTUAL_ENV": sys.prefix, "OMP_NUM_THREADS": "1", "NUM_PROCESSES": "1", "SPATIAL": "",
-        "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_CONFIG": "", "STAGE1": str(folder / "stage1" / "final"),
-    }  # fmt: skip
+        **os.environ,
+        "VIRTUAL_ENV": sys.prefix,
+        "OMP_NUM_THREADS": "1",
+        "NUM_PROCESSES": "1",
+        "SPATIAL": "",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_CONFIG": "",
+        "STAGE1": str(folder / "stage1" / "final"),
+    }
     started = {
         stage: subprocess.Popen(
             ["bash", str(ROOT / f"run_train_{stage}.sh"), *SETTINGS, *settings],
             env={**environment, "CONFIG": str(folder / f"{stage}.yaml")},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for stage, settings in stages.items()
-    }  # fmt: skip
+    }
     for stage, process in started.items():
-        told, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, f"{stage}: {told[-2000:]}"
+        wording, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, f"{stage}: {wording[-2000:]}"
 
 
 def losses(folder: Path) -> dict[str, dict[str, list[float]]]:

@@ -58,9 +58,11 @@ CASES = {
     "proxy": (lambda: tiny.proxy(PROXY), lambda model, video: model(video), clip),
     "generator": (generator, lambda model, *ids: model(*ids), sequences),
     "generator, rotary": (
-        lambda: generator(positions="rotary", qk_norm=True), lambda model, *ids: model(*ids), sequences,
+        lambda: generator(positions="rotary", qk_norm=True),
+        lambda model, *ids: model(*ids),
+        sequences,
     ),
-}  # fmt: skip
+}
 
 
 def same(ours, expected):

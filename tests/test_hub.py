@@ -111,8 +111,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def commit(files):
-    told = sorted((name, hashlib.sha1(content).hexdigest()) for name, content in files.items())
-    return hashlib.sha1(repr(told).encode()).hexdigest()
+    wording = sorted((name, hashlib.sha1(content).hexdigest()) for name, content in files.items())
+    return hashlib.sha1(repr(wording).encode()).hexdigest()
 
 
 @pytest.fixture
@@ -158,11 +158,14 @@ def report_of(model):
     psnr = {"mean": 19.8, "interval95": 0.7}
     protocol = {"name": "exact", "num_fake": 32, "paired": True, "frames": 9, "height": 16, "width": 16, "split": "any"}
     return {
-        "kind": "rfvd", "protocol": protocol, "protocol_hash": "0123456789abcdef", "rfvd_refused": None,
+        "kind": "rfvd",
+        "protocol": protocol,
+        "protocol_hash": "0123456789abcdef",
+        "rfvd_refused": None,
         "notes": [],
         "results": {"scores": {"reconstruction": {"psnr": psnr}}, "usage": None},
         "weights": {"tokenizer": {"model.safetensors": weights}},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -191,13 +194,13 @@ def test_commands_take_names_of_the_hub(hub, tmp_path, capsys, fresh_accelerator
     assert model_folder(folder) == model_folder(str(folder)) == folder
     assert folder.name == commit(hub.repos["me/model"]["main"])
     capsys.readouterr()
-    for name, told in (
+    for name, wording in (
         ("me/none", "is neither a folder nor a repository that you can read"),
         (str(tmp_path), "holds no config.json"),
     ):
         assert main([*command, name]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: {name} ") and told in error and error.count("\n") == 1
+        assert error.startswith(f"error: {name} ") and wording in error and error.count("\n") == 1
 
 
 def test_both_files_are_of_one_commit(hub):
@@ -271,8 +274,10 @@ def test_who_may_read(hub):
     push(tiny.proxy(), name="me/gated")
     hub.gated.add("me/gated")
     for name in ("me/secret", "me/none"):
-        told = f"^{name} is neither a folder nor a repository that you can read: .*private, log in with `hf auth login`"
-        with pytest.raises(FileNotFoundError, match=told):
+        wording = (
+            f"^{name} is neither a folder nor a repository that you can read: .*private, log in with `hf auth login`"
+        )
+        with pytest.raises(FileNotFoundError, match=wording):
             ProxyTokenizer.from_pretrained(name)
     with pytest.raises(PermissionError, match="^me/gated is gated: ask for access.*or pass token="):
         ProxyTokenizer.from_pretrained("me/gated")

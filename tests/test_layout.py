@@ -20,8 +20,11 @@ def random_ids(layout, batch, seed=0):
 def test_release_layout():
     layout = TokenLayout()
     assert [(s.name, s.length, s.vocab_size) for s in layout.segments] == [
-        ("adjective", 512, 5078), ("noun", 256, 5403), ("adverb", 2048, 1872), ("verb", 1024, 9267),
-    ]  # fmt: skip
+        ("adjective", 512, 5078),
+        ("noun", 256, 5403),
+        ("adverb", 2048, 1872),
+        ("verb", 1024, 9267),
+    ]
     assert [s.start for s in layout.segments] == [0, 512, 768, 2816]
     assert [s.vocab_start for s in layout.segments] == [0, 5078, 10481, 12353]
     assert (layout.length, layout.vocab_size) == (3840, 21620)
@@ -37,8 +40,9 @@ def test_one_word_per_query():
 def test_paper_layout():
     layout = TokenLayout(lookup="union")
     assert [(s.name, s.start, s.length, s.vocab_start, s.vocab_size) for s in layout.segments] == [
-        ("spatial", 0, 256, 0, 10481), ("temporal", 256, 1024, 10481, 11139),
-    ]  # fmt: skip
+        ("spatial", 0, 256, 0, 10481),
+        ("temporal", 256, 1024, 10481, 11139),
+    ]
     assert (layout.length, layout.vocab_size) == (1280, 21620)
     assert round(layout.bits) == 17185
 
@@ -97,8 +101,9 @@ def test_union_has_one_word_per_query():
     for layout in (UNION, more):
         split = layout.split(torch.arange(5)[None])
         assert {name: part.tolist() for name, part in split.items()} == {
-            "spatial": [[[0], [1]]], "temporal": [[[2], [3], [4]]],
-        }  # fmt: skip
+            "spatial": [[[0], [1]]],
+            "temporal": [[[2], [3], [4]]],
+        }
 
 
 @pytest.mark.parametrize(("place", "low", "high"), [(0, 0, 8), (1, 0, 8), (2, 9, 17), (4, 9, 17)])

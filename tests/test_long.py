@@ -239,7 +239,7 @@ def test_odd_files(tokenizer, videos):
 
 
 def test_a_damaged_frame_is_not_passed_on(tokenizer, tmp_path):
-    """Nor are those that are told from it: the second half of a packet is lost, and decoders fill in by themselves."""
+    """Nor those decoded from it: the second half of a packet is lost, and decoders fill in by themselves."""
     path = tmp_path / "clip.mp4"
     write_video(path, waves(40, 64, 64), 25)
     with av.open(str(path)) as file:
@@ -327,7 +327,7 @@ def test_a_wrong_output_is_refused_before_work(tokenizer, tokens, tmp_path, monk
         (torch.zeros(3, 9, 16, 16), {"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1"),
         (torch.zeros(3, 9, 16, 16), {"max_frames": 2.5}, ValueError, "max_frames must be .* at least 1; got 2.5"),
     ],
-)  # fmt: skip
+)
 def test_bad_sources_are_refused(tokenizer, tmp_path, source, options, error, message):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(error, match=message):

@@ -125,8 +125,10 @@ def test_golden_quantizer_loss(golden_folder):
     modifiers = wave(0.3, (0.8, 1.1), torch.pi / 2, (5, 4)).requires_grad_()
     heads = wave(0.3, (0.6, 0.9), 0.4 + torch.pi / 2, (7, 4)).requires_grad_()
     tokens = z.permute(0, 2, 3, 1).reshape(2, 256, 8)
-    nearest = [torch.cdist(tokens.detach()[..., part], words.detach()).argsort(-1) for part, words in
-               ((slice(0, 4), modifiers), (slice(4, 8), heads))]  # fmt: skip
+    nearest = [
+        torch.cdist(tokens.detach()[..., part], words.detach()).argsort(-1)
+        for part, words in ((slice(0, 4), modifiers), (slice(4, 8), heads))
+    ]
     indices = torch.cat([nearest[0][..., :2].flatten(1), nearest[1][..., 0]], dim=1)
     assert np.array_equal(indices.numpy(), arrays["vq_indices"])
 

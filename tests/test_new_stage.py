@@ -69,9 +69,10 @@ class AverageTask(Task):
 # ------------------------------------------------------------------------------------------- configs/average.yaml
 
 CONFIG = {
-    "stage": "average", "optimizer": {"lr": 0.05, "weight_decay": 0.0},
+    "stage": "average",
+    "optimizer": {"lr": 0.05, "weight_decay": 0.0},
     "train": {"output_dir": "out", "max_steps": 6, "global_batch_size": 4, "save_every": 2, "sample_every": 0},
-}  # fmt: skip
+}
 
 
 def test_a_stage_of_two_files(tmp_path, monkeypatch, capsys, fresh_accelerator):

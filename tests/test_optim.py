@@ -41,9 +41,16 @@ def test_by_type_decays_matrices_only():
     assert decayed["weight_decay"] == 0.1 and spared["weight_decay"] == 0.0
     assert names_of(net, decayed) == {"proj.weight", "conv.weight", "rel_pos_bias.weight"}
     assert names_of(net, spared) == {
-        "proj.bias", "conv.bias", "norm.weight", "norm.bias", "words.weight", "queries", "null_kv", "q_scale",
+        "proj.bias",
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "words.weight",
+        "queries",
+        "null_kv",
+        "q_scale",
         "relative_position_bias_table",
-    }  # fmt: skip
+    }
 
 
 def test_release_rule_reads_names():
@@ -53,9 +60,15 @@ def test_release_rule_reads_names():
     # The queries and null keys decay, and the matrix with "bias" in its name does not: the release's accidents.
     assert names_of(net, decayed) == {"proj.weight", "conv.weight", "queries", "null_kv"}
     assert names_of(net, spared) == {
-        "proj.bias", "conv.bias", "norm.weight", "norm.bias", "words.weight", "q_scale",
-        "relative_position_bias_table", "rel_pos_bias.weight",
-    }  # fmt: skip
+        "proj.bias",
+        "conv.bias",
+        "norm.weight",
+        "norm.bias",
+        "words.weight",
+        "q_scale",
+        "relative_position_bias_table",
+        "rel_pos_bias.weight",
+    }
 
 
 def test_release_rule_on_the_tokenizer():
@@ -143,8 +156,9 @@ def test_scheduler_counts_updates_and_survives_a_reload():
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.1 * lr_factor(3, 2, 6, 0.1, 0.01),
-                                   0.055, 0.1 * lr_factor(5, 2, 6, 0.1, 0.01), 0.01, 0.01])  # fmt: skip
+    assert rates == pytest.approx(
+        [0.0, 0.05, 0.1, 0.1 * lr_factor(3, 2, 6, 0.1, 0.01), 0.055, 0.1 * lr_factor(5, 2, 6, 0.1, 0.01), 0.01, 0.01]
+    )
 
 
 @pytest.mark.parametrize(

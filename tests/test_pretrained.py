@@ -140,10 +140,12 @@ def test_formats_that_never_were(folder, version):
 def test_files_of_two_saves(folder, tmp_path):
     """As after a save over a folder that was killed between its files, or a transfer that changed a bit."""
     tiny.tokenizer(seed=1).save_pretrained(tmp_path / "other")
-    told = "tok: config.json and model.safetensors do not fit together: they are of different saves, or one of them is"
+    wording = (
+        "tok: config.json and model.safetensors do not fit together: they are of different saves, or one of them is"
+    )
     for content in ((tmp_path / "other" / "model.safetensors").read_bytes(), flipped(folder / "model.safetensors")):
         (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=wording):
             SweetTok.from_pretrained(folder)
 
 

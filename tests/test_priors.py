@@ -79,14 +79,22 @@ def test_missing_and_broken_native_files_are_named(tmp_path):
 
 
 CAPTIONS = [
-    {"key": "a", "text": "a red car drives fast", "words": [["Red", "adjective"], ["car", "noun"], ["drives", "verb"],
-                                                             ["fast", "adverb"]]},
-    {"key": "b", "text": "the red red car and the big dog", "words": [["red", "adjective"], ["red", "adjective"],
-                                                                       ["car", "noun"], ["big", "adjective"],
-                                                                       ["dog", "noun"]]},
-    {"key": "c", "text": "big reds fast fast", "words": [["big", "adjective"], ["red", "noun"], ["fast", "verb"],
-                                                          ["fast", "adverb"], ["slowly", "adverb"]]},
-]  # fmt: skip
+    {
+        "key": "a",
+        "text": "a red car drives fast",
+        "words": [["Red", "adjective"], ["car", "noun"], ["drives", "verb"], ["fast", "adverb"]],
+    },
+    {
+        "key": "b",
+        "text": "the red red car and the big dog",
+        "words": [["red", "adjective"], ["red", "adjective"], ["car", "noun"], ["big", "adjective"], ["dog", "noun"]],
+    },
+    {
+        "key": "c",
+        "text": "big reds fast fast",
+        "words": [["big", "adjective"], ["red", "noun"], ["fast", "verb"], ["fast", "adverb"], ["slowly", "adverb"]],
+    },
+]
 
 
 @pytest.fixture

@@ -19,8 +19,17 @@ from sweettok.priors.cooccurrence import count_words, shared_captions
 from sweettok.priors.tagging import SpacyTagger, _pipeline
 from sweettok.store import lock
 
-PARTS = {"red": "adjective", "big": "adjective", "été": "adjective", "car": "noun", "dog": "noun", "fast": "adverb",
-         "slowly": "adverb", "drives": "verb", "runs": "verb"}  # fmt: skip
+PARTS = {
+    "red": "adjective",
+    "big": "adjective",
+    "été": "adjective",
+    "car": "noun",
+    "dog": "noun",
+    "fast": "adverb",
+    "slowly": "adverb",
+    "drives": "verb",
+    "runs": "verb",
+}
 TEXTS = ["A red car drives fast", 'the "big", big dog\nruns slowly', "an ÉTÉ dog", "a car runs", "Red dog: slowly"]
 
 
@@ -144,9 +153,13 @@ def test_neither_processes_nor_chunks_nor_format_matter(tmp_path):
     expected = build_prior(words, dim=4)
     assert "été" in expected.spatial.modifiers
     for number, (path, tagger, processes, size) in enumerate(
-        [(write(tmp_path / "a.txt"), FakeTagger(), 2, 1), (write(tmp_path / "a.csv"), FakeTagger(), 1, 3),
-         (tagged, None, 1, 20_000), (tagged, None, 1, 2)]
-    ):  # fmt: skip
+        [
+            (write(tmp_path / "a.txt"), FakeTagger(), 2, 1),
+            (write(tmp_path / "a.csv"), FakeTagger(), 1, 3),
+            (tagged, None, 1, 20_000),
+            (tagged, None, 1, 2),
+        ]
+    ):
         chunks = pack_files([path], tmp_path / f"work{number}", tagger, "say", processes, size)
         same(build(chunks, rules(), 4).prior, expected)
 
@@ -260,10 +273,14 @@ def fake_spacy(monkeypatch):
         def pipe(self, texts, batch_size):
             for text in texts:
                 yield [
-                    types.SimpleNamespace(text=word, lemma_=word.rstrip("s"), pos_=tags.get(word.lower(), self.other),
-                                          is_alpha=word.isalpha())
+                    types.SimpleNamespace(
+                        text=word,
+                        lemma_=word.rstrip("s"),
+                        pos_=tags.get(word.lower(), self.other),
+                        is_alpha=word.isalpha(),
+                    )
                     for word in text.split()
-                ]  # fmt: skip
+                ]
 
     def load(model, exclude):
         if model != "en_core":
@@ -306,8 +323,8 @@ def test_command_line_tags_and_says_so(fake_spacy, tmp_path, capsys):
     out = tmp_path / "prior"
     arguments = ["priors", "build", "--captions", str(path), "--out", str(out), "--dim", "2", "--tagger", "en_core"]
     assert main([*arguments, "--lemmatize"]) == 0
-    told = capsys.readouterr().out
-    assert "tagged by spaCy en_core 3.8.0, lemmas" in told and "nouns: car\n" in told
+    wording = capsys.readouterr().out
+    assert "tagged by spaCy en_core 3.8.0, lemmas" in wording and "nouns: car\n" in wording
     assert sorted(p.name for p in out.iterdir()) == ["spatial.safetensors", "statistics.json", "temporal.safetensors"]
     work = tmp_path / "work"
     assert main([*arguments, "--work", str(work)]) == 0
@@ -320,8 +337,11 @@ def test_command_line_tags_and_says_so(fake_spacy, tmp_path, capsys):
     assert sorted(work.iterdir()) == before
 
 
-BROKEN = {"cut": lambda data: data[: len(data) // 2], "not gzip": lambda data: b"words " + data,
-          "flipped": lambda data: data[:-6] + b"\xff\xff" + data[-4:]}  # fmt: skip
+BROKEN = {
+    "cut": lambda data: data[: len(data) // 2],
+    "not gzip": lambda data: b"words " + data,
+    "flipped": lambda data: data[:-6] + b"\xff\xff" + data[-4:],
+}
 
 
 @pytest.mark.parametrize("damage", BROKEN)

@@ -26,13 +26,22 @@ def spatial():
         "noun_code_book_num": {"car": 40, "rare": 99, "red": 50, "few": 3, "dog": 12},
         "adj_code_book_vec": {"big": vector(2), "red": vector(1), "rare": vector(9)},
         "noun_code_book_vec": {
-            "car": vector(3), "dog": vector(4), "rare": vector(9), "red": vector(9), "few": vector(9),
+            "car": vector(3),
+            "dog": vector(4),
+            "rare": vector(9),
+            "red": vector(9),
+            "few": vector(9),
         },
         "adj_noun_edges": [
-            ("red", "car"), ("big", "dog"), ("red", "car"), ("rare", "car"), ("big", "few"), ("red", "red"),
+            ("red", "car"),
+            ("big", "dog"),
+            ("red", "car"),
+            ("rare", "car"),
+            ("big", "few"),
+            ("red", "red"),
             ("x", "car"),
         ],
-    }  # fmt: skip
+    }
 
 
 def temporal():
@@ -275,8 +284,10 @@ class OnlyTensors(pickle.Unpickler):
     """Reads files that call nothing but what puts tensors together."""
 
     CALLED = {
-        ("torch._utils", "_rebuild_tensor_v2"), ("torch.storage", "_load_from_bytes"), ("collections", "OrderedDict"),
-    }  # fmt: skip
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("torch.storage", "_load_from_bytes"),
+        ("collections", "OrderedDict"),
+    }
 
     def find_class(self, module, name):
         assert (module, name) in self.CALLED

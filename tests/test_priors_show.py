@@ -83,19 +83,28 @@ def built(count=30):
 
 
 def test_statistics():
-    told = statistics(*built())
-    assert told["captions"] == 31
-    assert told["lists"]["noun"] == {
-        "words": 2, "distinct_in_captions": 30, "occurrences": 5, "share_of_occurrences": 5 / 33, "rarest_count": 2,
+    wording = statistics(*built())
+    assert wording["captions"] == 31
+    assert wording["lists"]["noun"] == {
+        "words": 2,
+        "distinct_in_captions": 30,
+        "occurrences": 5,
+        "share_of_occurrences": 5 / 33,
+        "rarest_count": 2,
         "min_count": 2,
-    }  # fmt: skip
-    assert told["lists"]["adjective"]["words"] == 3 and told["lists"]["adjective"]["distinct_in_captions"] == 7
-    assert told["graphs"]["temporal"] == {
-        "width": 2, "edges": 1, "pairs": 1, "words_without_partner": 0, "partners_median": 1.0, "partners_most": 1,
-    }  # fmt: skip
-    assert told["graphs"]["spatial"]["words_without_partner"] == 1  # a2; a0 has n0 and a1 has n1
-    assert told["rules"] == {"most": {"adjective": 3}, "neighbors": None, "min_shared": 1, "max_weight": 1}
-    json.dumps(told)
+    }
+    assert wording["lists"]["adjective"]["words"] == 3 and wording["lists"]["adjective"]["distinct_in_captions"] == 7
+    assert wording["graphs"]["temporal"] == {
+        "width": 2,
+        "edges": 1,
+        "pairs": 1,
+        "words_without_partner": 0,
+        "partners_median": 1.0,
+        "partners_most": 1,
+    }
+    assert wording["graphs"]["spatial"]["words_without_partner"] == 1  # a2; a0 has n0 and a1 has n1
+    assert wording["rules"] == {"most": {"adjective": 3}, "neighbors": None, "min_shared": 1, "max_weight": 1}
+    json.dumps(wording)
 
 
 def test_plot(tmp_path):
@@ -118,7 +127,7 @@ def test_origin_is_kept_in_the_file(tmp_path):
 def test_command_line(tmp_path, capsys):
     save_prior(PRIOR, tmp_path / "one")
     assert main(["priors", "show", str(tmp_path / "one"), "--words", "a", "--against", str(tmp_path / "one")]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"^  a: b, c, d \| d, c, b$", told, re.MULTILINE) and "100.0% of 4 and 100.0% of 4" in told
+    wording = capsys.readouterr().out
+    assert re.search(r"^  a: b, c, d \| d, c, b$", wording, re.MULTILINE) and "100.0% of 4 and 100.0% of 4" in wording
     assert main(["priors", "show", str(tmp_path / "one"), "--words", "zebra"]) == 2
     assert "in none of the lists: zebra" in capsys.readouterr().err

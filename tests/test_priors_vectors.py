@@ -37,8 +37,11 @@ def table(tmp_path, content, name="vectors.txt"):
 def test_table(tmp_path, name, content):
     found = table(tmp_path, content, name).vectors(WORDS)
     assert {word: vector.tolist() for word, vector in found.items()} == {
-        "red": [1, 2], "traffic light": [3, 4], "été": [5, 6], "on": [7, pytest.approx(-0.8)],
-    }  # fmt: skip
+        "red": [1, 2],
+        "traffic light": [3, 4],
+        "été": [5, 6],
+        "on": [7, pytest.approx(-0.8)],
+    }
 
 
 @pytest.mark.parametrize(

@@ -204,9 +204,10 @@ def test_warm_start_fits_what_init_leaves(runs):
     warm = make_task(Stage1Task, config_of(runs, "stage1", f"init={pretrained}")).model.state_dict()
     changed = {name for name in warm if not torch.equal(warm[name], cold[name])}
     assert changed == {
-        "encoder.temporal_out.2.bias", "temporal_quantizer.codebook.conv2.lin.weight",
+        "encoder.temporal_out.2.bias",
+        "temporal_quantizer.codebook.conv2.lin.weight",
         "temporal_quantizer.codebook.conv2.bias",
-    }  # fmt: skip
+    }
     assert all(torch.equal(warm[name], value) for name, value in branch.items())
 
 

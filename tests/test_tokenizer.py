@@ -44,9 +44,10 @@ CASES = {
     "temporal branch reads residuals to the first slice": ({"temporal_source": "first_frame_residuals"}, 13),
     "true temporal grid": ({"proxy": ON_GRID, "block": tiny.block(temporal_peg="grid")}, 13),
     "one modifier, no null keys, other depths": (
-        {"modifiers_per_query": 1, "num_null_kv": 0, "decoder_spatial": "twt", "decoder_temporal": "ttt"}, 9,
+        {"modifiers_per_query": 1, "num_null_kv": 0, "decoder_spatial": "twt", "decoder_temporal": "ttt"},
+        9,
     ),
-}  # fmt: skip
+}
 
 
 @torch.no_grad()
@@ -141,8 +142,11 @@ def test_ids(model, ids):
     layout.check(ids)
     local = layout.split(layout.to_local(ids))
     assert {name: tuple(part.shape) for name, part in local.items()} == {
-        "adjective": (3, 4, 2), "noun": (3, 4, 1), "adverb": (3, 16, 2), "verb": (3, 16, 1),
-    }  # fmt: skip
+        "adjective": (3, 4, 2),
+        "noun": (3, 4, 1),
+        "adverb": (3, 16, 2),
+        "verb": (3, 16, 1),
+    }
     for name, part in local.items():
         assert part.unique().numel() > 2, f"all {name}s are alike: nothing is tested here"
     assert (ids[0] != ids[1]).any() and (ids[1] != ids[2]).any()
@@ -193,8 +197,9 @@ def test_words(model, video):
         assert {branch: len(queries) for branch, queries in words.items()} == {"spatial": 4, "temporal": 16}
         local = model.layout.split(model.layout.to_local(out.ids[clip][None]))
         for branch, modifier, head, names in (
-            ("spatial", "adjective", "noun", ("adj", "noun")), ("temporal", "adverb", "verb", ("adv", "verb")),
-        ):  # fmt: skip
+            ("spatial", "adjective", "noun", ("adj", "noun")),
+            ("temporal", "adverb", "verb", ("adv", "verb")),
+        ):
             for query, said in enumerate(words[branch]):
                 first, second = local[modifier][0, query].tolist()
                 expected = f"{names[0]}{first} {names[0]}{second} | {names[1]}{local[head][0, query, 0]}"

@@ -32,9 +32,11 @@ def test_generator_s_metrics_are_those_of_the_words(runs):
     with torch.no_grad():
         logits = task.model(sequence.prompt(batch["label"]), target)
     words = torch.cat(
-        [torch.arange(start, start + s.length)
-         for start, s in zip(sequence.segment_starts, sequence.layout.segments, strict=True)]
-    )  # fmt: skip
+        [
+            torch.arange(start, start + s.length)
+            for start, s in zip(sequence.segment_starts, sequence.layout.segments, strict=True)
+        ]
+    )
     entropy = torch.nn.functional.cross_entropy(logits[:, words].movedim(-1, 1), target[:, words], reduction="none")
     torch.testing.assert_close(metrics["cross_entropy"], entropy.mean(1))
     torch.testing.assert_close(metrics["accuracy"], (logits.argmax(-1) == target)[:, words].float().mean(1))
@@ -101,8 +103,15 @@ def test_accumulated_gradients_are_those_of_the_big_batch(runs, tmp_path):
 
 
 def test_generator_learns_a_clip_by_heart(runs, tmp_path):
-    run = config_of(runs, "generator", "generator.dim=64", "optimizer.lr=3e-3", "loss.label_smoothing=0",
-                    "generator.class_dropout=0", f"train.output_dir={tmp_path}")  # fmt: skip
+    run = config_of(
+        runs,
+        "generator",
+        "generator.dim=64",
+        "optimizer.lr=3e-3",
+        "loss.label_smoothing=0",
+        "generator.class_dropout=0",
+        f"train.output_dir={tmp_path}",
+    )
     task = make_task(GeneratorTask, run)
     batch = first_batch(task, 1)
     optimizer = task.trained["generator"].optimizer
@@ -122,8 +131,14 @@ def test_generator_learns_a_clip_by_heart(runs, tmp_path):
 def test_frame_prediction_is_trained(runs, tmp_path):
     """Three given frames of five, encoded alone; what is given is read and not scored."""
     tokenize(runs, tmp_path / "tokens", "--given-frames", "3")
-    run = config_of(runs, "generator", f"data.train={tmp_path / 'tokens'}", f"data.validation={tmp_path / 'tokens'}",
-                    "generator.given_frames=3", f"train.output_dir={tmp_path / 'out'}")  # fmt: skip
+    run = config_of(
+        runs,
+        "generator",
+        f"data.train={tmp_path / 'tokens'}",
+        f"data.validation={tmp_path / 'tokens'}",
+        "generator.given_frames=3",
+        f"train.output_dir={tmp_path / 'out'}",
+    )
     task = make_task(GeneratorTask, run)
     assert task.model.sequence.given_clip
     assert task.model.config.num_classes == 0

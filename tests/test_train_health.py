@@ -60,8 +60,11 @@ def test_a_skipped_step_changes_no_weight_moment_or_buffer(tmp_path, kind):
         train_step(session, batches, Clock())
     modules = [trained.module for trained in task.trained.values()]
     before = [snapshot(module) for module in modules]
-    moments = [{key: value.clone() for key, value in entry.items() if value is not None}
-               for trained in task.trained.values() for entry in trained.optimizer.state.values()]  # fmt: skip
+    moments = [
+        {key: value.clone() for key, value in entry.items() if value is not None}
+        for trained in task.trained.values()
+        for entry in trained.optimizer.state.values()
+    ]
     train_step(session, batches, Clock())
     for module, old in zip(modules, before, strict=True):
         assert all(torch.equal(value, old[name]) for name, value in module.state_dict().items())

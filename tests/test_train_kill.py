@@ -220,11 +220,19 @@ def test_exit_statuses(runs, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_launcher_passes_signals_and_statuses_on(runs, tmp_path, processes):
     environment = {
-        **os.environ, "NUM_PROCESSES": str(processes), "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
+        **os.environ,
+        "NUM_PROCESSES": str(processes),
+        "OMP_NUM_THREADS": "1",
+        "VIRTUAL_ENV": sys.prefix,
         "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    settings = [f"train.output_dir={tmp_path}", "train.max_steps=100000", "train.sample_every=0", "train.eval_every=0",
-                "train.save_every=100000"]  # fmt: skip
+    }
+    settings = [
+        f"train.output_dir={tmp_path}",
+        "train.max_steps=100000",
+        "train.sample_every=0",
+        "train.eval_every=0",
+        "train.save_every=100000",
+    ]
     launch = ["bash", str(ROOT / "scripts" / "launch.sh"), "-m", "sweettok", "train", str(runs / "proxy.yaml")]
     with (tmp_path / "out.txt").open("w") as out:
         launched = subprocess.Popen([*launch, *settings], env=environment, stdout=out, stderr=out)

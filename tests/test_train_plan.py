@@ -63,7 +63,7 @@ def test_attention_of_stage_1_by_hand(runs, monkeypatch):
         (clips * slices, places, places),  # decoder: places of a slice
         (clips * slices, places, queries + null),  # decoder: places to spatial latents
         (clips * places, slices, 1 + null),  # decoder: a place over time to its temporal latent
-    ]  # fmt: skip
+    ]
     teacher = [
         (clips * slices, places, places),
         (clips * slices * 4, 4, 4),  # windows; the trained ones are plain products, since their bias is trained
@@ -189,9 +189,12 @@ def test_clips_tokens_and_epochs(runs):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=() if f"{path.parent.name}/{path.stem}" in LARGEST else pytest.mark.slow)
-     for path in CONFIGS], ids=lambda path: f"{path.parent.name}-{path.stem}",
-)  # fmt: skip
+    [
+        pytest.param(path, marks=() if f"{path.parent.name}/{path.stem}" in LARGEST else pytest.mark.slow)
+        for path in CONFIGS
+    ],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
 def test_every_configuration_fits_eight_gpus(path, monkeypatch, tmp_path):
     """Without its data, and leaving the share of memory that a GPU's runtime needs."""
     monkeypatch.chdir(tmp_path)

@@ -20,9 +20,15 @@ ONE_STEP = ["train.max_steps=1", "train.sample_every=0", "train.eval_every=0"]
 # Without accumulation, since the discriminator's norms are over micro-batches. With this epsilon, a gradient that is
 # zero but for rounding makes AdamW take a step that is too, and not a whole one.
 TWENTY = [
-    "train.max_steps=20", "train.global_batch_size=4", "train.sample_every=0", "train.eval_every=7",
-    "train.save_every=20", "train.log_every=1", "optimizer.warmup_steps=3", "optimizer.eps=1e-3",
-]  # fmt: skip
+    "train.max_steps=20",
+    "train.global_batch_size=4",
+    "train.sample_every=0",
+    "train.eval_every=7",
+    "train.save_every=20",
+    "train.log_every=1",
+    "optimizer.warmup_steps=3",
+    "optimizer.eps=1e-3",
+]
 RUNNER = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -47,9 +53,12 @@ def launch(folder, *runs):
         OmegaConf.save(OmegaConf.create(to_dict(run)), file)
     (folder / "runner.py").write_text(RUNNER)
     environment = {
-        **os.environ, "NUM_PROCESSES": "2", "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
+        **os.environ,
+        "NUM_PROCESSES": "2",
+        "OMP_NUM_THREADS": "1",
+        "VIRTUAL_ENV": sys.prefix,
         "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    }
     command = ["bash", ROOT / "scripts" / "launch.sh", folder / "runner.py", ROOT / "tests", *files]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -66,8 +75,10 @@ def folder(runs, tmp_path_factory):
         more = [f"data.validation={runs / 'clips' / 'three.txt'}"] if stage != "generator" else ["train.eval_clips=3"]
         late = ["loss.adversarial.start_step=5", "discriminator_optimizer.eps=1e-3"]
         more += late if stage in ("proxy", "stage2") else []
-        one, two = (config_of(runs, stage, *TWENTY, *more, f"train.output_dir={folder / name / stage}")
-                    for name in ("one", "two"))  # fmt: skip
+        one, two = (
+            config_of(runs, stage, *TWENTY, *more, f"train.output_dir={folder / name / stage}")
+            for name in ("one", "two")
+        )
         AcceleratorState._reset_state(reset_partial_state=True)
         task = make_task(build_task, one)
         torch.save(snapshot(task.model), folder / f"{stage}.pt")

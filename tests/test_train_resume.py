@@ -16,9 +16,14 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 STEPS, BROKEN, SAVED = 6, 5, 4
 # Eight clips: an epoch ends inside the part that is done again, after the discriminator's start, with accumulation.
 SETTINGS = [
-    f"train.max_steps={STEPS}", "train.global_batch_size=6", "train.micro_batch_size=3", "train.sample_every=0",
-    "train.eval_every=2", f"train.save_every={SAVED}", "optimizer.warmup_steps=3",
-]  # fmt: skip
+    f"train.max_steps={STEPS}",
+    "train.global_batch_size=6",
+    "train.micro_batch_size=3",
+    "train.sample_every=0",
+    "train.eval_every=2",
+    f"train.save_every={SAVED}",
+    "optimizer.warmup_steps=3",
+]
 
 
 class Broken(Exception):

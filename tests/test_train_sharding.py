@@ -392,9 +392,13 @@ def test_the_launcher_s_configuration_is_used(tmp_path, config, expected):
         "torch.distributed.destroy_process_group()\n"
     )
     environment = {
-        **os.environ, "NUM_PROCESSES": "2", "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
-        "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_CONFIG": f"configs/accelerate/{config}.yaml",
-    }  # fmt: skip
+        **os.environ,
+        "NUM_PROCESSES": "2",
+        "OMP_NUM_THREADS": "1",
+        "VIRTUAL_ENV": sys.prefix,
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_CONFIG": f"configs/accelerate/{config}.yaml",
+    }
     command = ["bash", str(ROOT / "scripts" / "launch.sh"), str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

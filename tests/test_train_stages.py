@@ -135,8 +135,9 @@ def test_a_discriminator_starts_without_a_jump(runs):
 
     def reconstruction(start: int) -> torch.Tensor:
         AcceleratorState._reset_state(reset_partial_state=True)
-        run = config_of(runs, "stage2", "train.max_steps=40", "optimizer.end_lr=1e-3",
-                        f"loss.adversarial.start_step={start}")  # fmt: skip
+        run = config_of(
+            runs, "stage2", "train.max_steps=40", "optimizer.end_lr=1e-3", f"loss.adversarial.start_step={start}"
+        )
         session, batches = begin(make_task(Stage2Task, run), run)
         reports = [train_step(session, batches, Clock()) for _ in range(40)]
         assert ("loss/discriminator" in reports[-1].scalars) == (start < 40)
@@ -177,8 +178,9 @@ def test_auxiliary_layer_is_trained_and_kept_but_not_exported(runs):
 
 def test_halves_of_a_batch_give_the_mean_of_their_losses(runs):
     """What is random about a clip goes with the clip, however the batch is split (here: the proxy's still frames)."""
-    task = build_task(config_of(runs, "proxy", "loss.adversarial.generator_weight=0",
-                                       "loss.adversarial.feature_matching_weight=0"))  # fmt: skip
+    task = build_task(
+        config_of(runs, "proxy", "loss.adversarial.generator_weight=0", "loss.adversarial.feature_matching_weight=0")
+    )
     video = first_batch(task)["video"]
 
     def loss(start, size):
@@ -235,8 +237,11 @@ def test_warm_start_draws_from_the_whole_list(runs, monkeypatch):
 @pytest.mark.parametrize("stage", ["proxy", "spatial", "stage1", "stage2"])
 def test_models_save_how_their_clips_are_made(runs, stage):
     assert json.loads((runs / stage / "final" / "config.json").read_text())["config"]["preprocessing"] == {
-        "resize": "stretch", "position": "center", "stride": 1, "short": "black",
-    }  # fmt: skip
+        "resize": "stretch",
+        "position": "center",
+        "stride": 1,
+        "short": "black",
+    }
     changes = ("data.resize=crop", "data.stride=2", "data.short=repeat")
     task = make_task(STAGES[stage], config_of(runs, stage, *changes))
     assert task.model.config.preprocessing == Preprocessing("crop", "center", 2, "repeat")
@@ -311,40 +316,74 @@ def test_every_configuration_loads(file):
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("stage1/ucf101", {
-            "optimizer.lr": 5e-5, "optimizer.end_lr": 1e-5, "optimizer.warmup_steps": 0, "optimizer.betas": [0.9, 0.99],
-            "train.max_steps": 150000, "train.global_batch_size": 128, "train.mixed_precision": "fp16",
-        }),
-        ("stage1/k600", {
-            "optimizer.lr": 1e-4, "optimizer.end_lr": 1e-5, "optimizer.warmup_steps": 2500,
-            "optimizer.betas": [0.9, 0.99], "train.max_steps": 250000, "train.global_batch_size": 128,
-        }),
+        (
+            "stage1/ucf101",
+            {
+                "optimizer.lr": 5e-5,
+                "optimizer.end_lr": 1e-5,
+                "optimizer.warmup_steps": 0,
+                "optimizer.betas": [0.9, 0.99],
+                "train.max_steps": 150000,
+                "train.global_batch_size": 128,
+                "train.mixed_precision": "fp16",
+            },
+        ),
+        (
+            "stage1/k600",
+            {
+                "optimizer.lr": 1e-4,
+                "optimizer.end_lr": 1e-5,
+                "optimizer.warmup_steps": 2500,
+                "optimizer.betas": [0.9, 0.99],
+                "train.max_steps": 250000,
+                "train.global_batch_size": 128,
+            },
+        ),
         ("stage2/ucf101", {"train.max_steps": 50000, "train.global_batch_size": 64, "train.eval_every": 5000}),
         ("stage2/k600", {"train.max_steps": 200000, "train.global_batch_size": 128, "train.eval_every": 10000}),
     ],
-)  # fmt: skip
+)
 def test_configurations_carry_the_numbers_of_the_release(file, expected):
     common = {
-        "optimizer.weight_decay": 1e-4, "optimizer.decay_rule": "release", "optimizer.max_grad_norm": 1.0,
-        "train.ema_decay": 0.999, "train.seed": 42, "data.resize": "stretch", "data.short": "black", "data.stride": 1,
-    }  # fmt: skip
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.decay_rule": "release",
+        "optimizer.max_grad_norm": 1.0,
+        "train.ema_decay": 0.999,
+        "train.seed": 42,
+        "data.resize": "stretch",
+        "data.short": "black",
+        "data.stride": 1,
+    }
     if file.startswith("stage1"):
         common |= {
-            "tokenizer": to_dict(STAGES["stage1"].run_class().tokenizer), "warm_start": False, "loss.code_weight": 1.0,
-            "loss.encoder_side_weight": 1.0, "loss.codebook_side_weight": 0.25, "loss.auxiliary_weight": 0.0,
-        }  # fmt: skip
+            "tokenizer": to_dict(STAGES["stage1"].run_class().tokenizer),
+            "warm_start": False,
+            "loss.code_weight": 1.0,
+            "loss.encoder_side_weight": 1.0,
+            "loss.codebook_side_weight": 0.25,
+            "loss.auxiliary_weight": 0.0,
+        }
         common["tokenizer"]["words"] = {"adjectives": 5078, "nouns": 5403, "adverbs": 1872, "verbs": 9267}
     else:
         adam = {"lr": 1e-4, "end_lr": 1e-5, "warmup_steps": 10000, "betas": [0.9, 0.999]}
-        common |= {f"{section}.{key}": value for section in ("optimizer", "discriminator_optimizer")
-                   for key, value in adam.items()}  # fmt: skip
         common |= {
-            "loss.reconstruction": "l2", "loss.reconstruction_weight": 4.0, "loss.perceptual.kind": "convnext",
-            "loss.perceptual.weight": 0.1, "loss.adversarial.generator_weight": 0.01,
-            "loss.adversarial.feature_matching_weight": 0.04, "loss.adversarial.discriminator_weight": 0.01,
-            "loss.adversarial.start_step": 20000, "discriminator.base_channels": 64, "discriminator.num_layers": 3,
+            f"{section}.{key}": value
+            for section in ("optimizer", "discriminator_optimizer")
+            for key, value in adam.items()
+        }
+        common |= {
+            "loss.reconstruction": "l2",
+            "loss.reconstruction_weight": 4.0,
+            "loss.perceptual.kind": "convnext",
+            "loss.perceptual.weight": 0.1,
+            "loss.adversarial.generator_weight": 0.01,
+            "loss.adversarial.feature_matching_weight": 0.04,
+            "loss.adversarial.discriminator_weight": 0.01,
+            "loss.adversarial.start_step": 20000,
+            "discriminator.base_channels": 64,
+            "discriminator.num_layers": 3,
             "train.mixed_precision": "bf16",
-        }  # fmt: skip
+        }
     config = to_dict(load_config(ROOT / "configs" / f"{file}.yaml"))
     for key, value in (common | expected).items():
         found = config
@@ -370,7 +409,7 @@ def test_generator_s_configuration_carries_the_numbers_of_the_release():
 
 
 @pytest.mark.parametrize(
-    ("stage", "override", "told"),
+    ("stage", "override", "wording"),
     [
         ("stage1", "proxy={work}/nowhere", "nowhere"),
         ("stage1", "proxy={work}/prior", "holds no config.json"),
@@ -390,9 +429,9 @@ def test_generator_s_configuration_carries_the_numbers_of_the_release():
         ("generator", "tokenizer={work}/nowhere", "nowhere"),
     ],
 )
-def test_mistakes_are_told_in_one_line(runs, tmp_path, capsys, stage, override, told):
+def test_mistakes_are_reported_in_one_line(runs, tmp_path, capsys, stage, override, wording):
     overrides = override.format(work=runs).split()
     assert command(["train", str(runs / f"{stage}.yaml"), f"train.output_dir={tmp_path / 'out'}", *overrides]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: ") and told in message and message.count("\n") == 1
+    assert message.startswith("error: ") and wording in message and message.count("\n") == 1
     assert not (tmp_path / "out").exists()

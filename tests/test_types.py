@@ -1,4 +1,4 @@
-"""What type checkers are told of the package is what is there; mypy itself runs in scripts/test.sh."""
+"""The names that type checkers see are the public names; mypy itself runs in scripts/test.sh."""
 
 import ast
 from pathlib import Path
@@ -17,8 +17,10 @@ def names_from(tree: ast.AST) -> dict[str, str]:
 
 def test_type_checkers_are_told_every_public_name():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    told = [node for node in tree.body if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"]
-    assert names_from(told[0]) == sweettok._PUBLIC
+    wording = [
+        node for node in tree.body if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+    ]
+    assert names_from(wording[0]) == sweettok._PUBLIC
     assert (PACKAGE / "py.typed").is_file()
 
 

@@ -22,9 +22,11 @@ from sweettok.tokenizer.release import TOKENIZER
 PAPER = Path(__file__).resolve().parent.parent / "configs" / "paper"
 GRAPHS = {"spatial": tiny.prior().spatial, "temporal": tiny.prior().temporal}
 RECIPE = {
-    "lookup": "union", "spatial_source": "first_frame", "temporal_source": "first_frame_residuals",
+    "lookup": "union",
+    "spatial_source": "first_frame",
+    "temporal_source": "first_frame_residuals",
     "block": tiny.block(temporal_peg="grid"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -290,8 +292,11 @@ def test_configurations_of_the_paper():
     first, second = (load_config(PAPER / f"{stage}.yaml") for stage in ("stage1", "stage2"))
     config = first.tokenizer
     assert (config.lookup, config.spatial_source, config.temporal_source, config.block.temporal_peg) == (
-        "union", "first_frame", "first_frame_residuals", "grid",
-    )  # fmt: skip
+        "union",
+        "first_frame",
+        "first_frame_residuals",
+        "grid",
+    )
     assert config.num_spatial_queries + config.num_temporal_queries == 1280 and config.latent_dim == 256
     assert config.proxy.block.temporal_peg == "scrambled", "the published proxy is of this grid"
     assert second.tokenizer == f"{first.train.output_dir}/final"

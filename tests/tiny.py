@@ -23,9 +23,16 @@ VALUES = Path(__file__).with_name("values.json")
 SCALES = ("weight", "gamma", "q_scale", "k_scale", "counts")
 # Standard deviations that make tiny models lively: many different words, logits that are neither flat nor one-hot.
 SPREAD = {
-    "queries": 2.0, "positions": 1.0, "mask_token": 1.0, "embeddings": 0.5, "sums": 0.5, "conv2.lin.weight": 0.1,
-    "head.3.weight": 0.6, "first_frame.weight": 0.06, "tubes.weight": 0.06,
-}  # fmt: skip
+    "queries": 2.0,
+    "positions": 1.0,
+    "mask_token": 1.0,
+    "embeddings": 0.5,
+    "sums": 0.5,
+    "conv2.lin.weight": 0.1,
+    "head.3.weight": 0.6,
+    "first_frame.weight": 0.06,
+    "tubes.weight": 0.06,
+}
 
 
 def normal(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -62,20 +69,42 @@ def block(dim: int = 24, **changes) -> BlockConfig:
 
 def proxy_config(height: int = 16, width: int = 16, num_frames: int = 9, **changes) -> ProxyConfig:
     """Latent grid (3, 4, 4)."""
-    return ProxyConfig(**{
-        "num_frames": num_frames, "height": height, "width": width, "patch_size": 4, "temporal_patch_size": 4,
-        "block": block(20), "encoder_spatial": "tw", "encoder_temporal": "tt", "decoder_temporal": "tt",
-        "decoder_spatial": "tt", "num_codes": 32, "code_dim": 4, **changes,
-    })  # fmt: skip
+    return ProxyConfig(
+        **{
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            "patch_size": 4,
+            "temporal_patch_size": 4,
+            "block": block(20),
+            "encoder_spatial": "tw",
+            "encoder_temporal": "tt",
+            "decoder_temporal": "tt",
+            "decoder_spatial": "tt",
+            "num_codes": 32,
+            "code_dim": 4,
+            **changes,
+        }
+    )
 
 
 def tokenizer_config(proxy: ProxyConfig | None = None, **changes) -> TokenizerConfig:
     """4 spatial queries (2x2) and 16 temporal ones: 60 ids a clip."""
-    return TokenizerConfig(**{
-        "proxy": proxy or proxy_config(), "block": block(), "encoder_spatial": "twt", "encoder_temporal": "tt",
-        "decoder_spatial": "tttt", "decoder_temporal": "tt", "spatial_query_grid": (2, 2), "head_hidden": 20,
-        "codebook_dim": 8, "graph_hidden": 10, **changes,
-    })  # fmt: skip
+    return TokenizerConfig(
+        **{
+            "proxy": proxy or proxy_config(),
+            "block": block(),
+            "encoder_spatial": "twt",
+            "encoder_temporal": "tt",
+            "decoder_spatial": "tttt",
+            "decoder_temporal": "tt",
+            "spatial_query_grid": (2, 2),
+            "head_hidden": 20,
+            "codebook_dim": 8,
+            "graph_hidden": 10,
+            **changes,
+        }
+    )
 
 
 def union_config(**changes) -> TokenizerConfig:

@@ -32,9 +32,12 @@ def import_released(released: dict, model: CausalTransformer) -> None:
     state = {}
     for name in model.state_dict():
         names = [
-            name.replace("tokens.weight", "tok_emb.weight").replace("positions", "pos_emb").replace("norm1", "ln1")
-            .replace("norm2", "ln2").replace("attention.out", "attn.proj")
-        ]  # fmt: skip
+            name.replace("tokens.weight", "tok_emb.weight")
+            .replace("positions", "pos_emb")
+            .replace("norm1", "ln1")
+            .replace("norm2", "ln2")
+            .replace("attention.out", "attn.proj")
+        ]
         if name.startswith("norm."):
             names = [name.replace("norm.", "ln_f.")]
         if "qkv" in name:

@@ -91,9 +91,13 @@ def test_tokenizer(tokenizer, golden):
     """Each part runs once: its output is recorded while `predict` and `decode` run."""
     clip, encoder, decoder, pixels = sine_clip(0), tokenizer.encoder, tokenizer.decoder, tokenizer.pixel_decoder
     parts = {
-        "latents": encoder, "patches": encoder.patches, "spatial": encoder.spatial, "temporal": encoder.temporal,
-        "spatial_raw": encoder.spatial_out[1], "temporal_raw": encoder.temporal_out[1],
-    }  # fmt: skip
+        "latents": encoder,
+        "patches": encoder.patches,
+        "spatial": encoder.spatial,
+        "temporal": encoder.temporal,
+        "spatial_raw": encoder.spatial_out[1],
+        "temporal_raw": encoder.temporal_out[1],
+    }
     with recorded(parts) as found:
         prediction = tokenizer.predict(clip)
     check_encoder(found, golden)
