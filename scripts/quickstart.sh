@@ -56,6 +56,7 @@ GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.
 
 step "done"
 cat <<EOF
+next: source .venv/bin/activate
 tokenizer          $out/stage2/final      SweetTok.from_pretrained("$out/stage2/final")
 reconstructions    $out/reconstructions   (original | reconstruction | difference)
 generator          $out/generator/final   Generator.from_pretrained("$out/generator/final")

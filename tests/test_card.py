@@ -94,7 +94,7 @@ def test_settings_that_differ_from_the_release(tmp_path):
 
 @pytest.mark.parametrize("config", [TokenizerConfig(), ProxyConfig(), GeneratorConfig(layout=TokenLayout())])
 def test_settings_of_the_release(config):
-    assert changed_settings(config, GENERATOR_CARD.derived) == "All settings are the release's."
+    assert changed_settings(config, GENERATOR_CARD.derived) == "All settings are the defaults."
 
 
 def test_metadata(tmp_path):

@@ -294,7 +294,7 @@ def test_arguments_that_do_not_fit(tmp_path):
         ShardWriter(tmp_path, manifest(), ("a\tb", *KEYS[1:]), LABELS)
     for change, text in (
         ({"kind": "found"}, "kind must be one of"),
-        ({"clips_per_video": 0}, "clips_per_video must be at least 1"),
+        ({"clips_per_video": 0}, "clips_per_video must be a whole number of at least 1"),
         ({"given_frames": 9}, "given_frames must be 1..8"),
         ({"class_names": ("x",)}, "3 classes, but 1 class names"),
     ):
@@ -382,6 +382,9 @@ def test_verification_finds_damaged_shards(tmp_path, damage):
     (found,) = verify(tmp_path)
     assert found.startswith(f"{tmp_path / shard_name(2)} is damaged (")
     assert len(verify(tmp_path, content=False)) == (damage is shortened)
+    if damage is shortened:  # not taken for written
+        with pytest.raises(ValueError, match="is damaged .*: delete the shard"):
+            write(tmp_path, manifest(given_frames=None))
     (tmp_path / shard_name(2)).unlink()
     assert verify(tmp_path) == []  # what is missing can be written
 

@@ -82,18 +82,25 @@ class ShardWriter:
 
     def _claim(self, lines: str) -> None:
         found, mine = self.folder / MANIFEST, self.manifest.to_dict()
+        shards = any(self.folder.glob("shard-*.safetensors"))
+        if found.is_file() and not shards and self.rank == 0:  # a command that failed before its first shard
+            found.unlink()
+            (self.folder / CLIPS).unlink(missing_ok=True)
         if found.is_file():
             theirs = TokenManifest.read(self.folder).to_dict()
             changed = [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if theirs[name] != mine[name]]
             if changed:
                 raise ValueError(f"{self.folder} holds tokens with {', '.join(changed)}: {ELSEWHERE}")
-        elif any(self.folder.glob("shard-*.safetensors")):
+        elif shards:
             raise ValueError(f"{self.folder} holds shards, but no {MANIFEST}: {ELSEWHERE}")
         if self.rank == 0:
             remove_asides(self.folder)
         _write_once(self.folder / CLIPS, lines)
         read_clips(self.folder, self.manifest)
         _write_once(found, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
+        damaged = verify(self.folder, content=False)
+        if damaged:
+            raise ValueError(f"{damaged[0]}: delete the shard, and the command that writes it writes it again")
 
     def pending(self) -> list[range]:
         """Rows of each missing shard of this process."""

@@ -86,14 +86,14 @@ def _marked(body: str) -> str:
 
 
 def changed_settings(config: Any, derived: tuple[str, ...] = ()) -> str:
-    """Table of the settings that differ from the defaults, which are those of the release."""
+    """Table of the settings that differ from the defaults."""
     values, defaults = (flatten(to_dict(c)) for c in (config, type(config)()))
     names = [name for name in values if not set(derived) & set(name.split("."))]
     changed = [name for name in names if values[name] != defaults[name]]
     if not changed:
-        return "All settings are the release's."
+        return "All settings are the defaults."
     rows = [(f"`{name}`", f"`{_plain(values[name])}`", f"`{_plain(defaults[name])}`") for name in changed]
-    return "Settings that differ from the release's:\n\n" + _table(("setting", "here", "release"), rows)
+    return "Settings that differ from the defaults:\n\n" + _table(("setting", "here", "default"), rows)
 
 
 def _read_report(report: str | Path | Mapping[str, Any], title: str, info: CardInfo, weights: str) -> list[str]:

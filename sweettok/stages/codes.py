@@ -88,7 +88,11 @@ class CodeTask(TokenizerTask):
     def complete(cls, settings: DictConfig, earlier: Sequence[RunConfig] = ()) -> DictConfig:
         """Set `tokenizer.proxy` from the proxy itself; ValueError if the settings differ from it."""
         path = OmegaConf.select(settings, "proxy", default=None)
-        actual = proxy_config(str(path), earlier) if path else None
+        if path is not None and not isinstance(path, str):
+            raise ValueError(
+                f"proxy must be the path of a trained proxy, got {type(path).__name__}: its sizes are read there"
+            )
+        actual = proxy_config(path, earlier) if path else None
         if actual is None:
             return settings
         given = OmegaConf.select(settings, "tokenizer.proxy", default=None) or {}
