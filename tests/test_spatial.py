@@ -99,7 +99,7 @@ def test_layout_of_an_image():
     assert replace(layout, lookup="union").spatial.length == 256
     ids = torch.stack([image.to_global(torch.zeros(1, 768, dtype=torch.long))[0]] * 2)
     assert [part.shape for part in image.split(image.to_local(ids)).values()] == [(2, 256, 2), (2, 256, 1)]
-    with pytest.raises(ValueError, match="this layout is that of images"):
+    with pytest.raises(ValueError, match="this one is of images"):
         SequenceLayout(image)
 
 
