@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy import ndarray
@@ -17,6 +18,7 @@ from torch import Tensor
 from sweettok.data.synthetic import COLORS, GROUND_COLORS, PATTERN_SHADE
 
 SHADES = 9  # colours that stand for a range of colours
+BITS = 5  # of each channel that is looked at: colours are looked up in a table
 MIN_AREA, MAX_AREA = 0.01, 0.6  # of the frame: a smaller or larger region is not an object
 
 
@@ -64,9 +66,9 @@ class Track:
 
 def track(video: Tensor) -> Track:
     """Find the object in a synthetic clip, uint8 (3, T, H, W)."""
-    lab = to_lab(video.permute(1, 2, 3, 0).cpu().numpy() / 255)
-    names, palette = _palette()
-    nearest = np.stack([np.square(lab[..., None, :] - shades).sum(-1).min(-1) for shades in palette]).argmin(0)
+    red, green, blue = video.cpu().numpy() >> (8 - BITS)
+    nearest = _nearest_colors()[red, green, blue]
+    names = list(COLORS)
     counts = np.stack([(nearest == number).mean((1, 2)) for number in range(len(names))])  # (colours, T)
     plausible = np.median(counts, axis=1) * (np.median(counts, axis=1) < MAX_AREA)
     number = int(plausible.argmax())
@@ -100,6 +102,15 @@ def to_lab(rgb: ndarray) -> ndarray:
     xyz = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
     x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+@lru_cache
+def _nearest_colors() -> ndarray:
+    """Number of the nearest object colour, or ground behind those, for all colours of BITS bits per channel."""
+    levels = (np.arange(2**BITS) + 0.5) / 2**BITS
+    lab = to_lab(np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1))
+    _, palette = _palette()
+    return np.stack([np.square(lab[..., None, :] - shades).sum(-1).min(-1) for shades in palette]).argmin(0)
 
 
 def _palette() -> tuple[list[str], list[ndarray]]:
