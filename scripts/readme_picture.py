@@ -45,7 +45,7 @@ def main() -> None:
     paths = [sorted((args.outputs / "clips" / "videos" / name).glob("val_*.mp4"))[0] for name in CLIPS]
     video = torch.cat([row(tok, path) for path in paths], dim=2)
     frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in video.unbind(1)]
-    frames = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
+    frames = [frame.quantize(48, dither=Image.Dither.NONE) for frame in frames]
     with write_aside(args.out) as aside:
         frames[0].save(aside, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, optimize=True)
     print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
