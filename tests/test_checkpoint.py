@@ -162,7 +162,8 @@ def test_files_are_on_the_disk_before_they_count(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda old, new: events.append(("renamed", Path(new).name)) or replace(old, new))
     folder = save(state_of(toy_run(tmp_path), step=1), tmp_path)
     *flushed, aside, renamed, parent = events
-    assert set(flushed) == {path.name for path in folder.iterdir()}
+    written = {path.name for path in folder.iterdir()} - {"config.yaml"}  # which is itself flushed under another name
+    assert written <= set(flushed) and ("renamed", "config.yaml") in flushed
     assert aside.startswith(".checkpoint-1.") and (renamed, parent) == (("renamed", "checkpoint-1"), tmp_path.name)
 
 

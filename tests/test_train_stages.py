@@ -415,7 +415,7 @@ def test_generator_s_configuration_carries_the_numbers_of_the_release():
         ("stage1", "proxy={work}/prior", "holds no config.json"),
         ("stage1", "tokenizer.proxy.num_codes=32", "tokenizer.proxy.num_codes is 32, but the proxy at"),
         ("stage1", "prior={work}/nowhere", "no complete prior in"),
-        ("stage1", "init={work}/nowhere.bin warm_start=false", "no weights at"),
+        ("stage1", "init={work}/nowhere.bin warm_start=false", "no initial weights at"),
         ("stage2", "tokenizer={work}/nowhere", "nowhere"),
         ("stage2", "tokenizer={work}/proxy/final", "expected 'SweetTok'"),
         ("stage2", "data.train={work}/nowhere.txt", "nowhere.txt"),

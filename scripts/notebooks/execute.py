@@ -12,8 +12,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def smaller(notebook: nbformat.NotebookNode) -> None:
-    """Write the pictures of the outputs with 128 colours, a third of the size."""
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Drop warnings on stderr, and write the pictures of the outputs with 128 colours, a third of the size."""
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     for data in (out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])):
         if "image/png" in data:
             image = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
@@ -28,7 +31,7 @@ def main() -> None:
         resources = {"metadata": {"path": str(ROOT)}}
         NotebookClient(notebook, timeout=600, resources=resources, record_timing=False).execute()
         notebook.metadata = {name: notebook.metadata[name] for name in ("kernelspec", "language_info")}
-        smaller(notebook)
+        clean(notebook)
         text = nbformat.writes(notebook)
         path.write_text(re.sub(re.escape(f"{ROOT}/"), "", text) + "\n", encoding="utf-8")
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
