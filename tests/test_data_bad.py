@@ -446,4 +446,5 @@ def test_memory_stays_flat_over_2000_reads(tmp_path, name, backend):
         except ClipError:
             assert name == "bad.mp4"
     after = state()
-    assert after[0] - before[0] < 8 << 20 and after[1:] == before[1:]
+    # Threads of tests before this one may end meanwhile.
+    assert after[0] - before[0] < 8 << 20 and after[1] <= before[1] and after[2] <= before[2]
