@@ -13,6 +13,8 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+LARGEST = 2**31 - 1  # of whole numbers in settings and options
+
 
 def find_config(path: str | Path) -> Path:
     """The file at `path`, or a configuration of the package, such as configs/stage1/ucf101.yaml."""
@@ -121,6 +123,14 @@ def positive(config: Any, section: str, *names: str) -> None:
         value = getattr(config, name)
         if value not in (None, MISSING) and not value > 0:  # not NaN either
             raise ValueError(f"{section}.{name} must be above 0; got {value}")
+
+
+def whole(config: Any, section: str, least: int, *names: str, most: int = LARGEST) -> None:
+    """Raise ValueError unless the named fields of `config` are from `least` to `most`, or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{section}.{name} must be a whole number from {least} to {most}; got {value}")
 
 
 def pattern(name: str, value: str, letters: str) -> None:

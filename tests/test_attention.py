@@ -121,6 +121,10 @@ def test_position_convolution():
     changed = x.clone()
     changed[:, 2:] += 1
     assert torch.equal(module(changed)[:, :2], module(x)[:, :2]), "a later slice changed an earlier one"
+    with torch.enable_grad():
+        module(x).sum().backward()
+    weight = module.conv.weight  # otherwise DistributedDataParallel warns
+    assert weight.grad.stride() == weight.stride() and weight.grad.abs().amin() > 0
 
 
 @torch.no_grad()

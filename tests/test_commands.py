@@ -87,6 +87,7 @@ def test_numbers_are_checked():
         (integer(0), "-1", "a whole number of at least 0"),
         (integer(1, 9), "10", "a whole number from 1 to 9"),
         (integer(), "x", "a whole number of at least 1"),
+        (integer(), "100000000000000000000", "a whole number from 1 to 2147483647"),
         (real(), "nan", "a number of at least 0"),
         (real(positive=True), "0", "a number above 0"),
         (real(0, 1), "1.5", "a number of at least 0 and at most 1"),

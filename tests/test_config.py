@@ -1,6 +1,7 @@
 """Strict, typed configuration: unknown keys, wrong types and sizes that do not fit are errors that say what would."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 
 from sweettok.cli.main import main
 from sweettok.config import build, to_dict
+from sweettok.data.config import DataConfig, TokenDataConfig
 from sweettok.losses.config import AdversarialConfig, PerceptualConfig
 from sweettok.proxy.config import BlockConfig, ProxyConfig
 from sweettok.stages import STAGES, load_config
@@ -19,6 +21,7 @@ from sweettok.stages.stage1 import Stage1Run
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.train.config import OptimizerConfig, TrainConfig
 
+INTERVALS = ("log", "sample", "save", "eval")
 ROOT = Path(__file__).resolve().parent.parent
 STAGE1 = {
     "stage": "stage1",
@@ -167,6 +170,15 @@ def test_windows_of_the_tokenizer_must_fit_its_grid():
         (TrainConfig, {"global_batch_size": 0}, "train.global_batch_size must be above 0; got 0"),
         (TrainConfig, {"micro_batch_size": 0}, "train.micro_batch_size must be above 0; got 0"),
         (TrainConfig, {"max_steps": -1}, "train.max_steps must be above 0; got -1"),
+        (TrainConfig, {"num_samples": -1}, "train.num_samples must be a whole number from 0 to 2147483647; got -1"),
+        *[(TrainConfig, {f"{name}_every": -1}, f"train.{name}_every .* got -1") for name in INTERVALS],
+        (TrainConfig, {"keep_checkpoints": 0}, "train.keep_checkpoints must be above 0; got 0"),
+        (TrainConfig, {"seed": -5}, "train.seed must be a whole number from 0 to 4294967295; got -5"),
+        (TrainConfig, {"seed": 2**32}, "train.seed must be .* got 4294967296"),
+        (TrainConfig, {"step_timeout": math.nan}, "train.step_timeout must be at least 0; got nan"),
+        (DataConfig, {"num_workers": -1}, "data.num_workers must be a whole number from 0"),
+        (DataConfig, {"stride": 10**20}, "data.stride must be a whole number from 1 to 2147483647"),
+        (TokenDataConfig, {"num_workers": -1}, "data.num_workers must be a whole number from 0"),
         (OptimizerConfig, {"decay_rule": "all"}, "decay_rule must be one of by_type, release; got 'all'"),
     ],
 )

@@ -98,6 +98,7 @@ def test_folder_of_loose_clips(root):
         ("Hammering/a.avi\t4\n", "labels must be 1..3:\n  .*line 1: 4"),
         ("Hammering/a.avi\t1\nHammering/a.avi\t1\n", "1 clips are listed more than once:\n  Hammering/a"),
         ("\n", "no clips"),
+        ("Hammering/a.avi\t1\nHammering/\0c.avi\t1\n", "line 2: there is a NUL character; expected a text file"),
     ],
 )
 def test_wrong_lists(root, text, message):

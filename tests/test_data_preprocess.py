@@ -71,7 +71,8 @@ def test_preprocessing_options(folder):
         ({"resize": "zoom"}, "resize must be one of stretch, crop, pad; got 'zoom'"),
         ({"position": "random"}, f"position must be one of {', '.join(POSITIONS)}; got 'random'"),
         ({"short": "loop"}, "short must be one of black, repeat, error; got 'loop'"),
-        ({"stride": 0}, "preprocessing.stride must be above 0; got 0"),
+        ({"stride": 0}, "preprocessing.stride must be a whole number from 1 to 2147483647; got 0"),
+        ({"stride": 10**20}, "preprocessing.stride must be a whole number from 1 to 2147483647; got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             Preprocessing(**options)

@@ -62,6 +62,7 @@ def launch(folder, *runs):
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (done.stdout + done.stderr).count(", on 2 x cpu, ") == len(runs)
+    assert "Warning" not in done.stderr, done.stderr
 
 
 @pytest.fixture(scope="module")

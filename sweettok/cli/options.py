@@ -7,20 +7,21 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from sweettok.config import LARGEST
 from sweettok.data.preprocess import POSITIONS
 from sweettok.data.resize import RESIZES
 
 
-def integer(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+def integer(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
     """Argument type: an integer from `least` to `most`."""
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least or (most is not None and value > most):
+        if not least <= value <= most:
+            bounds = f"of at least {least}" if value < least and most >= LARGEST else f"from {least} to {most}"
             raise argparse.ArgumentTypeError(f"expected a whole number {bounds}, got {text!r}")
         return value
 
@@ -79,4 +80,6 @@ def add_workers(parser: argparse.ArgumentParser, default: int = 2) -> None:
 
 
 def add_seed(parser: argparse.ArgumentParser, default: int | None = 0) -> None:
-    parser.add_argument("--seed", type=integer(0), default=default, metavar="N", help="random seed (default: 0)")
+    parser.add_argument(
+        "--seed", type=integer(0, 2**63 - 1), default=default, metavar="N", help="random seed (default: 0)"
+    )

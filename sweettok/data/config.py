@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from sweettok.config import choice, positive
+from sweettok.config import choice, positive, whole
 from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import SHORT
 from sweettok.data.resize import RESIZES
@@ -26,7 +26,9 @@ class DataConfig:
     read_timeout: float = 120.0  # seconds after which a clip counts as damaged; training then takes another one
 
     def __post_init__(self):
-        positive(self, "data", "read_timeout", "stride")
+        positive(self, "data", "read_timeout")
+        whole(self, "data", 1, "stride")
+        whole(self, "data", 0, "num_workers")
         choice("data.resize", self.resize, RESIZES)
         choice("data.short", self.short, SHORT)
 
@@ -43,3 +45,6 @@ class TokenDataConfig:
     train: str = MISSING  # tokens to train on
     validation: str | None = None  # tokens to validate on; null: no validation
     num_workers: int = 2  # processes that read tokens, for each device
+
+    def __post_init__(self):
+        whole(self, "data", 0, "num_workers")

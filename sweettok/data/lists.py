@@ -178,9 +178,13 @@ def _read_csv(source: Path) -> Iterable[tuple[int, str, str | None]]:
 
 def _text(source: Path) -> str:
     try:
-        return source.read_text(encoding="utf-8-sig")
+        text = source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source}: not a UTF-8 text file; expected a list of clips") from error
+    if "\0" in text:
+        number = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"{source}, line {number}: there is a NUL character; expected a text file")
+    return text
 
 
 def _entry(source: Path, root: Path, number: int, path: str, label: str | None) -> Entry:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sweettok.config import choice, positive
+from sweettok.config import choice, whole
 from sweettok.data.backends import ClipError
 from sweettok.data.reader import SHORT, Size, is_image, open_video, read_clip, read_image
 from sweettok.data.resize import RESIZES, Fit, center
@@ -34,7 +34,7 @@ class Preprocessing:
         choice("resize", self.resize, RESIZES)
         choice("position", self.position, POSITIONS)
         choice("short", self.short, SHORT)
-        positive(self, "preprocessing", "stride")
+        whole(self, "preprocessing", 1, "stride")
 
     def override(self, **options: Any) -> Preprocessing:
         """A copy with the options that are not None."""

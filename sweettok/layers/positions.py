@@ -44,4 +44,6 @@ class PositionConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, h, w, D) -> (B, t, h, w, D)."""
         padded = F.pad(x, (0, 0, 1, 1, 1, 1, 2, 0))
-        return self.conv(padded.movedim(-1, 1)).movedim(1, -1)
+        # Through views, the gradient gets the weight's strides; those of a depthwise weight make DDP warn otherwise.
+        weight = self.conv.weight.squeeze(1).unsqueeze(1)
+        return F.conv3d(padded.movedim(-1, 1), weight, self.conv.bias, groups=len(weight)).movedim(1, -1)

@@ -173,7 +173,7 @@ def save(state: RunState, output_dir: Path) -> Path:
                 for name, tensors in weights.items():
                     _write_tensors(tensors, aside / f"{name}.safetensors")
                 _write_pickled(optimizers, aside / "optimizers.pt")
-            for old in checkpoints(output_dir)[: -max(1, keep)] if keep is not None else ():
+            for old in checkpoints(output_dir)[:-keep] if keep is not None else ():
                 _remove(old)
         except OSError as error:
             free = f"{shutil.disk_usage(output_dir).free / 2**30:.1f} GiB are free"

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from omegaconf import MISSING
 
-from sweettok.config import choice, positive
+from sweettok.config import choice, positive, whole
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TrainConfig:
     save_every: int = 10000  # steps between checkpoints
     eval_every: int = 10000  # steps between validations
     eval_clips: int | None = None  # number of validation clips, spread evenly over the list; null: all
-    keep_checkpoints: int | None = None  # number of latest checkpoints that are kept; null: all
+    keep_checkpoints: int | None = None  # number of latest checkpoints that are kept, at least 1; null: all
     best_metric: str | None = None  # validation metric such as "psnr"; the best model by it is exported to `best`
     best_mode: str = "max"  # whether the largest ("max") or the smallest ("min") value of `best_metric` is best
     # Steps with losses or gradients that are not finite are skipped; more than this number in a row end the run.
@@ -71,14 +71,16 @@ class TrainConfig:
         object.__setattr__(self, "trackers", tuple(self.trackers))
         if self.mixed_precision == "False":  # an unquoted `no` in YAML
             object.__setattr__(self, "mixed_precision", "no")
-        positive(self, "train", "max_steps", "global_batch_size", "micro_batch_size", "eval_clips")
+        positive(self, "train", "max_steps", "global_batch_size", "micro_batch_size", "eval_clips", "keep_checkpoints")
         choice("train.mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         choice("train.best_mode", self.best_mode, ("max", "min"))
         if self.best_metric is not None and self.eval_every <= 0:
             raise ValueError(f"train.best_metric={self.best_metric} needs validation: set train.eval_every above 0")
-        for name in ("max_skipped_steps", "max_bad_clips", "step_timeout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be at least 0; got {getattr(self, name)}")
+        whole(self, "train", 0, "log_every", "sample_every", "num_samples", "save_every", "eval_every")
+        whole(self, "train", 0, "max_skipped_steps", "max_bad_clips")
+        whole(self, "train", 0, "seed", most=2**32 - 1)  # numpy's largest
+        if not self.step_timeout >= 0:  # not NaN either
+            raise ValueError(f"train.step_timeout must be at least 0; got {self.step_timeout}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay must be in [0, 1); got {self.ema_decay}")
         for tracker in self.trackers:

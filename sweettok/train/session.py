@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -123,7 +124,9 @@ def start(
     for trained in task.trained.values() if empty_model is None else ():
         if run.train.compile:
             trained.module.compile()
-        trained.module = accelerator.prepare(trained.module)
+        with warnings.catch_warnings():  # accelerate knows no other name of this argument
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            trained.module = accelerator.prepare(trained.module)
     process = {"rank": rank, "world_size": world_size, "micro_batch": share.micro_batch}
     sampler = GlobalBatchSampler(len(task.train_dataset), share.global_batch, seed=run.train.seed, **process)
     state = RunState(run, task, EMA(task.model, run.train.ema_decay), sampler, accelerator.scaler)
