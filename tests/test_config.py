@@ -164,7 +164,11 @@ def test_windows_of_the_tokenizer_must_fit_its_grid():
     [
         (BlockConfig, {"head_dim": 6}, "head_dim must divide by 4 for 2-D rotary positions; got 6"),
         (BlockConfig, {"temporal_peg": "true"}, "temporal_peg must be one of scrambled, grid; got 'true'"),
-        (PerceptualConfig, {"kind": "vgg"}, "perceptual.kind must be one of convnext, lpips, none; got 'vgg'"),
+        (
+            PerceptualConfig,
+            {"kind": "vgg"},
+            "perceptual.kind must be one of convnext, lpips, efficientnet, none; got 'vgg'",
+        ),
         (BlockConfig, {"num_heads": 0}, "block.num_heads must be above 0; got 0"),
         (OptimizerConfig, {"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\); got \[0.9, 1.0\]"),
         (TrainConfig, {"global_batch_size": 0}, "train.global_batch_size must be above 0; got 0"),

