@@ -12,8 +12,8 @@ GOLDEN = Path(__file__).resolve().with_name("golden")
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads():
-    """Small problems run fastest on one thread; OMP_NUM_THREADS asks for more."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    """Small problems run fastest on one thread, in processes that tests start too; OMP_NUM_THREADS asks for more."""
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

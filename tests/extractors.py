@@ -1,7 +1,7 @@
 """A tiny feature extractor, for tests that have no use for I3D.
 
-`python tests/extractors.py ARGUMENTS` is `sweettok eval ARGUMENTS` with the detector "means" plugged in. RANK in an
-argument is replaced by the number of the process.
+`python tests/extractors.py ARGUMENTS` is `sweettok eval ARGUMENTS` with the detector "means" plugged in, and
+`ARGUMENTS + ARGUMENTS` two of them. RANK in an argument is replaced by the number of the process.
 """
 
 import os
@@ -31,7 +31,18 @@ def build(path, protocol):
 
 
 if __name__ == "__main__":
+    from accelerate import PartialState
+
     from sweettok.cli.main import main
 
     EXTRACTORS["means"] = build
-    sys.exit(main(["eval", *(word.replace("RANK", os.environ.get("RANK", "0")) for word in sys.argv[1:])]))
+    commands, leave = [["eval"]], PartialState.destroy_process_group
+    for word in sys.argv[1:]:
+        if word == "+":
+            commands.append(["eval"])
+        else:
+            commands[-1].append(word.replace("RANK", os.environ.get("RANK", "0")))
+    for number, command in enumerate(commands, start=1):  # the processes part after the last one
+        PartialState.destroy_process_group = leave if number == len(commands) else lambda state: None
+        if status := main(command):
+            sys.exit(status)

@@ -29,16 +29,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(folder, out, processes, *arguments):
+def launch(processes, *arguments):
     environment = {**os.environ, "NUM_PROCESSES": str(processes), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment["VIRTUAL_ENV"] = sys.prefix
-    more = ["--i3d", folder / "weights.pt", "--set", "detector=means", "--workers", "0", "--batch-size", "2"]
-    script = [ROOT / "scripts" / "launch.sh", ROOT / "tests" / "extractors.py"]
-    command = ["bash", *script, *arguments, *more, "--out", out]
+    command = ["bash", ROOT / "scripts" / "launch.sh", ROOT / "tests" / "extractors.py", *arguments]
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report: ") == 1
-    return json.loads(out.read_text())
+    assert done.stdout.count("report: ") == 2
 
 
 def alike(one, other):
@@ -50,21 +47,27 @@ def alike(one, other):
     return one == pytest.approx(other, rel=1e-9, abs=1e-12) if isinstance(one, float) else one == other
 
 
+@pytest.fixture(scope="module")
+def reports(folder):
+    """Both evaluations by one process and by two, in one launch each, since starting takes most of the time."""
+    more = ["--i3d", folder / "weights.pt", "--set", "detector=means", "--workers", "0", "--batch-size", "2"]
+    for count in (1, 2):
+        rfvd = ["rfvd", "--checkpoint", folder / "tok", "--data", folder / "real", "--bootstrap", "20"]
+        rfvd += ["--cache", folder / f"rfvd{count}", "--out", folder / f"rfvd{count}.json"]
+        # Both runs look into a folder of each process: in the second, only process 0 finds features.
+        gfvd = ["gfvd", "--fake", folder / "fake", "--real", folder / "real"]
+        gfvd += ["--cache", folder / "gfvdRANK", "--out", folder / f"gfvd{count}.json"]
+        launch(count, *rfvd, *more, "+", *gfvd, *more)
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["rfvd", "gfvd"])
-def test_two_processes_report_what_one_reports(folder, tmp_path, kind):
-    arguments = {
-        "rfvd": ["rfvd", "--checkpoint", folder / "tok", "--data", folder / "real", "--bootstrap", "20"],
-        "gfvd": ["gfvd", "--fake", folder / "fake", "--real", folder / "real"],
-    }[kind]
-    # Both runs of gfvd look into a folder of each process: in the second, only process 0 finds features.
-    caches = {"rfvd": ("cache1", "cache2"), "gfvd": ("cacheRANK", "cacheRANK")}[kind]
-    one, two = (
-        launch(folder, tmp_path / f"{count}.json", count, *arguments, "--cache", tmp_path / cache)
-        for count, cache in zip((1, 2), caches, strict=True)
-    )
+def test_two_processes_report_what_one_reports(reports, kind):
+    one, two = (json.loads((reports / f"{kind}{count}.json").read_text()) for count in (1, 2))
     assert one["results"][kind]["value"] > 0 and one["data"] == two["data"]
     assert alike(one, two)
-    assert not (tmp_path / "cache1").exists() or kind == "rfvd"  # process 1 neither reads nor writes a cache
+    # Process 1 neither reads nor writes a cache.
+    assert (reports / "gfvd0").exists() and not (reports / "gfvd1").exists()
 
 
 def test_processes_that_see_other_data_stop(monkeypatch):
