@@ -41,7 +41,7 @@ def check_video(video: Tensor, check_range: bool = True) -> Tensor:
         raise ValueError(f"video must be a torch tensor, got {type(video).__name__}{advice}")
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(
-            f"video must have shape (batch, 3, frames, height, width), got {tuple(video.shape)}{_remedy(video.shape)}"
+            f"video must have shape (batch, 3, frames, height, width), got {tuple(video.shape)}{remedy(video.shape)}"
         )
     if video.numel() == 0:
         raise ValueError(f"video holds no pixels: its shape is {tuple(video.shape)}")
@@ -66,12 +66,16 @@ def check_video(video: Tensor, check_range: bool = True) -> Tensor:
     return video.float()
 
 
-def _remedy(shape: torch.Size) -> str:
-    """Advice that turns a usual shape into the expected one."""
-    if len(shape) == 4 and shape[0] == 3:
-        return ": give video[None]"
-    if len(shape) == 5 and shape[2] == 3:
-        return ": give video.transpose(1, 2)"
-    if len(shape) == 5 and shape[4] == 3:
-        return ": give video.permute(0, 4, 1, 2, 3)"
+def remedy(shape: torch.Size) -> str:
+    """End of an error message: what turns a usual shape of a video into (1, 3, T, H, W) or (B, 3, T, H, W)."""
+    changes = {
+        (4, 3): "permute(3, 0, 1, 2).unsqueeze(0)",  # (dimensions, place of the channels)
+        (4, 0): "unsqueeze(0)",
+        (4, 1): "transpose(0, 1).unsqueeze(0)",
+        (5, 2): "transpose(1, 2)",
+        (5, 4): "permute(0, 4, 1, 2, 3)",
+    }
+    for (dims, channels), change in changes.items():
+        if len(shape) == dims and shape[channels] == 3:
+            return f": give video.{change}"
     return ""

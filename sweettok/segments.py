@@ -101,10 +101,10 @@ class SegmentLayout:
         local = self.to_local(ids.long())
         wrong = ((local < 0) | (local >= self._per_id("vocab_size", ids.device))).nonzero()
         if len(wrong):
-            row, place = wrong[0].tolist()
-            segment = next(s for s in self.segments if s.start <= place < s.start + s.length)
+            row, position = wrong[0].tolist()
+            segment = next(s for s in self.segments if s.start <= position < s.start + s.length)
             raise ValueError(
-                f"id {int(ids[row, place])} at position {place} of clip {row} is no {segment.name}: those are "
+                f"id {int(ids[row, position])} at position {position} of clip {row} is no {segment.name}: those are "
                 f"{segment.vocab_start}..{segment.vocab_start + segment.vocab_size - 1} "
                 f"({len(wrong)} such ids in all)"
             )

@@ -16,12 +16,8 @@ from filelock import FileLock, Timeout
 
 _BLOCK = 1 << 20
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
-_MAGIC = {  # suffix -> (offset, bytes of files of this kind there)
-    ".png": (0, (b"\x89PNG\r\n\x1a\n",)),
-    ".mp4": (4, (b"ftyp",)),
-    ".mov": (4, (b"ftyp", b"moov", b"mdat", b"wide", b"free")),
-    ".mkv": (0, (b"\x1aE\xdf\xa3",)),
-}
+COMMENT = "output of sweettok"  # in the metadata of pictures and videos that commands may replace
+_MARKED = (".png", ".mp4", ".mov", ".mkv")
 _TEXT = (".txt", ".csv", ".md", ".jsonl")
 
 
@@ -122,8 +118,8 @@ def check_output(
         suffixes: allowed suffixes, such as ".json"; empty for any.
         inputs: files and folders that the command reads, or None. None of them may be replaced, whatever the spelling
             of the path, nor a file in one of the folders.
-        owned: whether this command wrote the existing file `path` before, and may replace it. By default it must begin
-            like a file of its suffix; a JSON file must have the entry "kind", as our reports do.
+        owned: whether this command wrote the existing file `path` before, and may replace it. By default pictures and
+            videos must have our comment in their metadata, and JSON files the entry "kind", as our reports do.
     """
     path, suffixes, inputs = Path(path), tuple(suffixes), tuple(inputs)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -137,7 +133,7 @@ def check_output(
     if path.exists():
         folders = [Path(source).resolve() for source in inputs if source and Path(source).is_dir()]
         inside = [folder for folder in folders if path.resolve().is_relative_to(folder)]
-        if not (owned or _looks_like_its_suffix)(path) or (inside and owned is None):
+        if not (owned or _looks_like_ours)(path) or (inside and owned is None):
             reason = f"it is in the input {inside[0]}" if inside else "it is not a file that this command writes"
             raise ValueError(f"{path} exists and would be replaced, but {reason}: choose another name, or delete it")
     _check_writable(path.parent, path)
@@ -178,11 +174,13 @@ def _check_writable(folder: Path, path: Path) -> None:
         raise ValueError(f"{path} cannot be written ({error.strerror or error}): choose another place") from error
 
 
-def _looks_like_its_suffix(path: Path) -> bool:
-    """Whether a file is empty, or begins like the files of its suffix that we write."""
+def _looks_like_ours(path: Path) -> bool:
+    """Whether a file is empty, or like the files of its suffix that we write."""
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         start = file.read(4096)
+        file.seek(max(0, path.stat().st_size - 4096))
+        end = file.read()
     if not start:
         return True
     if suffix == ".json":
@@ -193,5 +191,4 @@ def _looks_like_its_suffix(path: Path) -> bool:
         return isinstance(content, dict) and "kind" in content
     if suffix in _TEXT:
         return b"\0" not in start
-    offset, magics = _MAGIC.get(suffix, (0, ()))
-    return start[offset:].startswith(magics) if magics else False
+    return suffix in _MARKED and COMMENT.encode() in start + end

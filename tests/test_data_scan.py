@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+import tiny
 import torch
 
 from sweettok.cli.main import main
@@ -122,7 +123,9 @@ def test_command(folder, capsys):
     clean, report = folder / "clean.txt", folder / "report.json"
     options = ["--against", val, "--frames", "5", "--write-clean", str(clean), "--report", str(report)]
     assert main(["data", "scan", train, *options[:4]]) == 1
-    assert capsys.readouterr().err.endswith("error: 6 clips have problems\n")
+    out, err = capsys.readouterr()
+    assert err.endswith("error: 6 clips have problems\n") and "(4 of 5 frames)" in out
+    assert out.count("broken.mkv") == 1 and "broken.mkv does not decode to its end (" in out
     assert main(["data", "scan", train, *options]) == 0  # the clean list is written
     out = capsys.readouterr().out
     assert "12 clips, 1 missing, 1 unreadable, 1 short, 1 repeated, 1 shared, 1 group" in out
@@ -132,6 +135,20 @@ def test_command(folder, capsys):
     assert clean.read_text().splitlines() == before
     assert load_clips(clean).labels == (0, 1, 0, 1, 0, 1)
     assert main(["data", "scan", str(clean), "--against", val, "--frames", "5", "--workers", "0"]) == 0
+
+
+def test_clips_for_a_model(folder, capsys):
+    """Of 5 frames; without the model, the message says what to do."""
+    tiny.proxy(tiny.proxy_config(num_frames=5)).save_pretrained(folder / "proxy")
+    command = ["data", "scan", str(folder / "b"), "--workers", "0"]
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    advice = "4 have fewer than 17 frames: if the model needs fewer, give --checkpoint MODEL or --frames N"
+    assert err.endswith(f"error: 4 clips have problems; {advice}\n")
+    assert f"{folder}/b/v_B_g02_c01.mkv has fewer frames than a clip (6 of 17 frames)" in out.splitlines()
+    assert main([*command, "--checkpoint", str(folder / "proxy")]) == 0
+    assert main([*command, "--checkpoint", str(folder / "proxy"), "--stride", "2"]) == 1
+    assert "(6 of 9 frames)" in capsys.readouterr().out
 
 
 def test_command_refuses_wrong_input(folder, tmp_path_factory, capsys):

@@ -357,11 +357,19 @@ def rewritten(**arrays):
 )
 def test_damaged_shards_are_named(tmp_path, damage):
     write(tmp_path, manifest())
-    damage(tmp_path / shard_name(1))
     dataset = TokenDataset(tmp_path)
+    damage(tmp_path / shard_name(1))
     dataset[3]
     with pytest.raises(ValueError, match=r"shard-00001.safetensors is damaged .*delete it and run the command"):
         dataset[4]
+
+
+def test_sizes_of_shards_are_compared_when_a_folder_is_opened(tmp_path):
+    write(tmp_path, manifest())
+    shortened(tmp_path / shard_name(3))
+    message = f"{shard_name(3)} is damaged .* again; sweettok data verify {tmp_path} checks all shards$"
+    with pytest.raises(ValueError, match=message):
+        TokenDataset(tmp_path)
 
 
 def swapped(path: Path) -> None:

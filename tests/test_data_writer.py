@@ -3,6 +3,7 @@
 import av
 import pytest
 import torch
+from PIL import Image
 
 from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.writer import (
@@ -14,7 +15,7 @@ from sweettok.data.writer import (
     write_png,
     write_video,
 )
-from sweettok.store import write_aside
+from sweettok.store import check_output, write_aside
 
 
 def waves(frames: int, height: int, width: int) -> torch.Tensor:
@@ -102,6 +103,23 @@ def test_png_is_exact(tmp_path):
     assert torch.equal(read_image(tmp_path / "image.png", None)[:, 0], image)
     with pytest.raises(ValueError, match="uint8"):
         write_png(tmp_path / "image.png", image.float())
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.mov", "clip.png"])
+def test_only_our_own_outputs_are_replaced(tmp_path, name):
+    path, clip = tmp_path / name, torch.randint(0, 256, (3, 40, 64, 64), dtype=torch.uint8)
+    if name == "clip.png":
+        write_png(path, clip[:, 0])
+    else:
+        write_video(path, clip, 25, lossless=True)
+    assert path.stat().st_size > 10_000
+    check_output(path)
+    if name == "clip.png":
+        Image.new("RGB", (8, 8)).save(path)
+    else:
+        write_video(path, clip, 25, replaceable=False)
+    with pytest.raises(ValueError, match="not a file that this command writes"):
+        check_output(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

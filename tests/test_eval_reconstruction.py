@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -397,6 +398,8 @@ def test_reconstruct_writes_what_it_saw(folder, tmp_path, capsys):
     assert main(["reconstruct", *videos, "--checkpoint", str(folder / "tok"), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "v1.mkv: PSNR" in printed and "spatial: adj" in printed
+    note = "  note: the video is too short: 3 of 9 frames of the clip repeat the last one"
+    assert printed.splitlines().count(note) == printed.count("note") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         f"{name}.{kind}" for name in ("v1", "v0-1", "v0-2") for kind in ("mp4", "png", "json", "safetensors")
     )
@@ -406,18 +409,18 @@ def test_reconstruct_writes_what_it_saw(folder, tmp_path, capsys):
     clip = read_clip(videos[0], FRAMES, SIZE)
     again = to_uint8(load_tokenizer(folder / "tok").decode(ids))
     assert facts["psnr"] == pytest.approx(psnr(clip[None], again).item())
-    assert len(facts["psnr_per_frame"]) == FRAMES and facts["repeated_frames"] == 0
+    assert len(facts["psnr_per_frame"]) == FRAMES and facts["missing_frames"] == 0
     assert [segment["name"] for segment in facts["segments"]] == ["adjective", "noun", "adverb", "verb"]
     assert len(facts["words"]["spatial"]) == 4 and len(facts["words"]["temporal"]) == 8
     info = probe(tmp_path / "v1.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (FRAMES, SIZE, 3 * SIZE, 12)
     shown = read_clip(tmp_path / "v1.mp4", FRAMES, None)[..., 16:, :SIZE]  # below the label
     assert psnr(shown[None], clip[None, ..., 16:, :]).item() > 30
-    assert json.loads((tmp_path / "v0-2.json").read_text())["repeated_frames"] == 3
+    assert json.loads((tmp_path / "v0-2.json").read_text())["missing_frames"] == 3
 
 
 def test_reconstruct_does_not_overwrite_what_it_reads(folder, tmp_path, capsys):
-    write_video(tmp_path / "v.mp4", read_clip(folder / "clips" / "v1.mkv", FRAMES, SIZE), 12)
+    write_video(tmp_path / "v.mp4", read_clip(folder / "clips" / "v1.mkv", FRAMES, SIZE), 12, replaceable=False)
     before, tokenizer = (tmp_path / "v.mp4").read_bytes(), str(folder / "tok")
     assert main(["reconstruct", str(tmp_path / "v.mp4"), "--checkpoint", tokenizer, "--out", str(tmp_path)]) == 2
     assert "v.mp4 is an input and would be overwritten" in capsys.readouterr().err
@@ -429,6 +432,10 @@ def test_reconstruct_does_not_overwrite_what_it_reads(folder, tmp_path, capsys):
         assert main([*command, f"{tmp_path}/out"]) == 2
         assert "choose another name" in capsys.readouterr().err and (tmp_path / "out" / name).stat().st_size == 19
         (tmp_path / "out" / name).unlink()
+    shutil.copy(tmp_path / "v.mp4", tmp_path / "out" / "v.mp4")
+    assert main([*command, f"{tmp_path}/out"]) == 2
+    assert "choose another name" in capsys.readouterr().err and (tmp_path / "out" / "v.mp4").read_bytes() == before
+    (tmp_path / "out" / "v.mp4").unlink()
     for _ in range(2):  # its own files are replaced
         assert main([*command, f"{tmp_path}/out"]) == 0
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -456,6 +457,20 @@ def test_frames_that_would_be_images_are_told(model, video):
     frames = video[:, :9].transpose(0, 1)
     with pytest.warns(UserWarning, match=r"9 images: if they are the frames of one clip, give video.transpose\(0, 1\)"):
         assert model.encode(frames).layout == model.layout.spatial
+
+
+def test_the_advice_on_shapes_makes_them_fit(model, video):
+    """Without the advice on images before it."""
+    clip = video[None, :, :9]
+    given = {"(T, H, W, 3)": clip[0].permute(1, 2, 3, 0), "(3, T, H, W)": clip[0]}
+    given |= {"(1, T, 3, H, W)": clip.transpose(1, 2), "(1, T, H, W, 3)": clip.permute(0, 2, 3, 4, 1)}
+    for shape, wrong in given.items():
+        with pytest.raises(ValueError, match=r": give video\.") as refused, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.encode(wrong)
+        assert torch.equal(eval(str(refused.value).rpartition("give ")[2], {"video": wrong}), clip), shape
+    with pytest.raises(ValueError, match=r"give video.transpose\(0, 1\).unsqueeze\(0\)$"):
+        model.encode_long(video.transpose(0, 1))
 
 
 def test_weights_of_half_precision_are_refused(video):

@@ -48,7 +48,11 @@ def test_check_video_gives_float32(dtype, check_range):
     [
         ([[0.0]], "must be a torch tensor, got list"),
         (np.zeros((1, 3, 5, 4, 4)), "got ndarray: give torch.from_numpy"),
-        (torch.zeros(3, 5, 4, 4), r"\(batch, 3, frames, height, width\), got \(3, 5, 4, 4\): give video\[None\]$"),
+        (
+            torch.zeros(3, 5, 4, 4),
+            r"\(batch, 3, frames, height, width\), got \(3, 5, 4, 4\): give video.unsqueeze\(0\)$",
+        ),
+        (torch.zeros(5, 4, 4, 3), r"got \(5, 4, 4, 3\): give video.permute\(3, 0, 1, 2\).unsqueeze\(0\)$"),
         (torch.zeros(1, 5, 3, 4, 4), r"got \(1, 5, 3, 4, 4\): give video.transpose\(1, 2\)$"),
         (torch.zeros(1, 5, 4, 4, 3), r"got \(1, 5, 4, 4, 3\): give video.permute\(0, 4, 1, 2, 3\)$"),
         (torch.zeros(5, 4, 4), r"got \(5, 4, 4\)$"),

@@ -10,6 +10,7 @@ import pytest
 
 from sweettok import store
 from sweettok.store import (
+    COMMENT,
     InUseError,
     check_output,
     check_output_folder,
@@ -22,6 +23,7 @@ from sweettok.store import (
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(30)
 MP4 = b"\0\0\0 ftypisom" + bytes(30)
+MARK = COMMENT.encode()
 
 
 def names(folder):
@@ -106,7 +108,7 @@ def aliases(path):
 
 def test_an_input_is_no_output(tmp_path):
     path = tmp_path / "clip.mp4"
-    path.write_bytes(MP4)
+    path.write_bytes(MP4 + MARK)
     for alias in aliases(path):
         with pytest.raises(ValueError, match="is an input and would be overwritten"):
             check_output(alias, (".mp4",), [None, str(path)])
@@ -136,8 +138,12 @@ def test_files_of_saved_models_are_safe(tmp_path):
     ("name", "ours", "others"),
     [
         ("a.json", [b'{"kind": "scan"}', b""], [b'{"name": "my settings"}', b"[1]", b"{", PNG]),
-        ("a.png", [PNG], [MP4, b"text"]),
-        ("a.mp4", [MP4], [PNG, b"text"]),
+        ("a.png", [PNG + MARK], [PNG, MP4, b"text"]),
+        (
+            "a.mp4",
+            [MP4 + bytes(10**5) + MARK + bytes(10), MP4 + MARK],
+            [MP4, PNG, b"text", MP4 + bytes(5000) + MARK + bytes(5000)],
+        ),
         ("a.txt", [b"clip.mp4\t1\n"], [PNG]),
         ("a.safetensors", [b""], [b"\x10\0\0\0\0\0\0\0{}"]),  # could be anybody's weights
     ],

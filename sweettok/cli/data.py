@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from sweettok.cli.main import Command
-from sweettok.cli.options import add_seed, add_workers, integer, real
+from sweettok.cli.options import add_checkpoint, add_seed, add_workers, integer, real
 from sweettok.data.config import DataConfig
 from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import list_lines, read_entries, write_list
@@ -19,7 +19,11 @@ from sweettok.data.scan import KINDS, scan
 from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import verify
 from sweettok.data.writer import write_lines
+from sweettok.eval.tokenizers import clip_frames, load_tokenizer, preprocessing_of
+from sweettok.hub import model_folder
 from sweettok.store import check_output, check_output_folder
+
+FRAMES = 17  # of a clip of the released models
 
 
 def _scan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +36,9 @@ def _scan_arguments(parser: argparse.ArgumentParser) -> None:
         help="another list, such as the validation list, that must share no clip with it",
     )
     add("--against-root", type=Path, help="folder that paths in the other list are relative to")
-    add("--frames", type=integer(), default=17, help="frames of a clip (default: 17)")
-    add("--stride", type=integer(), default=1, help="distance between the frames of a clip (default: 1)")
+    add_checkpoint(parser, "the tokenizer that the clips are for, which sets --frames and --stride", required=False)
+    add("--frames", type=integer(), metavar="N", help=f"frames of a clip (default: {FRAMES}, or the model's)")
+    add("--stride", type=integer(), metavar="N", help="distance between a clip's frames (default: 1, or the model's)")
     add_workers(parser, min(8, os.cpu_count() or 1))
     seconds = DataConfig.read_timeout
     text = f"time limit of reading a file (default: {seconds:g}, as data.read_timeout)"
@@ -59,19 +64,25 @@ def _scan(args: argparse.Namespace) -> int:
             return lines.issuperset(path.read_text(encoding="utf-8", errors="replace").splitlines())
 
         check_output(args.write_clean, (".txt",), inputs, owned=of_this_list)
-    problems = scan(entries, against, args.frames, args.stride, args.workers, True, args.timeout)
+    frames, stride = _clip_length(args)
+    problems = scan(entries, against, frames, stride, args.workers, True, args.timeout)
     for problem in problems:
         print(problem)
     counts = Counter(problem.kind for problem in problems)
     found = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind]) or "no problems"
     print(f"{args.list}: {len(entries)} clips, {found}")
     if args.report:
-        settings = {name: getattr(args, name) for name in ("list", "against", "frames", "stride", "timeout")}
+        settings = {name: getattr(args, name) for name in ("list", "against", "timeout")}
+        settings |= {"frames": frames, "stride": stride}
         rows = [{"kind": p.kind, "path": p.entry.path, "where": p.entry.where, "detail": p.detail} for p in problems]
         report = {"kind": "scan", **settings, "clips": len(entries), "problems": rows}
         write_lines(args.report, [json.dumps(report, indent=2, default=str)])
     if args.write_clean is None:
-        return _report([f"{len({p.entry.where for p in problems})} clips have problems"] if problems else [])
+        advice = ""
+        if counts["short"] and args.checkpoint is None and args.frames is None:
+            advice = f"; {counts['short']} have fewer than {frames} frames: if the model needs fewer, give --checkpoint"
+            advice += " MODEL or --frames N"
+        return _report([f"{len({p.entry.where for p in problems})} clips have problems{advice}"] if problems else [])
     bad = {problem.entry.where for problem in problems}
     clean = [entry for entry in entries if entry.where not in bad]
     if not clean:
@@ -79,6 +90,15 @@ def _scan(args: argparse.Namespace) -> int:
     write_list(args.write_clean, ((os.path.relpath(entry.path, base), entry.label) for entry in clean))
     print(f"{args.write_clean}: {len(clean)} clips")
     return 0
+
+
+def _clip_length(args: argparse.Namespace) -> tuple[int, int]:
+    """Frames and stride of a clip: as given, or else as the model has them."""
+    frames, stride = FRAMES, 1
+    if args.checkpoint is not None:
+        tokenizer = load_tokenizer(model_folder(args.checkpoint))
+        frames, stride = clip_frames(tokenizer), preprocessing_of(tokenizer).stride
+    return args.frames or frames, args.stride or stride
 
 
 def _synthetic_arguments(parser: argparse.ArgumentParser) -> None:

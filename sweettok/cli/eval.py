@@ -157,6 +157,9 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         if args.whole:
             clips = f"{facts['clips']} clips of {clips}, seams {facts['seams']:+.2f} grey levels"
         print(f"{facts['video']}: PSNR {facts['psnr']:.2f} dB, {clips} -> {facts['files']}")
+        if missing := facts.get("missing_frames"):
+            filled = "repeat the last one" if facts["preprocessing"]["short"] == "repeat" else "are black"
+            print(f"  note: the video is too short: {missing} of {facts['clip']['frames']} frames of the clip {filled}")
         for branch, queries in facts["words"].items():
             if queries:  # images have no temporal queries
                 print(f"  {branch}: " + "; ".join(queries))

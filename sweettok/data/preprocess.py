@@ -17,6 +17,7 @@ from sweettok.config import choice, whole
 from sweettok.data.backends import ClipError
 from sweettok.data.reader import SHORT, Size, is_image, open_video, read_clip, read_image
 from sweettok.data.resize import RESIZES, Fit, center
+from sweettok.pixels import remedy
 
 POSITIONS = ("first", "center", "last")  # of one clip in a video
 
@@ -65,7 +66,8 @@ def open_frames(
     if isinstance(source, Tensor):
         video = source[0] if source.ndim == 5 and len(source) == 1 else source
         if video.ndim != 4 or video.shape[0] != 3 or video.numel() == 0:
-            raise ValueError(f"a long video must have shape (3, frames, height, width), got {tuple(source.shape)}")
+            shape = f"{tuple(source.shape)}{remedy(source.shape)}"
+            raise ValueError(f"a long video must have shape (3, frames, height, width), got {shape}")
         fit = Fit(resize, (video.shape[2], video.shape[3]), size)
         yield FrameStream((fit.apply(frame) for frame in video.unbind(1)[:max_frames]), fit, None)
     elif not isinstance(source, str | Path):

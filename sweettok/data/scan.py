@@ -40,7 +40,8 @@ class Problem:
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.entry.where}: {self.entry.path} {KINDS[self.kind]} ({self.detail})"
+        where, path = self.entry.where, str(self.entry.path)
+        return f"{path if where == path else f'{where}: {path}'} {KINDS[self.kind]} ({self.detail})"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def scan(
         if fact.kind is not None:
             problems.append(Problem(fact.kind, entry, fact.detail))
         elif fact.num_frames < span:
-            problems.append(Problem("short", entry, f"{fact.num_frames} of {span}"))
+            problems.append(Problem("short", entry, f"{fact.num_frames} of {span} frames"))
         names = [name for name in (fact.digest, f"key {entry.key}") if name is not None]
         same = next((seen[name] for name in names if name in seen), None)
         if same is not None:
@@ -106,7 +107,7 @@ def inspect(path: Path, timeout: float, decode: bool = True) -> Facts:
     try:
         return read_within(timeout, path, partial(_inspect, path, decode))
     except ClipError as error:
-        return Facts(kind="slow", detail=str(error))
+        return Facts(kind="slow", detail=_reason(path, error))
 
 
 def _inspect(path: Path, decode: bool) -> Facts:
@@ -118,8 +119,12 @@ def _inspect(path: Path, decode: bool) -> Facts:
         if decode:
             num_frames = read_image(path, None).shape[1] if is_image(path) else count_frames(path)
     except (ClipError, OSError) as error:
-        return Facts(content, kind="unreadable", detail=str(error))
+        return Facts(content, kind="unreadable", detail=_reason(path, error))
     return Facts(content, num_frames)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _group(entry: Entry) -> str | None:

@@ -299,7 +299,7 @@ def write_synthetic(
         key = f"videos/{CLASSES[label]}/{split}_{number:05d}"
         path = out / f"{key}.mp4"
         if not path.exists():
-            write_video(path, scene.draw(frames, height, width), fps, full_chroma=True)
+            write_video(path, scene.draw(frames, height, width), fps, full_chroma=True, replaceable=False)
         lists[split].append((f"{key}.mp4", label))
         caption = scene.caption()
         captions.append(json.dumps({"key": key, "text": caption.text, "words": caption.content}))

@@ -165,9 +165,13 @@ def verify(folder: str | Path, content: bool = True) -> list[str]:
     Args:
         content: read all ids and compare their SHA-256; otherwise only sizes, shapes and types are checked.
     """
-    manifest, problems = TokenManifest.read(folder), []
+    manifest = TokenManifest.read(folder)
     read_clips(Path(folder), manifest)
-    missing = set(manifest.missing(folder))
+    return _damaged_shards(folder, manifest, content)
+
+
+def _damaged_shards(folder: str | Path, manifest: TokenManifest, content: bool) -> list[str]:
+    problems, missing = [], set(manifest.missing(folder))
     for shard in range(manifest.num_shards):
         if shard in missing:
             continue
@@ -187,7 +191,8 @@ class TokenDataset(Dataset):
     An item is {"ids": int64 (L,), "label": int, -1 without labels, "key": str of the source clip}, with given frames
     also "given": int64 (L,). An index may be (epoch, index); the epoch has no effect.
 
-    Raises FileNotFoundError for a folder without tokens, ValueError for an incomplete one and for damaged shards.
+    Raises FileNotFoundError for a folder without tokens, ValueError for an incomplete one and for damaged shards. When
+    opened, only the sizes, shapes and types of shards are checked; `verify` also compares their content.
     """
 
     def __init__(self, folder: str | Path):
@@ -200,6 +205,9 @@ class TokenDataset(Dataset):
             found = f"{len(missing)} of {about.num_shards} shards are missing"
             raise ValueError(f"{folder}: {found}: run the command that writes it again, it writes what is left")
         self.keys, self.labels = read_clips(self.folder, about)
+        damaged = _damaged_shards(folder, about, content=False)
+        if damaged:
+            raise ValueError(f"{damaged[0]}; sweettok data verify {folder} checks all shards")
         self._shards: dict[int, dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

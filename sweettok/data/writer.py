@@ -9,13 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweettok.store import write_aside
+from sweettok.store import COMMENT, write_aside
 
 CRF = "16"
 
 
 def write_video(
-    path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, lossless: bool = False, full_chroma: bool = False
+    path: str | Path,
+    frames: Tensor | Iterable[Tensor],
+    fps: float,
+    lossless: bool = False,
+    full_chroma: bool = False,
+    replaceable: bool = True,
 ) -> None:
     """Write a video file of exactly the size of the frames at `fps`, without sound.
 
@@ -24,6 +29,7 @@ def write_video(
         lossless: H.264 in RGB, or FFV1 if the suffix is .mkv. Otherwise H.264 with 4:2:0 chroma, which all video
             software can show.
         full_chroma: 4:4:4 chroma; always used for odd sizes.
+        replaceable: whether `store.check_output` lets commands replace the file, by a comment in its metadata.
     """
     import av
 
@@ -32,6 +38,8 @@ def write_video(
         raise ValueError(f"fps must be above 0, and at least 0.001, got {fps}")
     path, stream, count = Path(path), None, 0
     with write_aside(path) as aside, av.open(str(aside), "w") as container:
+        if replaceable:
+            container.metadata["comment"] = COMMENT
         for block in (frames,) if isinstance(frames, Tensor) else frames:
             _check(block, 4, "(3, T, H, W)")
             count += block.shape[1]
@@ -59,12 +67,15 @@ def _encoding(path: Path, lossless: bool, full_chroma: bool) -> tuple[str, str, 
 
 
 def write_png(path: str | Path, image: Tensor) -> None:
-    """uint8 (3, H, W) -> a PNG file."""
+    """uint8 (3, H, W) -> a PNG file, which commands may replace."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
+    info = PngInfo()
+    info.add_text("Comment", COMMENT)
     _check(image, 3, "(3, H, W)")
     with write_aside(Path(path)) as aside:
-        Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(aside, format="PNG")
+        Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(aside, format="PNG", pnginfo=info)
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sweettok.eval.metrics import mean_with_interval
 from sweettok.eval.report import DISTANCES, SCORES, figures, read_report
-from sweettok.store import write_aside
+from sweettok.store import COMMENT, write_aside
 
 COLUMNS = ("bits_per_clip", *SCORES, *DISTANCES)
 AXES = {**DISTANCES, "psnr": "PSNR, dB"}  # y axes of the plot, in order of preference
@@ -124,7 +124,7 @@ def _scatter(path: str | Path, points: dict[str, tuple[float, float]], title: st
     axes.margins(0.15)
     axes.grid(alpha=0.4)
     with write_aside(Path(path)) as aside:
-        figure.savefig(aside, format="png")
+        figure.savefig(aside, format="png", metadata={"Comment": COMMENT})
 
 
 def _figure(value: float | None) -> str:

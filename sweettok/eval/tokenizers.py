@@ -55,6 +55,11 @@ def preprocessing_of(tokenizer: Any) -> Preprocessing:
     return getattr(tokenizer.config, "preprocessing", None) or Preprocessing()
 
 
+def clip_frames(tokenizer: Any) -> int:
+    """Frames of the clip that a tokenizer is configured for."""
+    return getattr(tokenizer, "clip_frames", None) or tokenizer.config.num_frames
+
+
 def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
     """Encode and decode uint8 clips (B, 3, T, H, W).
 

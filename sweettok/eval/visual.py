@@ -16,12 +16,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sweettok.data.preprocess import Preprocessing
-from sweettok.data.reader import VideoInfo, probe
+from sweettok.data.reader import VideoInfo, clip_places, probe
 from sweettok.data.writer import compare, film_strip, write_png, write_video
 from sweettok.distributed import join_processes
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
-from sweettok.eval.tokenizers import load_tokenizer, preprocessing_of, round_trip
+from sweettok.eval.tokenizers import clip_frames, load_tokenizer, preprocessing_of, round_trip
 from sweettok.pixels import to_uint8
 from sweettok.store import check_output, write_aside
 from sweettok.tokenizer.model import SweetTok
@@ -92,8 +92,8 @@ def _clip(
     tokenizer: Any, path: str | Path, stem: Path, steps: Preprocessing, start: int | None, info: VideoInfo
 ) -> dict[str, Any]:
     config = tokenizer.config
-    frames = tokenizer.clip_frames if isinstance(tokenizer, SweetTok) else config.num_frames
-    clip = steps.read(path, frames, (config.height, config.width), start)
+    clip = steps.read(path, clip_frames(tokenizer), (config.height, config.width), start)
+    found = len(clip_places(info.num_frames, clip.shape[1], steps.position, steps.stride, start))
     trip = round_trip(tokenizer, clip[None].to(next(tokenizer.parameters()).device))
     shown = to_uint8(trip.video).cpu()
     write_video(f"{stem}.mp4", compare(clip, shown[0], labels=LABELS), info.fps or DEFAULT_FPS)
@@ -103,7 +103,7 @@ def _clip(
     return {
         "clip": {"frames": clip.shape[1], "height": config.height, "width": config.width, "start": start},
         "preprocessing": asdict(steps),
-        "repeated_frames": max(0, clip.shape[1] - info.num_frames),
+        "missing_frames": clip.shape[1] - found,
         "psnr": psnr(clip[None], shown).item(),
         "psnr_per_frame": frame_psnr(clip[None], shown)[0].tolist(),
         "ids_per_clip": trip.ids[0].numel(),

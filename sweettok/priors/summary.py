@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sweettok.priors.build import Built, Rules
 from sweettok.priors.graph import SIDES, Prior, WordGraph, normalised_adjacency
-from sweettok.store import write_aside
+from sweettok.store import COMMENT, write_aside
 
 
 class WordList(NamedTuple):
@@ -146,7 +146,7 @@ def plot(prior: Prior, path: Path) -> None:
         axis.set(title=title, xlabel="rank")
         axis.legend()
     with write_aside(path) as aside:
-        figure.savefig(aside, dpi=150)
+        figure.savefig(aside, format="png", dpi=150, metadata={"Comment": COMMENT})
 
 
 def smoothed(graph: WordGraph) -> Tensor:

@@ -83,9 +83,7 @@ class ProxyTokenizer(Pretrained):
 
         Raises ValueError for shapes, types and values that do not fit.
         """
-        if isinstance(video, Tensor) and video.ndim == 4:
-            video = video.unsqueeze(2)
-        video = pixels.check_video(video)
+        video = pixels.check_video(pixels.as_clips(video))
         self.config.check_clip(*video.shape[2:])
         return self.codebook.nearest(self.features(video))
 

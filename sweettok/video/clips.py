@@ -161,10 +161,10 @@ class ClipMethods(ClipTokenizer, Generic[Output]):
         Options are those of the class. Raises ValueError for other shapes, types and ranges.
         """
         video = self.read(source, **options)
-        if isinstance(video, Tensor) and video.ndim == 4 and 1 < len(video) == self.config.num_frames:
-            text = f"{len(video)} images: if they are the frames of one clip, give video.transpose(0, 1)[None]"
+        images, video = video, pixels.as_clips(video)
+        if video is not images and 1 < len(images) == self.config.num_frames:
+            text = f"{len(images)} images: if they are the frames of one clip, give video.transpose(0, 1)[None]"
             warnings.warn(text, stacklevel=3)
-        video = pixels.as_clips(video)
         video = pixels.check_video(video.to(self.device) if isinstance(video, Tensor) else video)
         self.check_clip(*video.shape[2:])
         return video
