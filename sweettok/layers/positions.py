@@ -1,4 +1,4 @@
-"""Position encodings: rotary angles of sequences and grids, and the position convolution."""
+"""Position encodings: rotary angles of sequences and grids, sinusoids, and the position convolution."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def grid_rotary_angles(height: int, width: int, head_dim: int, device: torch.dev
     xy = torch.stack((x.repeat(height), y.repeat_interleave(width, output_size=height * width)), dim=-1)
     angles = (_frequencies(head_dim, 4, device)[:, None] * xy[:, None]).flatten(1)
     return torch.stack((angles.cos(), angles.sin()))
+
+
+def sinusoids(count: int, dim: int, device: torch.device) -> Tensor:
+    """(count, dim): sines and cosines of positions 0, 1, ..., to be added to tokens."""
+    angles = torch.arange(count, device=device)[:, None] * _frequencies(dim, 2, device)
+    return torch.cat((angles.sin(), angles.cos()), dim=1)[:, :dim]
 
 
 def _frequencies(head_dim: int, step: int, device: torch.device) -> Tensor:

@@ -35,7 +35,7 @@ class WordGraph:
             _check_words(name, getattr(self, name))
         total = len(self.modifiers) + len(self.heads)
         _check_tensor("vectors", self.vectors, torch.float32, (total, None))
-        if self.vectors.shape[1] == 0 or not self.vectors.isfinite().all():
+        if self.vectors.shape[1] == 0 or (~self.vectors.isfinite()).any():
             raise ValueError("vectors must be finite and have at least one column")
         _check_tensor("edges", self.edges, torch.int64, (2, None))
         if self.edges.numel() and (self.edges.min() < 0 or self.edges.max() >= total):
@@ -73,6 +73,28 @@ class Prior:
 
     spatial: WordGraph
     temporal: WordGraph
+
+
+def all_words(prior: Prior) -> WordGraph:
+    """All words of both graphs as one list without edges: the modifiers of both, then all other words.
+
+    A word that is in several lists is in the result once, with its first vector. ValueError for vectors of two widths.
+    """
+    graphs = prior.spatial, prior.temporal
+    if prior.spatial.dim != prior.temporal.dim:
+        raise ValueError(
+            f"one list of all words needs vectors of one width, got {prior.spatial.dim} (spatial) and "
+            f"{prior.temporal.dim} (temporal)"
+        )
+    modifiers = dict.fromkeys(word for graph in graphs for word in graph.modifiers)
+    heads = dict.fromkeys(word for graph in graphs for word in graph.heads if word not in modifiers)
+    rows = {}
+    for start, graph in zip((0, len(prior.spatial.words)), graphs, strict=True):
+        for row, word in enumerate(graph.words, start):
+            rows.setdefault(word, row)
+    order = torch.tensor([rows[word] for word in (*modifiers, *heads)])
+    vectors = torch.cat([graph.vectors for graph in graphs])[order]
+    return WordGraph(tuple(modifiers), tuple(heads), vectors, torch.zeros(2, 0, dtype=torch.int64))
 
 
 def _check_words(name: str, words) -> None:

@@ -26,6 +26,7 @@ from sweettok.priors.graph import Prior, WordGraph
 from sweettok.priors.io import load_prior
 from sweettok.proxy.config import ProxyConfig
 from sweettok.proxy.model import ProxyTokenizer
+from sweettok.tokenizer.base import codebook_prefix
 from sweettok.tokenizer.config import TokenizerConfig, WordsConfig
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
@@ -126,7 +127,7 @@ class SizesOnly(Inputs):
             config, graphs = build(TokenizerConfig, about["config"]), []
             with safe_open(folder / "model.safetensors", framework="pt") as file:
                 for branch, words in about["assets"]["words"].items():
-                    names = (f"{branch}_quantizer.codebook.{name}" for name in ("vectors", "edges"))
+                    names = (codebook_prefix(config, branch) + name for name in ("vectors", "edges"))
                     dim, edges = (file.get_slice(name).get_shape()[1] for name in names)
                     graphs.append(empty_graph(*map(len, words), dim, edges))
             return SweetTok(config, Prior(*graphs) if len(graphs) == 2 else graphs[0])

@@ -57,6 +57,11 @@ class Stage1Task(CodeTask):
 
     def __init__(self, run: Stage1Run, inputs: Inputs | None = None):
         inputs = inputs or Inputs()
+        if run.loss.auxiliary_weight > 0 and run.tokenizer.compression == "flat_queries":
+            raise ValueError(
+                "loss.auxiliary_weight needs temporal tokens that belong to positions, and those of "
+                "tokenizer.compression flat_queries do not: set it to 0"
+            )
         super().__init__(run, inputs.prior(run.prior, run.tokenizer.words), inputs)
         self.open_clips(inputs, run.data, run.tokenizer.proxy)
         found = start_from(self.model, run.init) if run.init and inputs.readable else {}

@@ -14,13 +14,13 @@ from torch.nn.functional import interpolate
 from sweettok.config import to_dict
 from sweettok.hub import Pretrained
 from sweettok.layers.initialisation import init_linears
-from sweettok.priors.graph import Prior, WordGraph
+from sweettok.priors.graph import Prior, WordGraph, all_words
 from sweettok.proxy.model import PixelDecoder
 from sweettok.tokenizer.card import CARD
-from sweettok.tokenizer.codebook import LanguageCodebook
+from sweettok.tokenizer.codebook import CODEBOOKS
 from sweettok.tokenizer.config import TokenizerConfig, WordsConfig
-from sweettok.tokenizer.decoder import QueryDecoder
-from sweettok.tokenizer.encoder import QueryEncoder
+from sweettok.tokenizer.decoder import Decoder
+from sweettok.tokenizer.encoder import Encoder
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.output import EmbeddingMatrix, LongTokens, TokenOutput
 from sweettok.tokenizer.quantizer import LanguageQuantizer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Settings that the ids of a clip tensor do not depend on, and the prefixes of such weights.
-NOT_HASHED = ("pixel_path", "head_hidden", "decoder_spatial", "decoder_temporal", "preprocessing")
+NOT_HASHED = ("pixel_path", "head_hidden", "decoder_spatial", "decoder_temporal", "decoder_order", "preprocessing")
 NOT_HASHED_WEIGHTS = ("decoder.", "pixel_decoder.")
 # Parameters with a row for each position of the latent grid; the size of no other parameter depends on the grid.
 GRID_TABLES = (
@@ -39,6 +39,20 @@ GRID_TABLES = (
     "encoder.temporal_positions",
     "decoder.temporal_positions",
     "decoder.positions",
+)
+
+
+# Parameters that start as random rows, in the order in which they are drawn.
+RANDOM_ROWS = (
+    "encoder.spatial_queries",
+    "encoder.spatial_positions",
+    "encoder.temporal_queries",
+    "encoder.temporal_positions",
+    "encoder.positions",
+    "decoder.spatial_positions",
+    "decoder.temporal_positions",
+    "decoder.positions",
+    "decoder.mask_token",
 )
 
 
@@ -50,10 +64,10 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
     long_class = LongTokens
 
     config: TokenizerConfig
-    encoder: QueryEncoder
+    encoder: Encoder
     spatial_quantizer: LanguageQuantizer
     temporal_quantizer: LanguageQuantizer | None  # None in a tokenizer of images
-    decoder: QueryDecoder
+    decoder: Decoder
     pixel_decoder: PixelDecoder | None  # None if config.pixel_path is "none"
 
     @property
@@ -118,7 +132,7 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
     @property
     def device(self) -> torch.device:
         """Where the weights are; inputs are moved there."""
-        return self.encoder.spatial_queries.device
+        return self.decoder.positions.device
 
     @property
     def clip_frames(self) -> int:
@@ -153,7 +167,7 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
 
     def check_precision(self) -> None:
         """Raise ValueError unless weights are float32."""
-        dtype = self.encoder.spatial_queries.dtype
+        dtype = self.decoder.positions.dtype
         if dtype != torch.float32:
             raise ValueError(f"weights are {dtype}, expected float32: call .float(), and use torch.autocast for speed")
 
@@ -175,7 +189,7 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
 
         def graph(branch: str) -> WordGraph:
             modifiers, heads = map(tuple, assets["words"][branch])
-            prefix = f"{branch}_quantizer.codebook."
+            prefix = codebook_prefix(config, branch)
             return WordGraph(modifiers, heads, tensors[f"{prefix}vectors"], tensors[f"{prefix}edges"])
 
         spatial = graph("spatial")
@@ -202,21 +216,12 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
 
         The pixel decoder keeps its weights: they come from a trained proxy.
         """
-        encoder, decoder, dim = self.encoder, self.decoder, self.config.block.dim
-        init_linears(encoder, dim)
-        init_linears(decoder, dim)
-        for tokens in (
-            encoder.spatial_queries,
-            encoder.spatial_positions,
-            encoder.temporal_queries,
-            encoder.temporal_positions,
-            decoder.spatial_positions,
-            decoder.temporal_positions,
-            decoder.positions,
-            decoder.mask_token,
-        ):
-            if tokens is not None:
-                nn.init.normal_(tokens, std=dim**-0.5)
+        dim, parameters = self.config.block.dim, dict(self.named_parameters())
+        init_linears(self.encoder, dim)
+        init_linears(self.decoder, dim)
+        for name in RANDOM_ROWS:
+            if name in parameters:
+                nn.init.normal_(parameters[name], std=dim**-0.5)
 
     def warm_start(self, video: Tensor) -> None:
         """Fit fresh weights to float clips (B, 3, T, H, W) and to the proxy (see `use_proxy`), before any training.
@@ -238,11 +243,14 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
         train it further before use, especially with `temporal_peg: scrambled`, which depends on the grid. `ids_hash`
         differs.
 
-        Raises ValueError, with the multiples that fit, for a size that patches and windows do not divide.
+        Raises ValueError, with the multiples that fit, for a size that patches and windows do not divide, and for
+        `compression` flat_queries and linear.
         """
         if not (isinstance(height, int) and isinstance(width, int)):
             raise ValueError(f"height and width must be whole numbers of pixels; got {height!r} and {width!r}")
         config = replace(self.config, proxy=replace(self.config.proxy, height=height, width=width))
+        if config.compression != "dqae" and config.grid != self.config.grid:
+            raise ValueError(f"with tokenizer.compression {config.compression}, weights are of one size only")
         make: Any = type(self)
         model, state = make(config, self.prior), self.state_dict()
         if config.grid != self.config.grid:
@@ -250,7 +258,7 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
                 name: _resized(state[name], self.config.grid, config.grid) for name in GRID_TABLES if name in state
             }
         model.load_state_dict(state)
-        return model.to(self.encoder.spatial_queries).train(self.training)
+        return model.to(self.decoder.positions).train(self.training)
 
     @torch.no_grad()
     def embedding_matrix(self, offset: int = 0) -> EmbeddingMatrix:
@@ -284,9 +292,21 @@ def _resized(table: Tensor, old: tuple[int, int, int], new: tuple[int, int, int]
     return interpolate(grid, size=new[1:], mode="bicubic", antialias=True)[0].flatten(1).T
 
 
-def check_words(words: WordsConfig, prior: Prior | WordGraph) -> WordsConfig:
-    """Sizes of the word lists of a prior. Raises ValueError if `words` has another size."""
-    spatial, temporal = (prior.spatial, prior.temporal) if isinstance(prior, Prior) else (prior, None)
+def word_graphs(config: TokenizerConfig, prior: Prior | WordGraph) -> tuple[WordGraph, WordGraph | None]:
+    """Graphs of the spatial and of the temporal branch: those of the prior, or all its words for both branches.
+
+    ValueError for `codebook` language with the spatial graph alone.
+    """
+    if config.codebook == "language":
+        if not isinstance(prior, Prior):
+            raise ValueError("tokenizer.codebook language has the words of both branches: give both word graphs")
+        words = all_words(prior)
+        return words, words
+    return (prior.spatial, prior.temporal) if isinstance(prior, Prior) else (prior, None)
+
+
+def check_words(words: WordsConfig, spatial: WordGraph, temporal: WordGraph | None) -> WordsConfig:
+    """Sizes of the word lists of the branches. Raises ValueError if `words` has another size."""
     found = {"adjectives": spatial.num_modifiers, "nouns": spatial.num_heads}
     if temporal is not None:
         found |= {"adverbs": temporal.num_modifiers, "verbs": temporal.num_heads}
@@ -300,7 +320,16 @@ def check_words(words: WordsConfig, prior: Prior | WordGraph) -> WordsConfig:
     return WordsConfig(**found)
 
 
-def make_quantizer(config: TokenizerConfig, graph: WordGraph) -> LanguageQuantizer:
-    """The quantizer of a branch, over the codebook of its word graph."""
-    codebook = LanguageCodebook(graph, config.graph_hidden, config.codebook_dim, config.graph_dropout)
+def make_quantizer(
+    config: TokenizerConfig, graph: WordGraph, other: LanguageQuantizer | None = None
+) -> LanguageQuantizer:
+    """The quantizer of a branch, over the codebook of its word graph, or that of the `other` branch (language)."""
+    if config.codebook == "language" and other is not None:
+        return LanguageQuantizer(other.codebook, config.modifiers_per_query, config.lookup, shared=True)
+    codebook = CODEBOOKS[config.codebook](graph, config.graph_hidden, config.codebook_dim, config.graph_dropout)
     return LanguageQuantizer(codebook, config.modifiers_per_query, config.lookup)
+
+
+def codebook_prefix(config: TokenizerConfig, branch: str) -> str:
+    """Where the state dict holds the codebook of a branch."""
+    return f"{'spatial' if config.codebook == 'language' else branch}_quantizer.codebook."

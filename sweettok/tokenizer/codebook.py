@@ -33,8 +33,7 @@ class LanguageCodebook(nn.Module):
         super().__init__()
         self.graph_words = (graph.modifiers, graph.heads)
         self.dropout = dropout
-        self.conv1 = GraphConv(graph.dim, hidden)
-        self.conv2 = GraphConv(hidden, out_dim)
+        self.make_weights(graph, hidden, out_dim)
         self.register_buffer("vectors", graph.vectors.clone())
         self.register_buffer("edges", graph.edges.clone())
         self.register_buffer("places", None, persistent=False)
@@ -51,6 +50,10 @@ class LanguageCodebook(nn.Module):
         if not torch.compiler.is_compiling():
             self._update()
         return self.project() if self._codes is None else self._codes
+
+    def make_weights(self, graph: WordGraph, hidden: int, out_dim: int) -> None:
+        self.conv1 = GraphConv(graph.dim, hidden)
+        self.conv2 = GraphConv(hidden, out_dim)
 
     def project(self) -> Tensor:
         """Codes (V, C), float32, computed from the present weights, with dropout in training mode."""
@@ -73,6 +76,10 @@ class LanguageCodebook(nn.Module):
         tables = self.project().split(list_sizes)
         scale = deviation / torch.stack([table.std(0) for table in tables]).mean(0)
         middle = torch.stack([table.mean(0) for table in tables]).mean(0)
+        self.transform_codes(scale, middle)
+
+    def transform_codes(self, scale: Tensor, middle: Tensor) -> None:
+        """Change the weights so that codes c become scale * (c - middle)."""
         self.conv2.lin.weight.mul_(scale[:, None])
         self.conv2.bias.copy_(scale * (self.conv2.bias - middle))
 
@@ -115,6 +122,40 @@ class LanguageCodebook(nn.Module):
         else:  # meta or sharded: the values are not known, so no entries can be merged
             entries = 2 * self.edges.shape[1] + len(self.vectors)
             self.places, self.values = self.edges.new_zeros(2, entries), self.vectors.new_zeros(entries)
+
+
+class LinearCodebook(LanguageCodebook):
+    """A linear layer over the word vectors, without the graph: the paper's plain language codebook."""
+
+    def make_weights(self, graph: WordGraph, hidden: int, out_dim: int) -> None:
+        self.projection = nn.Linear(graph.dim, out_dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def project(self) -> Tensor:
+        with torch.autocast(self.vectors.device.type, enabled=False):
+            return self.projection(self.vectors)
+
+    def transform_codes(self, scale: Tensor, middle: Tensor) -> None:
+        self.projection.weight.mul_(scale[:, None])
+        self.projection.bias.copy_(scale * (self.projection.bias - middle))
+
+
+class LearnedCodebook(LanguageCodebook):
+    """A learned vector for each word, as in VQ-VAE: the words are names without influence on the codes."""
+
+    def make_weights(self, graph: WordGraph, hidden: int, out_dim: int) -> None:
+        self.table = nn.Parameter(torch.randn(len(graph.words), out_dim) * out_dim**-0.5)
+
+    def project(self) -> Tensor:
+        return self.table.clone()  # kept codes must not be the parameter itself
+
+    def transform_codes(self, scale: Tensor, middle: Tensor) -> None:
+        self.table.copy_(scale * (self.table - middle))
+
+
+# By `TokenizerConfig.codebook`.
+CODEBOOKS = {"mlc": LanguageCodebook, "language": LinearCodebook, "learned": LearnedCodebook}
 
 
 def _refresh(codebook: LanguageCodebook, _: Any) -> None:

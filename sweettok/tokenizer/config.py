@@ -38,14 +38,24 @@ class TokenizerConfig:
     # nearest word of its two lists together (paper).
     lookup: str = "modifiers_and_head"
     modifiers_per_query: int = 2  # modifiers of a query with lookup "modifiers_and_head"
+    # Codes of the words: "mlc", graph convolutions over the word vectors, with a list of words for each branch (paper,
+    # release); "language", a linear layer over the word vectors, one list of all words for both branches; or "learned",
+    # free vectors, for which words are names only. The last two are for comparison.
+    codebook: str = "mlc"
     codebook_dim: int = 256  # width of a word's code
     graph_hidden: int = 256  # hidden width of the graph convolutions over the words
     graph_dropout: float = 0.5  # dropout between them while training
+    # How the patch grid becomes tokens: "dqae", queries of two branches (paper, release); or for comparison, with as
+    # many tokens, "flat_queries", one set of queries that see all patches, or "linear", down-sampling by linear layers.
+    compression: str = "dqae"
     # Input of the spatial branch: "all_slices", averaged over time (release), or the "first_frame" (paper).
     spatial_source: str = "all_slices"
     # Input of the temporal branch: "differences" of consecutive time slices (release), or "first_frame_residuals",
     # differences to the first slice (paper).
     temporal_source: str = "differences"
+    # What is decoded: all time slices "together" (release), or the "first_frame" from the spatial tokens alone, and the
+    # later slices from it and the temporal tokens (paper).
+    decoder_order: str = "together"
     # From logits to pixels: "expected" code vector (stage 2), "argmax", the likeliest code (stage 1), or "none".
     pixel_path: str = "expected"
     # How clips are made from files by default; training sets it from its `data` settings
@@ -72,7 +82,11 @@ class TokenizerConfig:
             )
         choice("tokenizer.spatial_source", self.spatial_source, ("all_slices", "first_frame"))
         choice("tokenizer.temporal_source", self.temporal_source, ("differences", "first_frame_residuals"))
+        choice("tokenizer.decoder_order", self.decoder_order, ("together", "first_frame"))
+        choice("tokenizer.compression", self.compression, ("dqae", "flat_queries", "linear"))
+        choice("tokenizer.codebook", self.codebook, ("mlc", "language", "learned"))
         choice("tokenizer.pixel_path", self.pixel_path, ("expected", "argmax", "none"))
+        self._check_variants()
         if len(self.decoder_spatial) % len(self.decoder_temporal):
             raise ValueError(
                 f"tokenizer.decoder_spatial has {len(self.decoder_spatial)} layers, which the "
@@ -86,6 +100,27 @@ class TokenizerConfig:
                 )
         self.check_clip(self.num_frames, self.height, self.width)
         self._check_windows()
+
+    def _check_variants(self) -> None:
+        if self.codebook == "language" and self.lookup != "union":
+            raise ValueError(
+                "tokenizer.codebook language has one list of words, so a query gives one word: set tokenizer.lookup to "
+                f"union; got {self.lookup}"
+            )
+        if self.compression == "dqae":
+            return
+        for name in ("spatial_source", "temporal_source", "decoder_order"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"tokenizer.{name} is a setting of the two branches of tokenizer.compression dqae: leave it out "
+                    f"with {self.compression}; got {getattr(self, name)}"
+                )
+        rows, columns = self.spatial_query_grid
+        if self.compression == "linear" and (self.grid[1] % rows or self.grid[2] % columns):
+            raise ValueError(
+                f"with tokenizer.compression linear, tokenizer.spatial_query_grid {rows}x{columns} must divide the "
+                f"latent grid, which is {self.grid[1]}x{self.grid[2]}"
+            )
 
     def _check_windows(self) -> None:
         if "w" not in self.encoder_spatial + self.decoder_spatial:
@@ -107,6 +142,10 @@ class TokenizerConfig:
                 f"resize the clip (read_clip does) or take at_size({height}, {width})"
             )
         self.proxy.check_clip(num_frames, height, width)
+        if self.compression == "linear" and num_frames != self.num_frames:
+            raise ValueError(
+                f"tokenizer.compression linear takes clips of {self.num_frames} frames only; got {num_frames}"
+            )
         if num_frames == 1:
             raise ValueError(
                 f"one frame has no motion to tokenize: at least {1 + self.proxy.temporal_patch_size} frames are needed"

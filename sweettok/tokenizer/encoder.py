@@ -13,9 +13,38 @@ from sweettok.layers.norm import EPS
 from sweettok.layers.patching import PatchEmbed
 from sweettok.layers.transformer import SingleTokenTransformer, SpatialTransformer, TemporalTransformer
 from sweettok.tokenizer.config import TokenizerConfig
+from sweettok.tokenizer.layout import BRANCHES
 
 
-class QueryEncoder(nn.Module):
+class Encoder(nn.Module):
+    """Base of the encoders; `spatial_out` and `temporal_out` are the last layers of their two kinds of latents."""
+
+    def latents(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, T, H, W) in [-0.5, 0.5] -> latents (B, S, latent) and (B, M, latent), before normalisation."""
+        raise NotImplementedError
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.
+
+        For images (T = 1) the temporal vectors are None.
+        """
+        spatial, temporal = self.latents(video)
+        unit = normalize(spatial.float(), dim=-1)
+        return unit, None if temporal is None else normalize(temporal.float(), dim=-1)
+
+    @torch.no_grad()
+    def start_centred(self, video: Tensor) -> dict[str, Tensor]:
+        """Shift fresh output layers so that the latents of `video` have mean 0; return their deviations by branch."""
+        deviations = {}
+        for name, latents in zip(BRANCHES, self.latents(video), strict=True):
+            if latents is not None:
+                centre = latents.flatten(0, 1).mean(0)
+                getattr(self, f"{name}_out")[-1].bias.sub_(centre)
+                deviations[name] = normalize(latents.flatten(0, 1) - centre, dim=-1).std(0).mean()
+        return deviations
+
+
+class QueryEncoder(Encoder):
     """Patch grid -> one vector per spatial query and one per temporal query (paper, decoupled query autoencoder).
 
     Without `motion` there is no temporal branch, and clips are images (one frame).
@@ -45,16 +74,9 @@ class QueryEncoder(nn.Module):
         self.temporal_query = SingleTokenTransformer(config.encoder_temporal, **block.layer, cross=True)
         self.temporal_out = latent_head(dim, latent)
 
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, 3, T, H, W) in [-0.5, 0.5] -> unit vectors (B, S, latent) and (B, M, latent), float32.
-
-        For images (T = 1) the temporal vectors are None.
-        """
+    def latents(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         patches = self.patches(video)
-        spatial = normalize(self.spatial_branch(patches).float(), dim=-1)
-        if video.shape[2] == 1:
-            return spatial, None
-        return spatial, normalize(self.temporal_branch(patches).float(), dim=-1)
+        return self.spatial_branch(patches), None if video.shape[2] == 1 else self.temporal_branch(patches)
 
     def spatial_branch(self, patches: Tensor) -> Tensor:
         """Patches (B, t, h, w, D) -> (B, S, latent), before normalisation."""
@@ -73,20 +95,6 @@ class QueryEncoder(nn.Module):
         queries = (self.temporal_queries + self.temporal_positions).expand(patches.shape[0], -1, -1)
         x = self.temporal_query(queries, layers)[-1]
         return self.temporal_out(self.temporal_query.norm_out(x))
-
-    @torch.no_grad()
-    def start_centred(self, video: Tensor) -> dict[str, Tensor]:
-        """Shift fresh output layers so that the latents of `video` have mean 0; return their deviations by branch."""
-        patches, deviations = self.patches(video), {}
-        branches = {"spatial": (self.spatial_branch, self.spatial_out)}
-        if patches.shape[1] > 1:
-            branches["temporal"] = (self.temporal_branch, self.temporal_out)
-        for name, (branch, head) in branches.items():
-            latents = branch(patches).flatten(0, 1)
-            centre = latents.mean(0)
-            head[-1].bias.sub_(centre)
-            deviations[name] = normalize(latents - centre, dim=-1).std(0).mean()
-        return deviations
 
 
 def latent_head(dim: int, latent: int) -> nn.Sequential:

@@ -3,7 +3,8 @@
     patches -> spatial queries  -> adjectives + noun  --+
             -> temporal queries -> adverbs + verb     --+-> logits over proxy codes -> pixels
 
-An image uses the upper path only, and gives the logits of one time slice.
+An image uses the upper path only, and gives the logits of one time slice. `config.compression` and `config.codebook`
+replace parts of this picture by what the paper compares them with.
 
 Letters: B batch, T frames, H W pixels, t h w latent grid, S spatial queries, M temporal queries, K proxy codes,
 L ids per clip, C width of a code.
@@ -20,10 +21,9 @@ from torch import Tensor
 from sweettok import pixels
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.model import PixelDecoder
-from sweettok.tokenizer.base import check_words, make_quantizer
+from sweettok.tokenizer.base import check_words, make_quantizer, word_graphs
+from sweettok.tokenizer.compression import make_decoder, make_encoder
 from sweettok.tokenizer.config import TokenizerConfig
-from sweettok.tokenizer.decoder import QueryDecoder
-from sweettok.tokenizer.encoder import QueryEncoder
 from sweettok.tokenizer.output import QueryFeatures, TokenOutput
 from sweettok.tokenizer.quantizer import Quantized
 from sweettok.tokenizer.release import ReleaseMethods
@@ -57,13 +57,13 @@ class SweetTok(ReleaseMethods):
 
     def __init__(self, config: TokenizerConfig, prior: Prior | WordGraph):
         super().__init__()
-        self.config = config = replace(config, words=check_words(config.words, prior))
-        spatial, temporal = (prior.spatial, prior.temporal) if isinstance(prior, Prior) else (prior, None)
+        spatial, temporal = word_graphs(config, prior)
+        self.config = config = replace(config, words=check_words(config.words, spatial, temporal))
         motion = temporal is not None
-        self.encoder = QueryEncoder(config, motion)
+        self.encoder = make_encoder(config, motion)
         self.spatial_quantizer = make_quantizer(config, spatial)
-        self.temporal_quantizer = None if temporal is None else make_quantizer(config, temporal)
-        self.decoder = QueryDecoder(config, motion)
+        self.temporal_quantizer = make_quantizer(config, temporal, self.spatial_quantizer) if motion else None
+        self.decoder = make_decoder(config, motion)
         self.pixel_decoder = None if config.pixel_path == "none" else PixelDecoder(config.proxy)
         self.init_weights()
 

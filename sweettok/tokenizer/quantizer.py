@@ -27,14 +27,27 @@ class Quantized(NamedTuple):
 class LanguageQuantizer(nn.Module):
     """Modifier half: mean of the nearest words, head half: the nearest word (release); or the nearest of all (union).
 
+    A `shared` codebook is a submodule of another quantizer, where its weights are found and saved.
+
     ValueError for an unknown lookup and for fewer modifiers in the prior than a query needs.
     """
 
-    def __init__(self, codebook: LanguageCodebook, modifiers_per_query: int, lookup: str = "modifiers_and_head"):
+    codebook: LanguageCodebook
+
+    def __init__(
+        self,
+        codebook: LanguageCodebook,
+        modifiers_per_query: int,
+        lookup: str = "modifiers_and_head",
+        shared: bool = False,
+    ):
         super().__init__()
         if lookup not in LOOKUPS:
             raise ValueError(f"lookup must be one of {', '.join(LOOKUPS)}; got {lookup!r}")
-        self.codebook = codebook
+        if shared:
+            object.__setattr__(self, "codebook", codebook)  # not registered, so that weights are saved once
+        else:
+            self.codebook = codebook
         modifiers, heads = codebook.graph_words
         if lookup == "union":
             self.word_lists, self.words_per_query = (modifiers + heads,), (1,)

@@ -99,7 +99,13 @@ TOKENIZER = convert.Table(
         *(rf"{pattern}norm_out\." for pattern in _UNNORMED),
         rf"{_ONE_TOKEN}(norm|to_q|q_scale|k_scale)",
     ),
-    kept_here=(r"codebook\.(vectors|edges)$",),
+    kept_here=(
+        r"codebook\.(vectors|edges)$",
+        # Of variants that `check_published` refuses.
+        r"codebook\.(projection|table)",
+        r"^encoder\.(positions$|query\.|down_)",
+        r"^decoder\.(latent\.|temporal\.|up_)",
+    ),
     halved=r"self_attn\.to_v\.weight$",
     shapes=(
         (r"(^encoder\.conv_out(_temporal)?|^decoder\.ffn\.\d)\.weight$", lambda value: value[..., None, None]),
@@ -111,11 +117,13 @@ TOKENIZER = convert.Table(
 
 def check_published(config: TokenizerConfig) -> None:
     """ValueError for a tokenizer that published weights cannot fill."""
-    if config.lookup == "union":
-        raise ValueError(
-            "published weights are of lookup modifiers_and_head, and tokenizer.lookup is union: their latents are two "
-            "codes wide instead of one. Use folders written by save_pretrained or by training"
-        )
+    for name in ("lookup", "compression", "codebook", "decoder_order"):
+        ours, published = getattr(config, name), getattr(TokenizerConfig, name)
+        if ours != published:
+            raise ValueError(
+                f"published weights are of {name} {published}, and tokenizer.{name} is {ours}, which needs others: use "
+                "folders written by save_pretrained or by training"
+            )
 
 
 class ReleaseMethods(SweetTokBase):
@@ -135,7 +143,7 @@ class ReleaseMethods(SweetTokBase):
             weights: a file, or a mapping of published names to arrays, of stage 2 or of stage 1, which has no pixel
                 decoder.
             priors: folder with the word graphs (published pickles or the native format), or the prior itself.
-            config: sizes, if they are not the release's; ValueError for another lookup than the release's.
+            config: sizes, if they are not the release's; ValueError for another architecture than the release's.
             proxy: for stage-1 weights, the proxy they were trained on; without it `decode` is not available.
         """
         config = config or TokenizerConfig()
@@ -161,7 +169,7 @@ class ReleaseMethods(SweetTokBase):
         """Published names -> tensors, complete for a strict load elsewhere; the inverse of `from_release`.
 
         Word vectors and graphs are not part of published weights. A stage-1 tokenizer leaves its pixel decoder out; a
-        tokenizer of images gives the parts from which stage 1 starts. ValueError for another lookup than the release's.
+        tokenizer of images gives the parts from which stage 1 starts. ValueError for another architecture.
         """
         check_published(self.config)
         released = convert.export_weights(self.state_dict(), TOKENIZER)
