@@ -56,8 +56,6 @@ COMPILED = {
     "tokenizer": (tokenizer, forward, clip),
     "tokenizer, image": (lambda: tokenizer(pixel_path="none"), image, clip),
     "first frame": (lambda: tokenizer(decoder_order="first_frame"), forward, clip),
-    "flat queries": (lambda: tokenizer(compression="flat_queries", codebook="learned"), forward, clip),
-    "linear": (lambda: tokenizer(compression="linear"), forward, clip),
     "proxy": (lambda: tiny.proxy(PROXY), forward, clip),
     "generator": (lambda: generator(**ROTARY), forward, sequences),
 }
