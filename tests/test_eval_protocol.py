@@ -20,6 +20,7 @@ from sweettok.eval.sources import VideoClips, chosen, fit
 from sweettok.pixels import to_float
 
 EXACT = PRESETS["exact"]
+OPEN = {"exact", "efficientnet"}  # leave resize, position and stride to the model
 FIELDS = [field.name for field in dataclasses.fields(Protocol)]
 
 
@@ -55,12 +56,12 @@ def test_hashes_are_stable_and_presets_differ():
 
 
 def test_open_fields_are_completed_by_a_model():
-    """Only `exact` leaves resize, position and stride to the model; published protocols fix them."""
+    """Published protocols fix resize, position and stride."""
     crop = Preprocessing(resize="crop", position="first", stride=2)
     completed = EXACT.completed(crop)
     assert [getattr(completed, name) for name in PREPROCESSING] == ["crop", "first", 2]
     assert completed.short == "error" and completed.name == "exact"
-    for name in PRESETS.keys() - {"exact"}:
+    for name in PRESETS.keys() - OPEN:
         assert PRESETS[name].completed(crop) == PRESETS[name]
     assert EXACT.filled(position="last").completed(crop).position == "last"
     assert not {"weights", "quantizer"} & set(FIELDS)  # the report has what is known of them: the hash of the weights
@@ -93,7 +94,7 @@ def test_bad_settings(setting, message):
 
 
 def test_unknown_protocols_and_detectors():
-    with pytest.raises(ValueError, match="no protocol 'fvd'; there are exact, "):
+    with pytest.raises(ValueError, match="no protocol 'fvd'; there are exact, efficientnet, "):
         find_protocol("fvd")
     with pytest.raises(ValueError, match="no detector 'clip'; there are i3d-logits"):
         load_extractor("x.pt", EXACT.filled(detector="clip"))
@@ -109,6 +110,7 @@ def test_unknown_protocols_and_detectors():
 # Names of the golden implementations that compute what a preset computes, by the facts about the published codes.
 IMPLEMENTATION = {
     "exact": "exact_f64_ddof1",
+    "efficientnet": "exact_f64_ddof1",
     "sweettok-rfvd-ucf101": "omni_f32",
     "sweettok-gfvd-ucf101": "videogpt_f32",
     "omnitokenizer-rfvd-ucf101": "omni_f32",
@@ -136,7 +138,7 @@ def test_golden_distance_of_each_preset(golden, name, case):
     else:
         fake, real = (np.random.RandomState(seed).randn(int(case[1:]), 400) for seed in (7, 8))
         real = real * 1.1 + 0.2
-        if name != "exact":
+        if name not in OPEN:
             fake, real = fake.astype(np.float32), real.astype(np.float32)
     found = frechet_distance(real, fake, protocol.ddof, protocol.dtype, protocol.root)
     expected = float(golden[f"fd_{case}_{IMPLEMENTATION[name]}"])
@@ -220,7 +222,7 @@ def test_resizing_in_torch_bit_for_bit(crop, size):
     assert torch.equal(fit(video, same), video)
 
 
-@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"exact"}))
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - OPEN))
 def test_frames_of_each_preset(tmp_path, name):
     """Which frames of a file, and at which size: those of `read_clip`, or resized in torch where LARP does so."""
     video = torch.randint(0, 256, (3, 30, 40, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

@@ -217,10 +217,10 @@ def test_nothing_passes_silently():
 
 def test_refusals_and_cautions():
     i3d = I3DFeatures(None, "stretch", False)
-    assert "i3d_pretrained_400.pt" in refusal(3000, 17, None)
-    assert "at least 9" in refusal(3000, 8, i3d)
-    assert "at least 2 clips per side" in refusal(1, 17, i3d)
-    assert refusal(2, 9, i3d) is None
+    assert refusal(3000, 17, None, "no weights") == "no weights"
+    assert "at least 9" in refusal(3000, 8, i3d, "")
+    assert "at least 2 clips per side" in refusal(1, 17, i3d, "")
+    assert refusal(2, 9, i3d, "") is None
     assert cautions(2048, 4000, 400) == [] and "2047 clips" in cautions(2047, 9000, 400)[0]
     assert "400 dimensions" in cautions(400, 401, 400)[1] and len(cautions(401, 401, 400)) == 1
 
@@ -295,7 +295,7 @@ def test_report_with_weights(folder, tmp_path, capsys, monkeypatch):
     assert report["protocol"]["detector_file"] == sha256(tmp_path / "i3d.pt") and "2 clips" in report["notes"][0]
     assert report["protocol"]["name"] == "exact detector=features"
     assert all(len(report["weights"][name]) == 64 for name in ("lpips", "vgg"))
-    assert "note: FVD of 2 clips is biased upwards" in capsys.readouterr().out
+    assert "note: a Frechet distance of 2 clips is biased upwards" in capsys.readouterr().out
 
 
 def test_folders_of_another_tokenizer(folder, tmp_path, capsys):

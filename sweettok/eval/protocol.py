@@ -168,6 +168,9 @@ def _parse(name: str, text: str, kind: str) -> Any:
 # the epsilon that the network was trained with.
 _EXACT = Protocol(name="exact", batch_norm_eps=1e-3, detector_antialias=True)
 
+# Frechet distance on EfficientNet-Lite0's features, whose weights are in a package: not comparable with FVD.
+_EFFICIENTNET = _EXACT.filled(detector="efficientnet-lite0", batch_norm_eps=None)
+
 # Published evaluations. Choices that they do not fix (seeds, TF32, clips drawn by a training loader) are fixed here.
 _PUBLISHED = Protocol(name="", stride=1, position="center", resize="stretch")
 
@@ -194,6 +197,7 @@ _K600 = "Kinetics-600 validation"
 
 PRESETS = {
     "exact": _EXACT,
+    "efficientnet": _EFFICIENTNET,
     "sweettok-rfvd-ucf101": _RFVD,
     "sweettok-gfvd-ucf101": _GFVD,
     "omnitokenizer-rfvd-ucf101": _RFVD.filled(clamp="fake"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import sweettok
 from sweettok.distributed import join_processes
+from sweettok.eval.features import EFFICIENTNET
 from sweettok.eval.protocol import Protocol
 from sweettok.hub import CONFIG, WEIGHTS
 from sweettok.store import sha256, write_aside
@@ -17,7 +18,13 @@ from sweettok.store import sha256, write_aside
 FORMAT = 3
 PACKAGES = ("torch", "numpy", "scipy", "av")
 SCORES = ("psnr", "ssim", "motion", "lpips")
-DISTANCES = {"rfvd": "rFVD", "gfvd": "gFVD"}
+KINDS = ("rfvd", "gfvd")
+DISTANCES = {"rfvd": "rFVD", "gfvd": "gFVD", "frechet_efficientnet": "Frechet distance (EfficientNet)"}
+
+
+def distance_name(kind: str, protocol: Protocol) -> str:
+    """Name in DISTANCES of what a report of this kind and protocol measures."""
+    return "frechet_efficientnet" if protocol.detector == EFFICIENTNET else kind
 
 
 def make_report(
@@ -28,6 +35,7 @@ def make_report(
     return {
         "format": FORMAT,
         "kind": kind,
+        "distance": distance_name(kind, protocol),
         "protocol": protocol.to_dict(),
         "protocol_hash": protocol.hash,
         "results": results,
@@ -72,8 +80,8 @@ def read_report(path: str | Path) -> dict[str, Any]:
         protocol = Protocol(**report["protocol"])
         if protocol.hash != report["protocol_hash"]:
             raise ValueError("its protocol does not match its protocol_hash")
-        if report["kind"] not in DISTANCES:
-            raise ValueError(f"its kind is {report['kind']!r}, expected {' or '.join(DISTANCES)}")
+        if report["kind"] not in KINDS:
+            raise ValueError(f"its kind is {report['kind']!r}, expected {' or '.join(KINDS)}")
         figures(report)
         return {**report, "kind": report["kind"], "results": report["results"], "protocol": protocol.to_dict()}
     except KeyError as error:
@@ -107,10 +115,11 @@ def summary(report: dict[str, Any]) -> str:
     for name, use in (results["usage"] or {}).items():
         share = f"{use['used']} of {use['words']} words used ({use['used_fraction']:.1%})"
         lines.append(f"{name}: {share}, perplexity {use['perplexity']:.1f}")
-    if kind in results:
-        lines += _distance(DISTANCES[kind], results[kind])
+    distance = report["distance"]
+    if distance in results:
+        lines += _distance(DISTANCES[distance], results[distance])
     if report[f"{kind}_refused"]:
-        lines.append(f"warning: {DISTANCES[kind]} not measured: {report[f'{kind}_refused']}")
+        lines.append(f"warning: {DISTANCES[distance]} not measured: {report[f'{kind}_refused']}")
     return "\n".join(lines + [f"note: {note}" for note in report["notes"]])
 
 

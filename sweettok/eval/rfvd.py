@@ -1,4 +1,4 @@
-"""Evaluation of reconstructions: scores of each clip, and the rFVD."""
+"""Evaluation of reconstructions: scores of each clip, and the Frechet distance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sweettok.eval.distance import cautions, measure, stack_features
 from sweettok.eval.pipeline import Options, check_agreement, collect, in_order, precision
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.reconstruction import MEANING, Scorer, find_notes, reconstructed, summarize
-from sweettok.eval.report import make_report
+from sweettok.eval.report import distance_name, make_report
 from sweettok.eval.sources import Sets
 from sweettok.eval.tokenizers import merge_usage
 from sweettok.losses.weights import LPIPS_LINEAR, VGG16, find_weights, load_lpips
@@ -36,7 +36,8 @@ def run(
             without them LPIPS is not measured.
 
     Returns:
-        The report, the same on every process. Without I3D weights it contains the reason why there is no rFVD.
+        The report, the same on every process. Without the detector's weights it contains the reason why there is no
+        distance.
 
     Raises:
         FileNotFoundError, ValueError (also ClipError): a file cannot be read or has other content than expected.
@@ -63,7 +64,7 @@ def run(
         if known is None:
             from_main(lambda: store.keep(clips))
         sides = stack_features(known or clips, "real"), stack_features(clips, "fake")
-        results["rfvd"] = from_main(lambda: measure(*sides, protocol, options.bootstrap))
+        results[distance_name("rfvd", protocol)] = from_main(lambda: measure(*sides, protocol, options.bootstrap))
         notes = cautions(count, count, extractor.width) + notes
     weights = sets.weights | {name: sha256(files[name]) if files else None for name in ("lpips", "vgg")}
     check = {side: pixel_summary([clip[f"{side}_pixels"] for clip in clips]) for side in ("real", "fake")}

@@ -122,10 +122,12 @@ def _report_parts(report: Mapping[str, Any]) -> Iterator[str]:
     for part, scores in sorted(results.get("scores", {}).items(), key=lambda item: item[0] != "reconstruction"):
         suffix = "" if part == "reconstruction" else f" of the {part}, for comparison"
         rows += [(label + suffix, _score(scores[name])) for name, label in METRICS.items() if name in scores]
-    if kind in results:
-        floor = results[kind]["noise_floor"]
+    distance = report.get("distance", kind)
+    title = f"{kind[0]}FVD" if distance == kind else distance
+    if distance in results:
+        floor = results[distance]["noise_floor"]
         suffix = f"; two halves of the real clips: {floor['real_to_real']:.3f}" if floor is not None else ""
-        rows.append((f"{kind[0]}FVD", f"{results[kind]['value']:.3f}{suffix}"))
+        rows.append((title, f"{results[distance]['value']:.3f}{suffix}"))
     for name, use in (results["usage"] or {}).items():
         value = f"{use['used']} of {use['words']}, perplexity {use['perplexity']:.1f}"
         rows.append((f"words used: {name}", value))
@@ -140,7 +142,7 @@ def _report_parts(report: Mapping[str, Any]) -> Iterator[str]:
     )
     yield _table(("metric", "value", "on", "protocol (hash)"), [(*row, *where) for row in rows])
     if report[f"{kind}_refused"]:
-        yield f"{kind[0]}FVD was not measured: {report[f'{kind}_refused']}."
+        yield f"{title} was not measured: {report[f'{kind}_refused']}."
     yield from (f"Note: {note}." for note in report["notes"])
 
 

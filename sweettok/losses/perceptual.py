@@ -154,6 +154,7 @@ class EfficientNetLite0(_FrozenNetwork):
     Batch normalisation is folded into the convolutions, which halves the time on a CPU.
     """
 
+    WIDTH = 1280  # of the features
     BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage: published names count them through, timm's by stage
     NAMES = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
