@@ -94,8 +94,8 @@ def cautions(num_real: int, num_fake: int, width: int) -> list[str]:
     fewest, notes = min(num_real, num_fake), []
     if fewest < FEW_CLIPS:
         notes.append(
-            f"a Frechet distance of {fewest} clips is biased upwards: compare it only with values of the same number of "
-            f"clips, and use {FEW_CLIPS} or more for published numbers"
+            f"a Frechet distance of {fewest} clips is biased upwards: compare it only with values of as many clips, and "
+            f"use {FEW_CLIPS} or more for published numbers"
         )
     if fewest <= width:
         notes.append(f"{fewest} clips for features of {width} dimensions: the value is mostly bias")
