@@ -94,7 +94,7 @@ def cautions(num_real: int, num_fake: int, width: int) -> list[str]:
     fewest, notes = min(num_real, num_fake), []
     if fewest < FEW_CLIPS:
         notes.append(
-            f"a Frechet distance of {fewest} clips is biased upwards: compare it only with values of as many clips, and "
+            f"a Frechet distance of {fewest} clips is biased upwards: compare it only with values of as many, and "
             f"use {FEW_CLIPS} or more for published numbers"
         )
     if fewest <= width:
