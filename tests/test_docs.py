@@ -55,6 +55,8 @@ def test_python_blocks_run(page, outputs, monkeypatch):
     tok = names["tok"]
     if page == "README.md":
         assert names["out"].ids.shape == (1, tok.num_tokens()) and names["video"].shape[1] == 3
+    if page == "docs/demo.md":
+        assert names["mixed"].shape == (2, *names["first"].video.shape)
     if page == "docs/long-video.md":
         assert names["whole"].shape == (3, 24, 32, 32) and count_frames(names["file"]) == 24  # as the files are
     if page == "docs/api.md":

@@ -28,10 +28,11 @@ LEVELS = [
     {"train"},
     {"stages"},
     {"inference", "eval", "words"},
+    {"demo"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-EXTRAS = {"diffusers", "httpx2", "matplotlib", "spacy", "transformers"}
+EXTRAS = {"diffusers", "gradio", "httpx2", "matplotlib", "spacy", "transformers"}
 LATE = EXTRAS | {"decord", "open_clip", "tensorboard", "timm", "wandb"}
 
 

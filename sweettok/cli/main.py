@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "sample": "generate videos with a trained generator",
     "words": "show and evaluate the words of video tokens",
     "eval": "evaluate reconstruction and generation",
+    "demo": "serve a page in the browser to try a tokenizer",
 }
 
 FAILED, WRONG_INPUT, STOPPED, INTERRUPTED = 1, 2, 75, 130
