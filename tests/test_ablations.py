@@ -18,7 +18,7 @@ def ablations():
 
 
 def scores(psnr, motion=20.0):
-    return {"psnr": psnr, "motion psnr": motion, "bits": 1000.0, "ids": 20, "clips": 2}
+    return {"psnr": psnr, "motion psnr": motion, "bits": 1000.0, "ids": 20}
 
 
 def test_intervals(ablations):
@@ -45,14 +45,14 @@ def test_table_and_orders(ablations):
 
 
 def test_a_variant_is_trained_scored_and_reused(ablations, runs, tmp_path, fresh_accelerator, monkeypatch):
-    trained = []
+    called = []
 
-    def train(command, **_):
+    def run(command, **_):
         stages.AcceleratorState._reset_state(reset_partial_state=True)
-        trained.append(Path(command[4]).stem)
+        called.append(command[3])
         return SimpleNamespace(returncode=stages.command(command[3:]))
 
-    monkeypatch.setattr(ablations.subprocess, "run", train)
+    monkeypatch.setattr(ablations.subprocess, "run", run)
     inputs = {"proxy": runs / "proxy" / "final", "prior": runs / "prior", "stage1": runs / "stage1.yaml"}
     inputs |= {"stage2": runs / "stage2.yaml", "train": runs / "clips" / "train.txt"}
     inputs |= {"validation": runs / "clips" / "val.txt", "out": tmp_path, "budget": 4}
@@ -65,8 +65,9 @@ def test_a_variant_is_trained_scored_and_reused(ablations, runs, tmp_path, fresh
         return json.loads((tmp_path / "ablations.json").read_text())["results"]["small"]
 
     found = call("--seeds", "0")
-    assert trained == ["stage1", "stage2"] and found["0"]["ids"] == 20 and 0 < found["0"]["psnr"] < 40
-    assert call("--seeds", "0", "1", "--report") == found and call("--seeds", "0") == found and len(trained) == 2
+    assert called == ["train", "train", "eval"] and found["0"]["ids"] == 20 and 0 < found["0"]["psnr"] < 40
+    assert found["0"]["spatial words used"] >= 1 and found["0"]["bits"] > 20
+    assert call("--seeds", "0", "1", "--report") == found and call("--seeds", "0") == found and len(called) == 3
     assert (tmp_path / "ablations.png").stat().st_size > 1000
     assert "| small | 1 |" in (tmp_path / "ablations.md").read_text()
     monkeypatch.setattr(sys, "argv", [*command, "--report", "--set", "tokenizer.num_null_kv=1"])

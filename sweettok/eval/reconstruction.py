@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sweettok.eval.checks import order_errors, order_notes, pixel_facts, pixel_notes, pixel_summary
 from sweettok.eval.features import FeatureExtractor, clip_features, detector_frames
-from sweettok.eval.metrics import mean_with_interval, motion_psnr, psnr, ssim
+from sweettok.eval.metrics import frame_distance, mean_with_interval, motion_psnr, psnr, ssim
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.sources import autocast
 from sweettok.eval.tokenizers import UsageCounter, round_trip
@@ -85,6 +86,19 @@ def baselines(video: Tensor) -> dict[str, Tensor]:
     return {"first frame": video[:, :, :1].expand_as(video), "mean frame": video.mean(2, keepdim=True).expand_as(video)}
 
 
+def block_means(video: Tensor, patch: int, temporal_patch: int) -> Tensor:
+    """Float clips (B, 3, T, H, W) in which every cell of a latent grid has its mean colour.
+
+    Cells are patches of the first frame, and of `temporal_patch` frames each after it. The size must divide by them.
+    """
+    parts = []
+    for frames, depth in ((video[:, :, :1], 1), (video[:, :, 1:], temporal_patch)):
+        if frames.shape[2]:
+            means = F.avg_pool3d(frames, (depth, patch, patch))
+            parts.append(F.interpolate(means, frames.shape[2:], mode="nearest"))
+    return torch.cat(parts, dim=2)
+
+
 def summarize(clips: Sequence[dict[str, Any]], usage: UsageCounter | None) -> dict[str, Any]:
     """Results of all clips: means with intervals, scores of each clip, usage and bits of the ids."""
     means = {
@@ -122,6 +136,5 @@ def _metrics(video: Tensor, shown: Tensor, lpips: Perceptual | None = None) -> l
     """The metrics of each clip."""
     columns = {name: metric(video, shown).tolist() for name, metric in METRICS.items()}
     if lpips is not None:
-        pairs = zip(to_float(video), to_float(shown), strict=True)
-        columns["lpips"] = [lpips(f.movedim(0, 1), r.movedim(0, 1)).double().mean().item() for r, f in pairs]
+        columns["lpips"] = frame_distance(lpips, video, shown)
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,0 +1,66 @@
+"""Parts of scripts/bench/codecs.py and mini.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import import_file
+
+from sweettok.data.synthetic import synthetic_clip
+from sweettok.eval.metrics import psnr
+from sweettok.eval.reconstruction import block_means
+
+BENCH = Path(__file__).resolve().parents[1] / "scripts" / "bench"
+
+
+@pytest.fixture(scope="module")
+def codecs():
+    pytest.importorskip("matplotlib", reason='not installed: pip install -e ".[plot]"')
+    return import_file(BENCH / "codecs.py", "bench_codecs")
+
+
+def test_payload_leaves_out_parameter_sets(codecs):
+    start, parameters, slices = b"\x00\x00\x00\x01", bytes([32 << 1, 1, 7, 7]), bytes([19 << 1, 1, 5, 5, 5])
+    assert codecs.hevc_bytes(start + parameters + start + slices + start[1:] + slices[:3]) == 5 + 3
+    header, frame = bytes([1 << 3 | 2, 2, 9, 9]), bytes([6 << 3 | 2, 130, 1]) + b"\x07" * 130
+    delimiter, extended = bytes([2 << 3 | 2, 0]), bytes([6 << 3 | 6, 0, 1, 3])
+    assert codecs.av1_bytes(delimiter + header + frame + extended) == len(frame) + len(extended)
+
+
+@pytest.mark.parametrize("name", ["x265", "svtav1"])
+def test_lower_quality_takes_fewer_bits(codecs, name):
+    import av
+
+    codec = codecs.CODECS[name]
+    if codec.encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec.encoder}")
+    video = synthetic_clip(0, 5, 64).video
+    found = [codecs.code(video, codec, quality) for quality in (codec.qualities[0], codec.qualities[-1])]
+    scores = [psnr(video[None], shown[None]).item() for _, shown in found]
+    assert found[0][0] > 2 * found[1][0] > 0 and scores[0] > scores[1] + 3 and scores[0] > 25
+
+
+def test_interpolation_at_the_tokenizers_bits(codecs):
+    points = [{"bits": bits, "psnr": bits / 100, "motion": 1.0, "distance": 0.0} for bits in (1600.0, 100.0, 400.0)]
+    assert codecs.at_bits(points, 400) == {"psnr": 4.0, "motion": 1.0, "distance": 0.0, "over": False}
+    assert codecs.at_bits(points, 200)["psnr"] == pytest.approx(2.5)  # half way in the logarithm
+    assert codecs.at_bits(points, 50) == {"psnr": 1.0, "motion": 1.0, "distance": 0.0, "over": True}
+    assert codecs.at_bits(points, 9999)["psnr"] == 16.0
+
+
+def test_block_means():
+    video = torch.rand(2, 3, 5, 8, 8)
+    found = block_means(video, 4, 2)
+    assert found.shape == video.shape
+    torch.testing.assert_close(found[:, :, 0, 5, 2], video[:, :, 0, 4:, :4].mean((-2, -1)))
+    torch.testing.assert_close(found[:, :, 4, 0, 7], video[:, :, 3:5, :4, 4:].mean((-3, -2, -1)))
+    torch.testing.assert_close(block_means(found, 4, 2), found)
+
+
+def test_nearest_training_clip():
+    mini = import_file(BENCH / "mini.py", "bench_mini")
+    training = mini.Clips([torch.full((3, 2, 4, 4), level) for level in (10.0, 50.0)], [torch.zeros(2).numpy()] * 2)
+    clips = mini.Clips([torch.full((3, 2, 4, 4), level) for level in (12.0, 90.0, 45.0)], [torch.ones(2).numpy()] * 3)
+    found = mini.nearest(clips, training)
+    assert found["pixels"] == {"median": pytest.approx(5, rel=1e-3), "least": pytest.approx(2, rel=1e-3)}
+    assert found["features"]["median"] == pytest.approx(2**0.5)
