@@ -62,7 +62,7 @@ class SweetTok(ReleaseMethods):
         motion = temporal is not None
         self.encoder = make_encoder(config, motion)
         self.spatial_quantizer = make_quantizer(config, spatial)
-        self.temporal_quantizer = make_quantizer(config, temporal, self.spatial_quantizer) if motion else None
+        self.temporal_quantizer = None if temporal is None else make_quantizer(config, temporal, self.spatial_quantizer)
         self.decoder = make_decoder(config, motion)
         self.pixel_decoder = None if config.pixel_path == "none" else PixelDecoder(config.proxy)
         self.init_weights()
