@@ -19,10 +19,10 @@ from tqdm import tqdm
 from sweettok.data.lists import write_list
 from sweettok.data.writer import write_lines, write_video
 
-FORMAT = 2  # raise it when a seed gives other clips than before
+FORMAT = 3  # raise it when a seed gives other clips than before
 WRITTEN = ("train.txt", "val.txt", "classes.txt", "captions.jsonl")  # after manifest.json
-FRAMES_PER_UNIT = 20  # frames in which motion time advances by 1 at ordinary speed
-PAN = 0.12  # how far the ground moves in one frame, in frame sizes
+FRAMES_PER_UNIT = 28  # frames in which motion time advances by 1 at ordinary speed
+PAN = 0.03  # how far the ground moves in one frame, in frame sizes
 GROUND_DETAIL = 0.5  # scales the frequency of the ground textures below
 PATTERN_SHADE = 0.7  # brightness of the darker tone of a pattern
 
@@ -63,6 +63,17 @@ GROUND_COLORS: dict[str, tuple[Color, Color]] = {
     "snow": ((0.96, 0.97, 0.99), (0.44, 0.54, 0.70)),
     "wood": ((0.24, 0.12, 0.05), (0.74, 0.50, 0.28)),
 }
+# Colours of objects that differ clearly from all shades of the ground.
+VISIBLE: dict[str, tuple[str, ...]] = {
+    "gravel": ("red", "orange", "yellow", "green", "blue", "purple"),
+    "grass": ("red", "orange", "yellow", "blue", "purple", "white", "black"),
+    "stripes": ("red", "orange", "yellow", "green", "black"),
+    "sand": ("red", "green", "blue", "purple", "black"),
+    "tiles": ("red", "orange", "yellow", "green", "blue", "purple"),
+    "water": ("red", "orange", "yellow", "green", "purple", "black"),
+    "snow": ("red", "orange", "yellow", "green", "blue", "purple", "black"),
+    "wood": ("red", "yellow", "green", "blue", "purple", "white"),
+}
 
 # Values in [0, 1] that shade an object from its colour to a darker one. Coordinates are in radii.
 PATTERNS: dict[str, Field] = {
@@ -94,19 +105,54 @@ COLORS: dict[str, Color] = {
     "white": (0.95, 0.95, 0.95),
     "black": (0.08, 0.08, 0.10),
 }
-MANNERS = {"slowly": 0.6, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
+MANNERS = {"slowly": 0.7, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
 
 
-# Synonyms, each group after the name used here; captions draw one of each group.
+# Synonyms, each group after the name used here; captions draw one of each group. Word lists of such a size give a query
+# of a tokenizer enough choices.
 _GROUPS = """
-small little tiny, big large sizeable, huge giant enormous, red scarlet, orange amber, yellow golden,
-green emerald, blue azure, purple violet, white pale, black dark, striped banded, dotted speckled,
-checkered chequered, shaded graded, circle disc, square block, triangle wedge, diamond rhombus, cross plus,
-ring hoop, star flower, bar plank, gravel pebbles, grass lawn, stripes canvas, sand dunes, tiles flagstones,
-water waves, snow powder, wood planks, slowly gently lazily, smoothly evenly steadily,
-jerkily haltingly fitfully, quickly swiftly rapidly
+small little tiny mini minute petite slight compact
+big large sizeable bulky hefty broad ample grand
+huge giant enormous massive immense vast colossal mighty
+
+red scarlet crimson ruby cherry vermilion cardinal maroon
+orange amber tangerine apricot pumpkin rusty copper coral
+yellow golden lemon canary mustard blond saffron sunny
+green emerald olive lime jade mossy leafy minty
+blue azure navy cobalt sapphire indigo cerulean denim
+purple violet lilac plum mauve magenta lavender grape
+white pale ivory pearly chalky milky snowy bleached
+black dark sooty inky jet ebony charcoal raven
+
+striped banded lined barred streaked ribbed
+dotted speckled spotted flecked freckled stippled
+checkered chequered mosaiced gridded latticed plaid
+shaded graded tinted faded dimmed blended
+
+circle disc ball globe orb wheel
+square block box chunk cube slab
+triangle wedge pyramid cone delta arrowhead
+diamond rhombus kite gem crystal lozenge
+cross plus crossing crossroads crucifix saltire
+ring hoop band loop donut circlet
+star flower asterisk blossom rosette starfish
+bar plank rod beam stick strip
+
+gravel pebbles stones rubble shingle scree
+grass lawn meadow field turf pasture
+stripes canvas awning fabric ribbons curtain
+sand dunes beach desert shore sandbank
+tiles flagstones pavement floor bricks mosaic
+water waves sea lake ripples ocean
+snow powder frost ice blizzard slush
+wood planks timber boards oak parquet
+
+slowly gently lazily leisurely sluggishly gradually calmly unhurriedly
+smoothly evenly steadily uniformly fluidly constantly softly regularly
+jerkily haltingly fitfully abruptly unevenly shakily choppily brokenly
+quickly swiftly rapidly speedily hastily briskly hurriedly promptly
 """
-SYNONYMS = {group.split()[0]: tuple(group.split()) for group in _GROUPS.split(",")}
+SYNONYMS = {group.split()[0]: tuple(group.split()) for group in _GROUPS.splitlines() if group}
 
 
 @dataclass(frozen=True)
@@ -122,27 +168,43 @@ class Motion:
     adverbs: tuple[str, ...]
 
 
-SLIDING = ("slides", "glides", "drifts")
+SLIDING = ("slides", "glides", "drifts", "skates", "moves", "travels", "sails", "shifts")
 MOTIONS = {
-    "slide-left": Motion(lambda t, a, b: (a - t, 0.3 + 0.4 * b, 0, 1), SLIDING, ("left", "leftwards")),
-    "slide-right": Motion(lambda t, a, b: (a + t, 0.3 + 0.4 * b, 0, 1), SLIDING, ("right", "rightwards")),
-    "rise": Motion(lambda t, a, b: (0.3 + 0.4 * b, a - t, 0, 1), ("rises", "climbs", "floats"), ("up", "upwards")),
-    "fall": Motion(lambda t, a, b: (0.3 + 0.4 * b, a + t, 0, 1), ("falls", "drops", "sinks"), ("down", "downwards")),
+    "slide-left": Motion(
+        lambda t, a, b: (a - t, 0.3 + 0.4 * b, 0, 1), SLIDING, ("left", "leftwards", "westwards", "leftward")
+    ),
+    "slide-right": Motion(
+        lambda t, a, b: (a + t, 0.3 + 0.4 * b, 0, 1), SLIDING, ("right", "rightwards", "eastwards", "rightward")
+    ),
+    "rise": Motion(
+        lambda t, a, b: (0.3 + 0.4 * b, a - t, 0, 1),
+        ("rises", "climbs", "floats", "ascends", "soars", "lifts", "mounts", "levitates"),
+        ("up", "upwards", "skywards", "aloft"),
+    ),
+    "fall": Motion(
+        lambda t, a, b: (0.3 + 0.4 * b, a + t, 0, 1),
+        ("falls", "drops", "sinks", "descends", "plunges", "tumbles", "plummets", "dives"),
+        ("down", "downwards", "earthwards", "below"),
+    ),
     "bounce": Motion(
-        lambda t, a, b: (0.3 + 0.4 * b, 0.72 - 0.46 * np.abs(np.sin(math.pi * (1.6 * t + a))), 0, 1),
-        ("bounces", "hops", "jumps"),
-        ("repeatedly", "again"),
+        lambda t, a, b: (0.3 + 0.4 * b, 0.72 - 0.46 * np.abs(np.sin(math.pi * (2.2 * t + a))), 0, 1),
+        ("bounces", "hops", "jumps", "leaps", "springs", "bounds", "skips", "rebounds"),
+        ("repeatedly", "again", "continually", "endlessly"),
     ),
     "spin": Motion(
-        lambda t, a, b: (0.5, 0.5, 2 * math.pi * (0.8 * t + a), 1.3), ("spins", "turns", "rotates"), ("around", "about")
+        lambda t, a, b: (0.5, 0.5, 2 * math.pi * (0.8 * t + a), 1.3),
+        ("spins", "turns", "rotates", "twirls", "whirls", "revolves", "pivots", "swivels"),
+        ("around", "about", "circularly", "roundabout"),
     ),
     "grow": Motion(
         lambda t, a, b: (0.5, 0.5, 0, 0.55 + 1.5 * (1 - np.exp(-t))),
-        ("grows", "expands", "swells"),
-        ("outwards", "out"),
+        ("grows", "expands", "swells", "enlarges", "inflates", "widens", "spreads", "balloons"),
+        ("outwards", "out", "increasingly", "bigger"),
     ),
     "shrink": Motion(
-        lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)), ("shrinks", "contracts", "dwindles"), ("inwards", "in")
+        lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)),
+        ("shrinks", "contracts", "dwindles", "narrows", "deflates", "lessens", "diminishes", "recedes"),
+        ("inwards", "in", "decreasingly", "smaller"),
     ),
 }
 CLASSES = tuple(MOTIONS)
@@ -199,8 +261,9 @@ class Scene:
             return words[rng.integers(len(words))]
 
         direction = math.pi / 4 + math.pi / 2 * rng.integers(4)  # diagonal: no ground is constant along it
-        size, color, pattern, shape = pick(SIZES), pick(COLORS), pick(PATTERNS), pick(SHAPES)
-        manner, ground = pick(MANNERS), pick(GROUNDS)
+        ground = pick(GROUNDS)
+        size, color, pattern, shape = pick(SIZES), pick(VISIBLE[ground]), pick(PATTERNS), pick(SHAPES)
+        manner = pick(MANNERS)
         verb, adverb = pick(MOTIONS[motion].verbs), pick(MOTIONS[motion].adverbs)
         words = tuple(pick(SYNONYMS[word]) for word in (size, color, pattern, shape, manner, ground))
         place = tuple(rng.uniform(size=2))

@@ -1,6 +1,6 @@
 """Rule-based tracking of the object in synthetic clips: where it is, how large, and which motion it performs.
 
-Pixels are assigned by colour alone: to the nearest colour among those that objects and grounds of synthetic clips have
+Pixels are assigned by colour alone, to the ground or to the object, whose colours are those of synthetic clips
 (`sweettok.data.synthetic`). No caption, no other clip and nothing learned is used, so originals, reconstructions and
 generated clips are measured in the same way.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 from torch import Tensor
 
-from sweettok.data.synthetic import COLORS, GROUND_COLORS, PATTERN_SHADE
+from sweettok.data.synthetic import COLORS, GROUND_COLORS, PATTERN_SHADE, VISIBLE
 
 SHADES = 9  # colours that stand for a range of colours
 BITS = 5  # of each channel that is looked at: colours are looked up in a table
@@ -65,17 +65,24 @@ class Track:
 
 
 def track(video: Tensor) -> Track:
-    """Find the object in a synthetic clip, uint8 (3, T, H, W)."""
+    """Find the object in a synthetic clip, uint8 (3, T, H, W).
+
+    The ground is the one with most pixels; the object has the most frequent of the colours that objects on it can have,
+    where a pixel is nearer to that colour than to the ground.
+    """
     red, green, blue = video.cpu().numpy() >> (8 - BITS)
-    nearest = _nearest_colors()[red, green, blue]
-    names = list(COLORS)
-    counts = np.stack([(nearest == number).mean((1, 2)) for number in range(len(names))])  # (colours, T)
-    plausible = np.median(counts, axis=1) * (np.median(counts, axis=1) < MAX_AREA)
-    number = int(plausible.argmax())
-    masks = nearest == number
+    names, grounds, distances = list(COLORS), list(GROUND_COLORS), _distances()
+    nearest = distances.argmin(0)[red, green, blue]
+    number = max(range(len(grounds)), key=lambda ground: (nearest == len(names) + ground).sum())
+    candidates = [names.index(color) for color in VISIBLE[grounds[number]]]
+    among = np.array([*candidates, len(names) + number])
+    chosen = among[distances[among].argmin(0)][red, green, blue]
+    shares = [np.median((chosen == color).mean((1, 2))) for color in candidates]
+    color = candidates[int(np.argmax([share * (share < MAX_AREA) for share in shares]))]
+    masks = (distances[color] < distances[len(names) + number])[red, green, blue]
     height, width = masks.shape[1:]
     centers = np.stack([center(mask) if MIN_AREA < mask.mean() < MAX_AREA else np.full(2, np.nan) for mask in masks])
-    return Track(names[number], centers, masks.sum((1, 2)).astype(float), (height, width))
+    return Track(names[color], centers, masks.sum((1, 2)).astype(float), (height, width))
 
 
 def center(mask: ndarray) -> ndarray:
@@ -105,12 +112,12 @@ def to_lab(rgb: ndarray) -> ndarray:
 
 
 @lru_cache
-def _nearest_colors() -> ndarray:
-    """Number of the nearest object colour, or ground behind those, for all colours of BITS bits per channel."""
+def _distances() -> ndarray:
+    """Squared L*a*b* distance of all colours of BITS bits per channel to each object colour, then to each ground."""
     levels = (np.arange(2**BITS) + 0.5) / 2**BITS
     lab = to_lab(np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1))
     _, palette = _palette()
-    return np.stack([np.square(lab[..., None, :] - shades).sum(-1).min(-1) for shades in palette]).argmin(0)
+    return np.stack([np.square(lab[..., None, :] - shades).sum(-1).min(-1) for shades in palette])
 
 
 def _palette() -> tuple[list[str], list[ndarray]]:

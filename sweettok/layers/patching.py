@@ -12,11 +12,15 @@ from sweettok.layers.norm import EPS
 
 
 class PatchEmbed(nn.Module):
-    """(B, 3, T, H, W) -> (B, t, h, w, D); a clip of one frame is an image."""
+    """(B, 3, T, H, W) -> (B, t, h, w, D); a clip of one frame is an image.
 
-    def __init__(self, dim: int, patch_size: int, temporal_patch_size: int):
+    A linear layer for each kind of patch. With `norm`, layer norms stand before and after it (release); the first one
+    removes brightness and contrast of each patch.
+    """
+
+    def __init__(self, dim: int, patch_size: int, temporal_patch_size: int, norm: bool = True):
         super().__init__()
-        self.p, self.pt = patch_size, temporal_patch_size
+        self.p, self.pt, self.norm = patch_size, temporal_patch_size, norm
         self.first_frame = self._embedding(3 * self.p**2, dim)
         self.tubes = self._embedding(3 * self.pt * self.p**2, dim)
 
@@ -31,8 +35,9 @@ class PatchEmbed(nn.Module):
         parts = video.unflatten(4, (-1, self.p)).unflatten(3, (-1, self.p)).unflatten(2, (-1, pt))
         return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
-    @staticmethod
-    def _embedding(values: int, dim: int) -> nn.Sequential:
+    def _embedding(self, values: int, dim: int) -> nn.Sequential:
+        if not self.norm:
+            return nn.Sequential(nn.Linear(values, dim))
         return nn.Sequential(nn.LayerNorm(values, eps=EPS), nn.Linear(values, dim), nn.LayerNorm(dim, eps=EPS))
 
 

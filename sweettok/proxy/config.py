@@ -68,6 +68,9 @@ class ProxyConfig:
     width: int = 256  # pixels, a multiple of patch_size * window_size
     patch_size: int = 8  # height and width of a patch in pixels
     temporal_patch_size: int = 4  # frames of a patch; the first frame has patches of its own
+    # Layer norms before and after the linear embedding of patches (release). The first removes brightness and contrast
+    # of each patch, which must then be guessed: without them, small models train faster and better.
+    patch_norm: bool = True
     block: BlockConfig = field(default_factory=BlockConfig)
     encoder_spatial: str = "ttww"  # layers of the encoder within a time slice
     encoder_temporal: str = "tttt"  # layers of the encoder over time

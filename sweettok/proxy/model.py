@@ -45,7 +45,7 @@ class ProxyTokenizer(Pretrained):
         super().__init__()
         self.config = config = config or ProxyConfig()
         block = config.block
-        self.patches = PatchEmbed(block.dim, *config.patches)
+        self.patches = PatchEmbed(block.dim, *config.patches, norm=config.patch_norm)
         self.spatial = SpatialTransformer(config.encoder_spatial, **block.spatial, peg=True)
         self.temporal = TemporalTransformer(config.encoder_temporal, **block.temporal)
         self.to_code = nn.Linear(block.dim, config.code_dim)

@@ -26,12 +26,18 @@ class TokenizerConfig:
 
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     block: BlockConfig = field(default_factory=BlockConfig)
+    # Layer norms before and after the linear embedding of patches (release). The first removes brightness and contrast
+    # of each patch, which must then be guessed: without them, small models train faster and better.
+    patch_norm: bool = True
     encoder_spatial: str = "ttwwtttt"  # layers of the spatial encoder: "t" full attention, "w" windows; ends in "t"
     encoder_temporal: str = "tttt"  # layers of the temporal encoder
     decoder_spatial: str = "tttttttt"  # layers of the decoder within a time slice; ends in "t"
     decoder_temporal: str = "tttt"  # blocks of the decoder that attend to the temporal latents
     spatial_query_grid: tuple[int, int] = (16, 16)  # rows and columns of spatial queries
     num_null_kv: int = 2  # learned key-value pairs of the decoder's cross-attention
+    # Add sine and cosine positions of the time slices in the decoder, which otherwise tells them apart only by the zero
+    # padding of its convolutions (release).
+    slice_positions: bool = False
     head_hidden: int = 1024  # hidden width of the layer that predicts the proxy's codes
     words: WordsConfig = field(default_factory=WordsConfig)
     # Words of a query: "modifiers_and_head", the nearest modifiers and the nearest head word (release), or "union", the

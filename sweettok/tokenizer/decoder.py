@@ -66,6 +66,7 @@ class QueryDecoder(Decoder):
             self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
             self.temporal_latent = SingleTokenTransformer(config.decoder_temporal, **block.layer, norm_out=False)
 
+        self.slice_positions = config.slice_positions
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.spatial = SpatialTransformer(
@@ -88,9 +89,11 @@ class QueryDecoder(Decoder):
     def slices(self, x: Tensor, appearance: list[Tensor], motion: list[Tensor] | None, num_slices: int) -> Tensor:
         """Grid (B, 1, M, D), latents (B, S, D) and (B, M, D) of each layer -> (B, num_slices, M, D)."""
         angles = self.spatial.angles(self.grid, x.device)
+        if self.slice_positions:
+            x = x + sinusoids(num_slices, x.shape[-1], x.device)[:, None]
         for i, layer in enumerate(self.spatial.layers):
-            # All slices start equal. Only the zero padding of the causal convolution makes them differ, two more
-            # slices with each one, so the equal slices at the end are computed once.
+            # Without slice positions, all slices start equal. Only the zero padding of the causal convolution makes
+            # them differ, two more slices with each one, so the equal slices at the end are computed once.
             grown = min(num_slices, x.shape[1] + 2) if layer.peg is not None else x.shape[1]
             x = self.spatial.recomputed(self.spatial.step, layer, extended(x, grown), self.grid, angles, appearance[i])
             if motion is not None and (i + 1) % self.motion_every == 0:

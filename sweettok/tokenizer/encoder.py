@@ -56,7 +56,7 @@ class QueryEncoder(Encoder):
         self.grid = config.grid[1:]
         self.query_grid = config.spatial_query_grid
         self.spatial_source, self.temporal_source = config.spatial_source, config.temporal_source
-        self.patches = PatchEmbed(dim, *config.proxy.patches)
+        self.patches = PatchEmbed(dim, *config.proxy.patches, norm=config.patch_norm)
 
         self.spatial_queries = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))
         self.spatial_positions = nn.Parameter(torch.zeros(config.num_spatial_queries, dim))

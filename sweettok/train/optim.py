@@ -1,4 +1,4 @@
-"""AdamW over decayed and undecayed parameters, and its learning-rate schedule counted in optimizer steps."""
+"""Optimizers over decayed and undecayed parameters, and their learning-rate schedule counted in optimizer steps."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from sweettok.train.config import OptimizerConfig
+from sweettok.train.muon import Muon
 
 # Layers whose `weight` is a matrix (or kernel) applied to activations.
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -49,9 +50,25 @@ def param_groups(
 def make_optimizer(
     module: nn.Module, config: OptimizerConfig, released_name: Callable[[str], str | None] = lambda name: name
 ) -> AdamW:
-    """AdamW over the trainable parameters of `module`."""
+    """The optimizer of the trainable parameters of `module`."""
     groups = param_groups(module, config.weight_decay, config.decay_rule, released_name)
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
+    if config.kind == "adamw":
+        return AdamW(groups, **options)
+    hidden = hidden_matrices(module)
+    split = []
+    for group in groups:
+        for orthogonal in (False, True):
+            params = [param for param in group["params"] if (id(param) in hidden) == orthogonal]
+            split.append({**group, "params": params, "orthogonal": orthogonal})
+    return Muon(split, **options)
+
+
+def hidden_matrices(module: nn.Module) -> set[int]:
+    """The `id` of the weights of linear layers in the blocks of `module`, which are the parts of an nn.ModuleList."""
+    lists = (part for part in module.modules() if isinstance(part, nn.ModuleList))
+    layers = (layer for part in lists for layer in part.modules() if isinstance(layer, nn.Linear))
+    return {id(layer.weight) for layer in layers}
 
 
 def lr_factor(step: int, warmup: int, total: int, base: float, end: float) -> float:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from sweettok.distributed import distributed, rank
 from sweettok.train.config import TrainConfig
+from sweettok.train.muon import Muon
 from sweettok.train.task import Task
 
 _MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # layers whose weights autocast rounds
@@ -65,6 +66,8 @@ def shard(task: Task, accelerator: Accelerator) -> nn.Module:
     if len(task.trained) != 1:
         raise ValueError(f"{need} one trained module, the {task.name} stage has {' and '.join(task.trained)}: {advice}")
     (trained,) = task.trained.values()
+    if isinstance(trained.optimizer, Muon):
+        raise ValueError(f"{need} optimizer.kind=adamw, as Muon needs whole matrices: {advice}")
     lists = [part for name, part in trained.module.named_modules() if name.rpartition(".")[2] == "blocks"]
     if not lists:
         raise ValueError(f"{need} an nn.ModuleList named `blocks`, the {task.name} stage's model has none: {advice}")
