@@ -21,8 +21,8 @@ from sweettok.data.writer import write_lines, write_video
 
 FORMAT = 3  # raise it when a seed gives other clips than before
 WRITTEN = ("train.txt", "val.txt", "classes.txt", "captions.jsonl")  # after manifest.json
-FRAMES_PER_UNIT = 28  # frames in which motion time advances by 1 at ordinary speed
-PAN = 0.03  # how far the ground moves in one frame, in frame sizes
+FRAMES_PER_UNIT = 40  # frames in which motion time advances by 1 at ordinary speed
+PAN = 0.025  # how far the ground moves in one frame, in frame sizes
 GROUND_DETAIL = 0.5  # scales the frequency of the ground textures below
 PATTERN_SHADE = 0.7  # brightness of the darker tone of a pattern
 
@@ -105,7 +105,7 @@ COLORS: dict[str, Color] = {
     "white": (0.95, 0.95, 0.95),
     "black": (0.08, 0.08, 0.10),
 }
-MANNERS = {"slowly": 0.7, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
+MANNERS = {"slowly": 0.75, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
 
 
 # Synonyms, each group after the name used here; captions draw one of each group. Word lists of such a size give a query
@@ -187,7 +187,7 @@ MOTIONS = {
         ("down", "downwards", "earthwards", "below"),
     ),
     "bounce": Motion(
-        lambda t, a, b: (0.3 + 0.4 * b, 0.72 - 0.46 * np.abs(np.sin(math.pi * (2.2 * t + a))), 0, 1),
+        lambda t, a, b: (0.3 + 0.4 * b, 0.68 - 0.36 * np.abs(np.sin(math.pi * (2.5 * t + a))), 0, 1),
         ("bounces", "hops", "jumps", "leaps", "springs", "bounds", "skips", "rebounds"),
         ("repeatedly", "again", "continually", "endlessly"),
     ),
