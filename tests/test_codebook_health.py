@@ -11,6 +11,7 @@ import torch
 from stages import ROOT, begin, command, config_of, log_lines, make_task
 
 from sweettok.eval.tokenizers import UsageCounter
+from sweettok.losses.config import QuantizerLossConfig
 from sweettok.stages.codes import CodePredictor
 from sweettok.stages.stage1 import Stage1Task
 from sweettok.tokenizer.layout import TokenLayout
@@ -53,7 +54,7 @@ def test_window_counts_as_the_evaluation_does(layout):
 
 def test_predictor_counts_what_it_chooses_in_training_only():
     model, video = tiny.tokenizer(tiny.tokenizer_config(graph_dropout=0.0)), tiny.clips(0, 1)
-    predictor = CodePredictor(model)
+    predictor = CodePredictor(model, QuantizerLossConfig())
     predictor.train()(video)
     predictor.eval()(video)
     expected = torch.zeros(model.layout.vocab_size, dtype=torch.int64)

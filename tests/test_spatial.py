@@ -12,6 +12,7 @@ from PIL import Image
 from stages import ROOT, begin, config_of, log_lines, make_task, snapshot
 
 from sweettok.generator.sequence import SequenceLayout
+from sweettok.losses.config import QuantizerLossConfig
 from sweettok.pixels import to_float
 from sweettok.stages.codes import CodePredictor
 from sweettok.stages.spatial import SpatialTask
@@ -134,9 +135,9 @@ def test_the_branch_alone_is_saved_and_read(tmp_path, recipe):
 
 def test_every_parameter_learns():
     """Data parallelism allows no parameter without a gradient; of a convolution in time, the present has one."""
-    predictor = CodePredictor(spatial_branch(tiny.tokenizer_config(pixel_path="none"))).train()
-    logits, encoder_side, codebook_side = predictor(to_clips(images(0, 1)))
-    (logits.logsumexp(1).mean() + logits[:, 0].mean() + encoder_side + codebook_side).backward()
+    predictor = CodePredictor(spatial_branch(tiny.tokenizer_config(pixel_path="none")), QuantizerLossConfig()).train()
+    logits, terms = predictor(to_clips(images(0, 1)))
+    (logits.logsumexp(1).mean() + logits[:, 0].mean() + sum(terms.values())).backward()
     still = [name for name, param in predictor.named_parameters() if param.grad is None or not param.grad.any()]
     assert not still
 

@@ -10,6 +10,7 @@ import torch
 
 from sweettok import SweetTok, convert
 from sweettok.eval.tokenizers import round_trip
+from sweettok.losses.config import QuantizerLossConfig
 from sweettok.pixels import to_uint8
 from sweettok.stages import load_config
 from sweettok.stages.codes import CodePredictor
@@ -227,12 +228,13 @@ def test_configurations_that_do_not_fit():
 
 
 def test_stage1_loss_reaches_every_parameter(video):
-    predictor = CodePredictor(tiny.tokenizer(tiny.union_config(pixel_path="none")), auxiliary=True).train()
+    tokenizer = tiny.tokenizer(tiny.union_config(pixel_path="none"))
+    predictor = CodePredictor(tokenizer, QuantizerLossConfig(), auxiliary=True).train()
     torch.manual_seed(0)
-    logits, encoder_side, codebook_side, readout = predictor(video)
+    logits, terms, readout = predictor(video)
     assert readout.shape == (3, 16, 3 * 4)
     loss = torch.nn.functional.cross_entropy(logits, tiny.proxy().encode(video))
-    (loss + encoder_side + codebook_side + readout.square().mean()).backward()
+    (loss + sum(terms.values()) + readout.square().mean()).backward()
     learning = {name: p for name, p in predictor.named_parameters() if p.requires_grad}
     without = [name for name, p in learning.items() if p.grad is None or not p.grad.any()]
     assert not without, f"no gradient for {without}"
@@ -244,9 +246,9 @@ def test_quantizer_loss_is_that_of_both_branches(model, video):
     prediction = model.predict(video)
     (spatial,), (temporal,) = prediction.spatial.halves, prediction.temporal.halves
     expected = sum(((z - code) ** 2).mean() for z, code in (spatial, temporal))
-    _, encoder_side, codebook_side = CodePredictor(model)(video)
-    torch.testing.assert_close(encoder_side, expected)
-    torch.testing.assert_close(codebook_side, expected)
+    _, terms = CodePredictor(model, QuantizerLossConfig())(video)
+    torch.testing.assert_close(terms["quantizer_encoder_side"], expected)
+    torch.testing.assert_close(terms["quantizer_codebook_side"], expected)
 
 
 def test_stage1_learns_a_clip():

@@ -12,6 +12,7 @@ from sweettok.distributed import from_main, join_processes, together
 from sweettok.eval.compare import compare, require_matplotlib, table
 from sweettok.eval.features import I3D_FILE
 from sweettok.eval.gfvd import run as run_gfvd
+from sweettok.eval.motion import generated_motion, is_motion_report, motion_summary, reconstructed_motion
 from sweettok.eval.pipeline import Options
 from sweettok.eval.protocol import DEFAULT, PREPROCESSING, PRESETS, Protocol, find_protocol
 from sweettok.eval.report import is_report, summary, write_json
@@ -58,6 +59,15 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
     options.add_batch_size(parser, 4)
     options.add_workers(parser)
+
+
+def add_motion(parser: argparse.ArgumentParser) -> None:
+    options.add_checkpoint(parser)
+    parser.add_argument("--data", required=True, metavar="LIST", help="list of held-out synthetic clips")
+    parser.add_argument("--fake", metavar="DIR", help="generated tokens to track, instead of reconstructions of --data")
+    parser.add_argument("--train", metavar="LIST", help="with --fake: list of the training clips, to find copies")
+    parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
+    options.add_batch_size(parser, 8)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +147,22 @@ def _finish(report: dict[str, Any], out: str | None) -> None:
     state.destroy_process_group()
 
 
+def motion(args: argparse.Namespace) -> None:
+    if (args.fake is None) != (args.train is None):
+        raise ValueError("give --fake and --train together, or neither")
+    checkpoint = model_folder(args.checkpoint)
+    if args.out:
+        inputs = [path for path in (args.checkpoint, args.data, args.fake, args.train) if path]
+        check_output(args.out, inputs=inputs, owned=is_motion_report)
+    if args.fake is None:
+        report = reconstructed_motion(checkpoint, args.data, args.batch_size)
+    else:
+        report = generated_motion(args.fake, checkpoint, args.data, args.train, args.batch_size)
+    print(motion_summary(report))
+    if args.out:
+        write_json(args.out, report)
+
+
 def run_compare(args: argparse.Namespace) -> None:
     print(compare(*args.reports, force=args.force))
 
@@ -176,6 +202,7 @@ COMMANDS = {
         add_gfvd,
         gfvd,
     ),
+    "motion": Command("track objects of synthetic clips in reconstructed or generated clips", add_motion, motion),
     "compare": Command("compare two reports of the same protocol", add_compare, run_compare),
     "table": Command("show all reports of a folder as a table and a plot", add_table, run_table),
     "reconstruct": Command("encode and decode videos, and compare them side by side", add_reconstruct, run_reconstruct),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from sweettok.config import choice
 
 
@@ -14,6 +16,26 @@ class DiscriminatorConfig:
     in_channels: int = 3  # colours of a clip
     base_channels: int = 64  # width of the first layer; it doubles with each layer, up to 8 times
     num_layers: int = 3  # layers that halve time, height and width
+
+
+@dataclass(frozen=True)
+class QuantizerLossConfig:
+    """Losses between latents and codes of words."""
+
+    quantizer_weight: float = 1.0  # multiplies both sides of the quantizer loss
+    encoder_side_weight: float = 1.0  # moves latents towards their codes
+    codebook_side_weight: float = 0.25  # moves codes towards the latents that chose them
+    # Keeps all words in use: the distance of the choice of words from a uniform one. Not in the release.
+    usage_weight: float = 0.0
+
+    def weighted(self, terms: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
+        """{name: term} of `quantizer_terms` -> {name: (weight, term)}."""
+        weights = {
+            "quantizer_encoder_side": self.quantizer_weight * self.encoder_side_weight,
+            "quantizer_codebook_side": self.quantizer_weight * self.codebook_side_weight,
+            "usage": self.usage_weight,
+        }
+        return {name: (weights[name], term) for name, term in terms.items()}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Shapes: B clips, C channels, T frames, H x W pixels; t x h x w latent grid; K proxy codes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -53,6 +54,19 @@ def quantizer_loss(
     encoder_side = F.mse_loss(z, quantized.detach())
     codebook_side = F.mse_loss(quantized, z.detach())
     return QuantizerLoss(encoder_weight * encoder_side + codebook_weight * codebook_side, encoder_side, codebook_side)
+
+
+def usage_loss(z: Tensor, table: Tensor, temperature: float = 0.05) -> Tensor:
+    """How far the choice of words is from uniform: log V minus the entropy of the mean soft choice, at least 0.
+
+    Args:
+        z: latents (B, N, C), of the clips that this process sees at once.
+        table: codes (V, C) of a word list. A latent chooses word v with probability proportional to
+            exp(-|z - code_v|^2 / temperature).
+    """
+    distances = torch.cdist(z.float().flatten(0, 1), table.float()).square()
+    mean = (-distances / temperature).softmax(dim=-1).mean(0)
+    return math.log(len(table)) - torch.special.entr(mean).sum()
 
 
 def reconstruction_loss(video: Tensor, target: Tensor, kind: str = "l2") -> Tensor:

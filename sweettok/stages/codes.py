@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.config import build, flatten, to_dict
-from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss
+from sweettok.losses.config import QuantizerLossConfig
+from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss, usage_loss
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.config import ProxyConfig
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import TokenizerTask, clip_psnr, trained_module, weighted_sum
 from sweettok.tokenizer.model import SweetTok
+from sweettok.tokenizer.quantizer import Quantized
 from sweettok.tokenizer.release import TOKENIZER
 from sweettok.train.config import RunConfig
 from sweettok.train.task import StepContext
@@ -30,39 +32,50 @@ WARM_START_CLIPS = 16
 
 
 @dataclass(frozen=True)
-class CodeLossConfig:
+class CodeLossConfig(QuantizerLossConfig):
     """Weights of the loss terms; the defaults are the release's."""
 
     code_weight: float = 1.0  # cross-entropy to the proxy's codes
     label_smoothing: float = 0.0  # of that cross-entropy, in [0, 1)
-    quantizer_weight: float = 1.0  # multiplies both sides of the quantizer loss
-    encoder_side_weight: float = 1.0  # moves latents towards their codes
-    codebook_side_weight: float = 0.25  # moves codes towards the latents that chose them
 
 
 class CodePredictor(nn.Module):
     """Predicts the proxy's codes of clips or images; in training mode, `usage` counts the chosen words.
 
     Args:
+        weights: of the loss terms.
         auxiliary: also predict the proxy's code vectors from each temporal query, by a linear layer.
     """
 
-    def __init__(self, tokenizer: SweetTok, auxiliary: bool = False):
+    def __init__(self, tokenizer: SweetTok, weights: QuantizerLossConfig, auxiliary: bool = False):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer, self.weights = tokenizer, weights
         self.usage = UsageWindow(tokenizer.layout)
         config = tokenizer.config
         self.auxiliary = nn.Linear(config.latent_dim, config.grid[0] * config.proxy.code_dim) if auxiliary else None
 
-    def forward(self, video: Tensor) -> tuple[Tensor, ...]:
-        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), the encoder and codebook sides of the quantizer loss, and
-        with `auxiliary` the predicted code vectors (B, h * w, t * c)."""
+    def forward(self, video: Tensor) -> tuple[Any, ...]:
+        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), `quantizer_terms`, and with `auxiliary` the predicted code
+        vectors (B, h * w, t * c)."""
         prediction = self.tokenizer.predict(video)
         if self.training:
             self.usage(*(ids for lookup in prediction.lookups for ids in lookup.ids))
-        sides = [quantizer_loss(z, code) for lookup in prediction.lookups for z, code in lookup.halves]
-        outputs = prediction.logits, sum(s.encoder_side for s in sides), sum(s.codebook_side for s in sides)
+        outputs = prediction.logits, quantizer_terms(prediction.lookups, self.weights)
         return outputs if self.auxiliary is None else (*outputs, self.auxiliary(prediction.temporal.output))
+
+
+def quantizer_terms(lookups: Iterable[Quantized], weights: QuantizerLossConfig) -> dict[str, Tensor]:
+    """Loss terms of the lookups of all branches by name, each a sum over the word lists."""
+    lookups = list(lookups)
+    sides = [quantizer_loss(z, code) for lookup in lookups for z, code in lookup.halves]
+    terms = {
+        "quantizer_encoder_side": sum(side.encoder_side for side in sides),
+        "quantizer_codebook_side": sum(side.codebook_side for side in sides),
+    }
+    if weights.usage_weight:
+        pairs = [(z, table) for lookup in lookups for (z, _), table in zip(lookup.halves, lookup.tables, strict=True)]
+        terms["usage"] = sum(usage_loss(z, table) for z, table in pairs)
+    return terms
 
 
 class CodeTask(TokenizerTask):
@@ -114,7 +127,7 @@ class CodeTask(TokenizerTask):
 
     def make_optimizer(self, auxiliary: bool = False) -> None:
         """Create the trained module, once the model has its initial weights."""
-        predictor, run = CodePredictor(self.model, auxiliary), self.run
+        predictor, run = CodePredictor(self.model, self.run.loss, auxiliary), self.run
         trained = trained_module("generator", predictor, run.optimizer, run.train, released_name=released_parameter)
         self.trained = {"generator": trained}
 
@@ -122,12 +135,11 @@ class CodeTask(TokenizerTask):
         video = pixels.to_float(batch["video"])
         codes = self.teacher.encode(batch["video"])  # bytes: the range check of floats would synchronize
         context.seed_default_generators()  # dropout in the word graph must be equal on all processes
-        logits, encoder_side, codebook_side, *vectors = self.trained["generator"].module(video)
+        logits, quantizer, *vectors = self.trained["generator"].module(video)
         weights = self.run.loss
         terms = {
             "code": (weights.code_weight, proxy_cross_entropy(logits, codes, weights.label_smoothing)),
-            "quantizer_encoder_side": (weights.quantizer_weight * weights.encoder_side_weight, encoder_side),
-            "quantizer_codebook_side": (weights.quantizer_weight * weights.codebook_side_weight, codebook_side),
+            **weights.weighted(quantizer),
         }
         if vectors:
             target = rearrange(self.teacher.codebook(codes), "b t h w c -> b (h w) (t c)")

@@ -22,6 +22,7 @@ class Quantized(NamedTuple):
     output: Tensor  # (B, N, latent), exactly the looked-up codes in value
     halves: tuple[tuple[Tensor, Tensor], ...]  # (z, code) of the modifiers and of the heads; of the latent as a whole
     ids: tuple[Tensor, ...]  # (B, N * words per query) local to each list, query after query, nearest first
+    tables: tuple[Tensor, ...]  # (words, C), the codes that each half was compared with
 
 
 class LanguageQuantizer(nn.Module):
@@ -72,7 +73,7 @@ class LanguageQuantizer(nn.Module):
             # z - z is exactly zero, so the value is the code, bit for bit, and the gradient goes to z.
             output = code.detach() + (z_all - z_all.detach())
         ids = tuple(chosen.flatten(1) for chosen in words)
-        return Quantized(output, tuple(zip(parts, codes, strict=True)), ids)
+        return Quantized(output, tuple(zip(parts, codes, strict=True)), ids, tables)
 
     def lookup(self, *ids: Tensor) -> Tensor:
         """Local ids (B, N * words per query) of each list -> codes (B, N, latent): the inverse of `forward`."""
