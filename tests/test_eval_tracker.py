@@ -1,36 +1,56 @@
 """The tracker finds the object of a synthetic clip, its colour and its motion, by rules alone."""
 
+import json
+
 import numpy as np
+import tiny
 import torch
 
-from sweettok.data.synthetic import CLASSES, COLORS, GROUND_COLORS, _scene
+from sweettok.cli.main import main
+from sweettok.data.synthetic import CLASSES, COLORS, GROUND_COLORS, VISIBLE, _scene, write_synthetic
+from sweettok.eval.motion import match
 from sweettok.eval.tracker import _palette, center, to_lab, track, wrapped
 
 FRAMES, SIZE, SEED = 17, 64, 7
 LEAST = 33  # L*a*b* distance at which an object stands out from its ground
 
 
-def scenes(count: int):
-    """(class, scene) of clips whose object stands out from the ground by its colour."""
+def test_objects_have_colours_that_stand_out_from_the_ground():
     names, palette = _palette()
-    grounds = dict(zip(GROUND_COLORS, palette[len(COLORS) :], strict=True))
-    objects = dict(zip(names, palette[: len(COLORS)], strict=True))
-    index = 0
-    while count:
-        label, scene = _scene(index, SEED)
-        index += 1
-        distance = np.linalg.norm(objects[scene.color][:, None] - grounds[scene.ground][None], axis=-1).min()
-        if distance >= LEAST:
-            count -= 1
-            yield CLASSES[label], scene
+    for ground, shades in zip(GROUND_COLORS, palette[len(COLORS) :], strict=True):
+        distances = [np.linalg.norm(color[:, None] - shades[None], axis=-1).min() for color in palette[: len(COLORS)]]
+        assert VISIBLE[ground] == tuple(n for n, distance in zip(names, distances, strict=True) if distance >= LEAST)
 
 
 def test_colour_and_motion_of_originals():
     """At least 99% of 100 clips."""
-    found = [(track(scene.draw(FRAMES, SIZE, SIZE)), name, scene) for name, scene in scenes(100)]
+    scenes = [_scene(index, SEED) for index in range(100)]
+    found = [(track(scene.draw(FRAMES, SIZE, SIZE)), CLASSES[label], scene) for label, scene in scenes]
     assert sum(tracked.color == scene.color for tracked, _, scene in found) >= 99
     assert sum(tracked.motion() == name for tracked, name, _ in found) >= 99
-    assert {name for _, name, _ in found} == set(CLASSES)
+
+
+def test_a_shifted_object_is_no_longer_near():
+    video = _scene(0, SEED)[1].draw(FRAMES, SIZE, SIZE)
+    original = track(video)
+    assert match(original, original).near == 1 and match(original, original).color
+    assert match(original, track(video.roll(1, 2))).near == 1  # one pixel down
+    shifted = match(original, track(video.roll((2, 2), (2, 3))))
+    assert shifted.near == 0 and np.allclose(shifted.errors, 8**0.5)
+
+
+def test_command(tmp_path, capsys):
+    """The report of an untrained tokenizer: its originals are right, its reconstructions are not."""
+    clips = write_synthetic(tmp_path / "clips", num_train=0, num_val=3, frames=9, size=16)
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    command = ["eval", "motion", "--checkpoint", str(tmp_path / "model"), "--data", str(clips / "val.txt")]
+    assert main([*command, "--out", str(tmp_path / "motion.json")]) == 0
+    assert "reconstructed motion, 3 clips" in capsys.readouterr().out
+    report = json.loads((tmp_path / "motion.json").read_text())
+    assert [clip["class"] for clip in report["results"]["clips"]] == list(CLASSES[:3])
+    assert report["results"]["scores"]["near"]["mean"] < 0.5
+    assert main([*command, "--fake", str(tmp_path)]) == 2
+    assert "give --fake and --train together" in capsys.readouterr().err
 
 
 def test_a_clip_without_an_object_has_no_motion():

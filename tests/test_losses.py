@@ -213,3 +213,14 @@ def test_golden_pixel_losses(golden_folder):
     real, fake = golden_clips()
     assert losses.reconstruction_loss(fake, real, "l2").item() == pytest.approx(expected["mse"], abs=1e-6)
     assert losses.reconstruction_loss(fake, real, "l1").item() == pytest.approx(expected["l1"], abs=1e-6)
+
+
+def test_usage_loss_is_zero_for_a_uniform_choice_and_log_v_for_one_word():
+    table = torch.eye(4) * 10
+    assert losses.usage_loss(table[None], table).abs() < 1e-5
+    one = table[:1].expand(6, 4)[None].clone().requires_grad_()
+    assert losses.usage_loss(one, table).item() == pytest.approx(np.log(4), abs=1e-4)
+    near = (0.01 * torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    loss = losses.usage_loss(near, torch.tensor([[0.0, 0, 0, 0], [0.1, 0, 0, 0]]))
+    (gradient,) = torch.autograd.grad(loss, near)
+    assert loss > 0 and (gradient[..., 0] < 0).all()  # a step against it goes to the word that is chosen less

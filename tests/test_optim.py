@@ -179,3 +179,32 @@ def test_golden_learning_rates(golden_folder, key, config, max_steps, start):
     for step, value in expected.items():
         assert config.lr * factor(int(step) - start) == pytest.approx(value, rel=1e-9, abs=1e-15), step
     assert config.lr * factor(max_steps - start + 10_000) == pytest.approx(config.end_lr)
+
+
+def test_muon_orthogonalises_hidden_matrices_only():
+    net = nn.Module()
+    net.embed, net.layers = nn.Linear(4, 6), nn.ModuleList([nn.Linear(6, 3)])
+    before = {name: param.clone() for name, param in net.named_parameters()}
+    for param in net.parameters():
+        param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(param.numel()))
+    gradient = net.embed.weight.grad.clone()
+    optimizer = make_optimizer(net, OptimizerConfig(kind="muon", lr=0.1, weight_decay=0.0))
+    optimizer.step()
+    update = (before["layers.0.weight"] - net.layers[0].weight) / (0.1 * 0.2 * 6**0.5)
+    assert ((torch.linalg.svdvals(update) > 0.6) & (torch.linalg.svdvals(update) < 1.3)).all()
+    torch.testing.assert_close(before["embed.weight"] - net.embed.weight, 0.1 * gradient.sign(), rtol=1e-3, atol=1e-4)
+    assert set(optimizer.state[net.layers[0].weight]) == {"momentum"}
+
+
+def test_muon_decays_and_skips_steps_that_are_not_finite():
+    net = nn.ModuleList([nn.Linear(3, 3, bias=False)])
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(3))
+    optimizer = make_optimizer(net, OptimizerConfig(kind="muon", lr=0.1, weight_decay=0.5))
+    net[0].weight.grad = torch.zeros(3, 3)
+    optimizer.step()
+    torch.testing.assert_close(net[0].weight.detach(), 0.95 * torch.eye(3))
+    net[0].weight.grad, optimizer.found_inf = torch.full((3, 3), torch.nan), torch.ones(())
+    optimizer.step()
+    torch.testing.assert_close(net[0].weight.detach(), 0.95 * torch.eye(3))
+    assert not optimizer.state[net[0].weight]["momentum"].any()

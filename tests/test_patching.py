@@ -41,3 +41,12 @@ def test_unpatching(size):
     assert ours.shape == (2, 3, frames, height, width)
     for b in range(2):
         assert tiny.relative_error(ours[b], naive.pixels(W, "", x[b].double().numpy(), patch, tube)) < 1e-5
+
+
+@torch.no_grad()
+def test_brightness_and_contrast_of_a_patch_count_only_without_norms():
+    video = tiny.clip(0, 5, 8, 8)
+    for norm in (True, False):
+        module = tiny.fill(PatchEmbed(20, 4, 2, norm=norm))
+        change = tiny.relative_error(module(0.5 * video + 0.1), module(video))
+        assert change < 1e-3 if norm else change > 0.1

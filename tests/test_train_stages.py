@@ -96,6 +96,20 @@ def test_exported_tokenizers_decode_by_the_path_of_their_stage(runs):
 # ---------------------------------------------------------------------------------------------- who learns from what
 
 
+def test_stage2_trains_the_encoder_too_if_asked(runs):
+    """Every parameter has a gradient, and the quantizer and usage losses are logged."""
+    run = config_of(runs, "stage2", "train_encoder=true", "loss.quantizer.usage_weight=0.1")
+    task = make_task(Stage2Task, run)
+    before = snapshot(task.model)
+    session, batches = begin(task, run)
+    report = train_step(session, batches, Clock())
+    assert {"quantizer_encoder_side_loss", "quantizer_codebook_side_loss", "usage_loss"} <= report.scalars.keys()
+    for _ in range(STEPS - 1):
+        train_step(session, batches, Clock())
+    same = {name for name, param in task.model.named_parameters() if torch.equal(param, before[name])}
+    assert not same
+
+
 def test_stage2_trains_decoders_alone(runs):
     run = config_of(runs, "stage2")
     task = make_task(Stage2Task, run)

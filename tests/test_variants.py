@@ -22,6 +22,7 @@ FIRST_FRAME = {
 }
 CASES = {
     "first frame": FIRST_FRAME,
+    "slice positions": {"slice_positions": True, "patch_norm": False},
     "flat queries": {"compression": "flat_queries"},
     "linear": {"compression": "linear"},
     "learned": {"codebook": "learned", "lookup": "union"},

@@ -94,7 +94,7 @@ SHAPES: dict[str, Field] = {
     "star": lambda u, v: np.hypot(u, v) - (0.78 + 0.26 * np.cos(5 * np.arctan2(v, u))),
     "bar": lambda u, v: _box(u, v, 1.15, 0.5),
 }
-SIZES = {"small": 0.16, "big": 0.21, "huge": 0.26}  # radius in frame sizes
+SIZES = {"small": 0.18, "big": 0.23, "huge": 0.28}  # radius in frame sizes
 COLORS: dict[str, Color] = {
     "red": (0.90, 0.16, 0.14),
     "orange": (0.96, 0.56, 0.10),
@@ -197,12 +197,12 @@ MOTIONS = {
         ("around", "about", "circularly", "roundabout"),
     ),
     "grow": Motion(
-        lambda t, a, b: (0.5, 0.5, 0, 0.55 + 1.5 * (1 - np.exp(-t))),
+        lambda t, a, b: (0.5, 0.5, 0, 0.6 + 1.1 * (1 - np.exp(-1.5 * t))),
         ("grows", "expands", "swells", "enlarges", "inflates", "widens", "spreads", "balloons"),
         ("outwards", "out", "increasingly", "bigger"),
     ),
     "shrink": Motion(
-        lambda t, a, b: (0.5, 0.5, 0, 0.35 + 1.5 * np.exp(-t)),
+        lambda t, a, b: (0.5, 0.5, 0, 0.45 + np.exp(-1.5 * t)),
         ("shrinks", "contracts", "dwindles", "narrows", "deflates", "lessens", "diminishes", "recedes"),
         ("inwards", "in", "decreasingly", "smaller"),
     ),

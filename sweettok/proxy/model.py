@@ -107,6 +107,8 @@ class ProxyTokenizer(Pretrained):
     def from_release(cls, weights: str | Path | Mapping[str, Any], config: ProxyConfig | None = None) -> ProxyTokenizer:
         """The published proxy, from its file or a mapping of its names to arrays; all entries must fit."""
         model = cls(config)
+        if not model.config.patch_norm:
+            raise ValueError("published weights are of a proxy with patch_norm: leave proxy.patch_norm true")
         state = model.state_dict()
         model.load_state_dict({**state, **convert.import_weights(state, convert.read_weights(weights), PROXY)})
         return model.eval()

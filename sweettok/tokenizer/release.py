@@ -117,7 +117,7 @@ TOKENIZER = convert.Table(
 
 def check_published(config: TokenizerConfig) -> None:
     """ValueError for a tokenizer that published weights cannot fill."""
-    for name in ("lookup", "compression", "codebook", "decoder_order"):
+    for name in ("lookup", "compression", "codebook", "decoder_order", "patch_norm", "slice_positions"):
         ours, published = getattr(config, name), getattr(TokenizerConfig, name)
         if ours != published:
             raise ValueError(
