@@ -15,10 +15,10 @@ bash scripts/setup.sh
 sweettok=(.venv/bin/python -m sweettok)
 
 step "synthetic clips"
-"${sweettok[@]}" data synthetic "$out/clips" --num-train 640 --num-val 32 --frames 24 --size 64 --seed 0
+"${sweettok[@]}" data synthetic "$out/clips" --num-train 960 --num-val 64 --frames 24 --size 64 --seed 0
 
 step "codebook prior from their captions"
-"${sweettok[@]}" priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 16 --neighbors 2
+"${sweettok[@]}" priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 32 --neighbors 2
 
 step "proxy tokenizer"
 CONFIG=configs/tiny/proxy.yaml bash run_train_proxy.sh
@@ -32,6 +32,7 @@ for stage in proxy stage1 stage2; do
   CHECKPOINT=$out/$stage/final DATA=$out/clips/val.txt OUT=$out/$stage.json bash run_eval.sh > "$out/$stage.txt"
 done
 cat "$out/stage2.txt"
+"${sweettok[@]}" eval motion --checkpoint "$out/stage2/final" --data "$out/clips/val.txt" --out "$out/motion.json"
 .venv/bin/python scripts/quickstart_table.py tokenizer "$out"
 
 step "reconstructions"
@@ -51,8 +52,11 @@ CONFIG=configs/tiny/generator.yaml bash run_train_generator.sh
 .venv/bin/python scripts/quickstart_table.py generator "$out"
 
 step "generated clips of every class"
-GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.txt OUT=$out/generated PER_CLASS=4 \
+GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.txt OUT=$out/generated PER_CLASS=8 \
   bash run_eval_gen.sh --cfg-scale 2 --top-p 0.9
+"${sweettok[@]}" eval motion --checkpoint "$out/stage2/final" --data "$out/clips/val.txt" --train "$out/clips/train.txt" \
+  --fake "$out/generated/samples" --out "$out/generated/motion.json"
+.venv/bin/python scripts/quickstart_table.py samples "$out"
 
 step "done"
 cat <<EOF

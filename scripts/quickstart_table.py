@@ -2,6 +2,7 @@
 
 python scripts/quickstart_table.py tokenizer outputs/tiny     PSNR of every stage on held-out clips
 python scripts/quickstart_table.py generator outputs/tiny     perplexity of held-out words
+python scripts/quickstart_table.py samples outputs/tiny       motion of generated clips
 """
 
 import json
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 MARGIN = 2.0  # least gain of the tokenizer over both baselines, dB
+RIGHT = 0.9  # least share of reconstructions with the motion class of their original
+SAMPLED = 0.85  # least share of generated clips with the motion class that was asked for
 FACTOR = 4.0  # least ratio of the perplexity of guessing to that of the generator
 
 
@@ -33,6 +36,14 @@ def tokenizer(folder: str) -> int:
     if gain < MARGIN or gain2 <= 0:
         print(f"error: expected at least +{MARGIN:.0f} dB and more than 0 dB", file=sys.stderr)
         return 1
+    return check_motion(Path(folder) / "motion.json", RIGHT)
+
+
+def check_motion(path: Path, least: float) -> int:
+    share = json.loads(path.read_text())["results"]["scores"]["motion"]["mean"]
+    if share < least:
+        print(f"error: {share:.1%} of the clips have the right motion class, expected {least:.0%}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -51,5 +62,9 @@ def generator(folder: str) -> int:
     return 0
 
 
+def samples(folder: str) -> int:
+    return check_motion(Path(folder) / "generated" / "motion.json", SAMPLED)
+
+
 if __name__ == "__main__":
-    sys.exit({"tokenizer": tokenizer, "generator": generator}[sys.argv[1]](sys.argv[2]))
+    sys.exit({"tokenizer": tokenizer, "generator": generator, "samples": samples}[sys.argv[1]](sys.argv[2]))

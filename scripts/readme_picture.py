@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sweettok import SweetTok
-from sweettok.data.writer import mark
+from sweettok.data.writer import titled
 from sweettok.pixels import to_uint8
 from sweettok.store import check_output, write_aside
 from sweettok.words.overlay import FOOTER, overlay
@@ -30,9 +30,10 @@ def row(tok: SweetTok, path: Path) -> Tensor:
     words = words[..., :-FOOTER, : words.shape[3] // 2]  # the panel of the temporal queries
     size = tuple(words.shape[2:])
     panels = [clip[0], to_uint8(tok.decode(out))[0]]
-    enlarged = [torch.nn.functional.interpolate(panel.float(), size, mode="nearest").byte() for panel in panels]
+    enlarged = [torch.nn.functional.interpolate(panel.float(), size, mode="bicubic") for panel in panels]
+    enlarged = [panel.round().clamp(0, 255).byte() for panel in enlarged]
     labels = ("original", "reconstruction", "verbs")
-    return torch.cat([mark(panel, label) for panel, label in zip([*enlarged, words], labels, strict=True)], dim=3)
+    return torch.cat([titled(panel, label) for panel, label in zip([*enlarged, words], labels, strict=True)], dim=3)
 
 
 def main() -> None:

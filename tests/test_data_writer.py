@@ -7,10 +7,11 @@ from PIL import Image
 
 from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.writer import (
+    TITLE,
     compare,
     film_strip,
-    mark,
     tile,
+    titled,
     write_lines,
     write_png,
     write_video,
@@ -159,26 +160,24 @@ def test_tile():
         tile([clips[0].float()], columns=1)
 
 
-def test_labels_are_drawn_in_the_corner_of_a_copy():
+def test_clips_with_labels_are_enlarged_below_their_titles():
     clip = torch.full((3, 2, 40, 80), 100, dtype=torch.uint8)
-    marked = compare(clip, clip, labels=("real", "fake", "difference"))[..., :160]
-    assert (clip == 100).all()
-    changed = (marked != 100).any(dim=0)[0]
-    assert changed[:20, :40].any() and changed[:20, 80:120].any()
-    assert not changed[20:].any() and not changed[:, 60:80].any()
-    assert marked.amax() > 200
-    assert not torch.equal(marked[..., :80], marked[..., 80:])
+    shown = compare(clip, clip, labels=("real", "fake", "difference"))
+    assert shown.shape == (3, 2, TITLE + 6 * 40, 3 * 6 * 80)
+    titles, pictures = shown[:, :, :TITLE], shown[:, :, TITLE:]
+    assert (pictures[..., :960] == 100).all() and not pictures[..., 960:].any()
+    real, fake, _ = titles.chunk(3, dim=3)
+    assert titles.amax() > 200 and not torch.equal(real, fake) and torch.equal(titles[:, 0], titles[:, 1])
     with pytest.raises(ValueError, match="shorter"):
         compare(clip, clip, labels=("real", "fake"))
 
 
-def test_a_mark_may_be_larger_than_the_picture():
+def test_a_title_may_be_longer_than_the_picture_is_wide():
     clip = torch.full((3, 2, 5, 7), 100, dtype=torch.uint8)
-    marked = mark(clip, "a long label")
-    assert marked.shape == clip.shape and (clip == 100).all() and (marked != 100).any()
-    assert torch.equal(marked[:, 0], marked[:, 1])
+    shown = titled(clip, "a long label")
+    assert shown.shape == (3, 2, TITLE + 5, 7) and torch.equal(shown[:, :, TITLE:], clip)
     with pytest.raises(ValueError, match=r"\(3, T, H, W\)"):
-        mark(clip[:, 0], "label")
+        titled(clip[:, 0], "label")
 
 
 def test_film_strip():

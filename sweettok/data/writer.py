@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from sweettok.store import COMMENT, write_aside
 
 CRF = "16"
+LEAST = 192  # pixels: edges of enlarged clips are at least this long
+TITLE = 16  # pixels: height of the bar with a title
 
 
 def write_video(
@@ -100,14 +103,14 @@ def tile(clips: Sequence[Tensor], columns: int) -> Tensor:
 def compare(original: Tensor, reconstruction: Tensor, labels: Sequence[str] = ()) -> Tensor:
     """original | reconstruction | absolute difference: two uint8 (3, T, H, W) clips -> (3, T, H, 3 * W).
 
-    `labels` are three texts, drawn in the corners.
+    With `labels`, three titles, the clips are enlarged and titled.
     """
     if original.shape != reconstruction.shape:
         shapes = f"{tuple(original.shape)} and {tuple(reconstruction.shape)}"
         raise ValueError(f"compare needs two clips of one shape, got {shapes}")
     difference = (original.int() - reconstruction.int()).abs().to(torch.uint8)
     clips = (original, reconstruction, difference)
-    return tile([mark(clip, label) for clip, label in zip(clips, labels, strict=True)] if labels else clips, columns=3)
+    return tile([titled(enlarge(clip), label) for clip, label in zip(clips, labels, strict=True)] if labels else clips, columns=3)
 
 
 def film_strip(clip: Tensor, columns: int) -> Tensor:
@@ -119,19 +122,28 @@ def film_strip(clip: Tensor, columns: int) -> Tensor:
     return torch.cat([clip[:, place] for place in places], dim=2)
 
 
-def mark(clip: Tensor, label: str) -> Tensor:
-    """uint8 (3, T, H, W) -> a copy with white text on a black box in its upper left corner."""
+def enlarge(clip: Tensor, least: int = LEAST, mode: str = "bicubic") -> Tensor:
+    """uint8 (3, T, H, W) -> the same with edges of at least `least` pixels, enlarged by a whole, even factor.
+
+    `mode`: "nearest" keeps every pixel as a square, "bicubic" is smooth.
+    """
+    factor = -(-least // min(clip.shape[2:]))
+    if factor < 2:
+        return clip
+    size = [edge * (factor + factor % 2) for edge in clip.shape[2:]]
+    frames = interpolate(clip.float().transpose(0, 1), size, mode=mode)
+    return frames.round().clamp(0, 255).byte().transpose(0, 1)
+
+
+def titled(clip: Tensor, title: str) -> Tensor:
+    """uint8 (3, T, H, W) -> (3, T, H + TITLE, W): the clip below a black bar with the title in white."""
     from PIL import Image, ImageDraw
 
     _check(clip, 4, "(3, T, H, W)")
-    probe = ImageDraw.Draw(Image.new("L", (1, 1)))
-    width, height = (int(edge) + 2 for edge in probe.textbbox((1, 1), label)[2:])
-    image = Image.new("L", (width, height))
-    ImageDraw.Draw(image).text((1, 1), label, fill=255)
-    box = torch.from_numpy(np.array(image))[: clip.shape[2], : clip.shape[3]]
-    clip = clip.clone()
-    clip[:, :, : box.shape[0], : box.shape[1]] = box.to(clip.device)
-    return clip
+    image = Image.new("L", (clip.shape[3], TITLE))
+    ImageDraw.Draw(image).text((3, 2), title, fill=255)
+    bar = torch.from_numpy(np.array(image)).to(clip.device).expand(3, clip.shape[1], -1, -1)
+    return torch.cat((bar, clip), dim=2)
 
 
 def _check(pixels: Tensor, dims: int, shape: str) -> None:

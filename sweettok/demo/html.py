@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from sweettok.data.writer import tile, write_video
+from sweettok.data.writer import enlarge, tile, write_video
 from sweettok.demo.models import Analysis
 from sweettok.tokenizer.output import WordCount
 from sweettok.words.overlay import FOOTER, overlay
@@ -53,19 +52,6 @@ def hint(text: str) -> str:
     return f'<p class="st-note">{escape(text)}</p>'
 
 
-def enlarge(clip: Tensor, least: int = LEAST, mode: str = "nearest") -> Tensor:
-    """uint8 (3, T, H, W) -> the same with edges of at least `least` pixels, enlarged by a whole, even factor.
-
-    `mode`: "nearest" keeps every pixel as a square, "bicubic" is smooth.
-    """
-    factor = -(-least // min(clip.shape[2:]))
-    if factor < 2:
-        return clip
-    size = [edge * (factor + factor % 2) for edge in clip.shape[2:]]
-    frames = interpolate(clip.float().transpose(0, 1), size, mode=mode)
-    return frames.round().clamp(0, 255).byte().transpose(0, 1)
-
-
 def player(clip: Tensor, fps: float, title: str) -> str:
     """uint8 (3, T, H, W) -> a <video> that contains its data and plays in a loop."""
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +64,7 @@ def player(clip: Tensor, fps: float, title: str) -> str:
 
 def side_by_side(clips: Sequence[Tensor], titles: Sequence[str], fps: float, mode: str) -> str:
     """Clips, uint8 (3, T, H, W), as one video, so that they play together; as many in a row as there are titles."""
-    padded = [torch.nn.functional.pad(enlarge(clip, mode=mode), (0, GAP, 0, GAP), value=255) for clip in clips]
+    padded = [torch.nn.functional.pad(enlarge(clip, LEAST, mode), (0, GAP, 0, GAP), value=255) for clip in clips]
     video = tile(padded, len(titles))[:, :, :-GAP, :-GAP]
     heads = "".join(f"<div>{escape(title)}</div>" for title in titles)
     columns = f"grid-template-columns: repeat({len(titles)}, 1fr)"

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from sweettok.data.writer import enlarge
 from sweettok.demo import html
 from sweettok.demo.clips import Clip, Limits, read_upload
 from sweettok.demo.models import Models, analyse, sample, swap
@@ -32,7 +33,7 @@ class Page:
     examples: Sequence[Clip]
     limits: Limits = field(default_factory=Limits)
     fps: float = 8.0
-    enlargement: str = "bicubic"  # see `html.enlarge`
+    enlargement: str = "bicubic"  # see `data.writer.enlarge`
 
     def clip(self, index: int | None, upload: str | None) -> Clip:
         """The uploaded clip, or else an example."""
@@ -129,7 +130,7 @@ def build(gr: Any, page: Page, folder: Path) -> Any:
     thumbnails = []
     for number, clip in enumerate(page.examples):
         path = folder / f"example_{number}.webp"
-        large = html.enlarge(clip.video, 128, page.enlargement)
+        large = enlarge(clip.video, 128, page.enlargement)
         frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in large.unbind(1)]
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 / page.fps), loop=0)
         thumbnails.append((str(path), clip.name))

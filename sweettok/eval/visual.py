@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sweettok.data.preprocess import Preprocessing
 from sweettok.data.reader import VideoInfo, clip_places, probe
-from sweettok.data.writer import compare, film_strip, write_png, write_video
+from sweettok.data.writer import compare, enlarge, film_strip, titled, write_png, write_video
 from sweettok.distributed import join_processes
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.eval.report import write_json
@@ -168,5 +168,6 @@ def _meaning(output: TokenOutput | Tensor, codes: int | None = None) -> dict[str
 
 def _write_strip(stem: Path, clip: Tensor, shown: Tensor) -> None:
     columns = min(STRIP_FRAMES, clip.shape[1])
-    rows = compare(clip, shown).chunk(3, dim=3)
-    write_png(f"{stem}.png", torch.cat([film_strip(row, columns) for row in rows], dim=1))
+    rows = zip(compare(clip, shown).chunk(3, dim=3), LABELS, strict=True)
+    strips = [titled(enlarge(film_strip(row, columns)[:, None]), label)[:, 0] for row, label in rows]
+    write_png(f"{stem}.png", torch.cat(strips, dim=1))

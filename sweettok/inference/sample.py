@@ -29,7 +29,7 @@ from tqdm import tqdm
 from sweettok.data.lists import clips_hash
 from sweettok.data.manifest import MANIFEST, TokenManifest
 from sweettok.data.tokens import ShardWriter, TokenDataset
-from sweettok.data.writer import film_strip, mark, tile, write_png, write_video
+from sweettok.data.writer import enlarge, film_strip, tile, titled, write_png, write_video
 from sweettok.distributed import from_main, join_processes, main_first
 from sweettok.generator.config import SamplingConfig
 from sweettok.generator.model import Generator
@@ -39,7 +39,7 @@ from sweettok.store import check_output, sha256, write_aside
 from sweettok.tokenizer.model import SweetTok
 
 ROWS_PER_SHARD = 16  # samples of a file; a process that is stopped loses at most these and its batch
-SHEET_ROWS, SHEET_PER_CLASS, SHEET_FRAMES = 64, 4, 5
+SHEET_ROWS, SHEET_PER_CLASS, SHEET_FRAMES, SHEET_HEIGHT = 64, 4, 6, 128
 SHEETS = ("contact_sheet.png", "contact_sheet.mp4")
 UNSAFE = re.compile(r"[^\w.-]")  # in file names
 
@@ -316,8 +316,8 @@ def write_sheets(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSett
     for row, clip in decode(tokenizer, tokens, settings, sheet_rows(tokens.labels, len(tokens))):
         name = tokens.keys[row] if tokens.labels is None else class_name(tokens.class_names, tokens.labels[row])
         strip = film_strip(clip, min(SHEET_FRAMES, clip.shape[1]))
-        strips.append(mark(strip[:, None], name)[:, 0])
-        clips.append(mark(clip, name))
+        strips.append(titled(enlarge(strip[:, None], SHEET_HEIGHT), name)[:, 0])
+        clips.append(titled(enlarge(clip, SHEET_HEIGHT), name))
     picture, video = (tokens.folder / name for name in SHEETS)
     write_png(picture, torch.cat(strips, dim=1))
     write_video(video, tile(clips, math.ceil(math.sqrt(len(clips)))), settings.fps)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -167,7 +166,9 @@ class EfficientNetLite0(_FrozenNetwork):
         if state is not None:
             state = {self._timm_name(name): value for name, value in state.items()}
         name = "EfficientNet-Lite0"
-        self.network = _build(name, lambda: timm.create_model("tf_efficientnet_lite0"), state, untrained).eval()
+        from timm import create_model
+
+        self.network = _build(name, lambda: create_model("tf_efficientnet_lite0"), state, untrained).eval()
         self.network.reset_classifier(0)
         _fold_batch_norm(self.network)
         self.requires_grad_(False).eval()
