@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sweettok.cli.main import main as cli
 from sweettok.data.reader import probe, read_clip
-from sweettok.data.writer import write_video
+from sweettok.data.writer import TITLE, enlarge, write_video
 from sweettok.eval import frechet_distance
 from sweettok.eval.distance import cautions, measure, refusal, stack_features
 from sweettok.eval.features import EXTRACTORS, I3DFeatures
@@ -381,7 +381,7 @@ def test_bad_arguments_are_errors(folder, tmp_path, capsys):
     assert "--batch-size: expected a whole number of at least 1" in error("--batch-size", 0)
     assert "nowhere.pt" in error("--i3d", tmp_path / "nowhere.pt")
     assert "give --lpips" in error("--vgg", tmp_path / "vgg.pth")
-    assert "no protocol 'best'; there are exact, sweettok-rfvd-ucf101" in error("--protocol", "best")
+    assert "no protocol 'best'; there are exact, efficientnet, sweettok-rfvd-ucf101" in error("--protocol", "best")
     assert "this tokenizer needs --set frames=9" in error("--protocol", "sweettok-rfvd-ucf101")
     assert "for unpaired sets: use gfvd" in error("--protocol", "sweettok-gfvd-ucf101", *tiny_clips)
     assert "a setting is FIELD=VALUE" in error("--set", "colour=red")
@@ -413,9 +413,11 @@ def test_reconstruct_writes_what_it_saw(folder, tmp_path, capsys):
     assert [segment["name"] for segment in facts["segments"]] == ["adjective", "noun", "adverb", "verb"]
     assert len(facts["words"]["spatial"]) == 4 and len(facts["words"]["temporal"]) == 8
     info = probe(tmp_path / "v1.mp4")
-    assert (info.num_frames, info.height, info.width, info.fps) == (FRAMES, SIZE, 3 * SIZE, 12)
-    shown = read_clip(tmp_path / "v1.mp4", FRAMES, None)[..., 16:, :SIZE]  # below the label
-    assert psnr(shown[None], clip[None, ..., 16:, :]).item() > 30
+    large = enlarge(clip)
+    height, width = large.shape[2:]
+    assert (info.num_frames, info.height, info.width, info.fps) == (FRAMES, TITLE + height, 3 * width, 12)
+    shown = read_clip(tmp_path / "v1.mp4", FRAMES, None)[:, :, TITLE:, :width]
+    assert psnr(shown[None], large[None]).item() > 30
     assert json.loads((tmp_path / "v0-2.json").read_text())["missing_frames"] == 3
 
 
