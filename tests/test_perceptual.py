@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from training_golden import PERCEPTUAL_FRAMES, assert_statistics, golden_clips, golden_convnext, golden_json
 
 from sweettok.losses import weights as weights
@@ -262,6 +263,14 @@ def test_efficientnet_sees_structure_before_brightness():
         for name, change in changes.items()
     }
     assert distance["brightness"] < 0.3 * min(distance["noise"], distance["blur"])
+
+
+def test_networks_are_planned_without_values():
+    """`sweettok plan` builds them with tensors that have a size only."""
+    with FakeTensorMode():
+        images = torch.rand(2, 2, 3, 32, 32, requires_grad=True)
+        for network in (EfficientNetPerceptual(untrained=True), LPIPS(untrained=True)):
+            assert network(*images).shape == (2,)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.models import convnext_small, vgg
 
 
@@ -211,7 +211,8 @@ def _fold_batch_norm(module: nn.Module) -> None:
     before = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, before, fuse_conv_bn_eval(getattr(module, before), child))
+            conv, statistics = getattr(module, before), (child.running_mean, child.running_var, child.eps)
+            conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics, child.weight, child.bias)
             setattr(module, name, child.act)
         _fold_batch_norm(child)
         before = name
