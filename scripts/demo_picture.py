@@ -9,11 +9,12 @@ import shutil
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sweettok.demo.clips import examples
 from sweettok.demo.models import load
 from sweettok.demo.page import Page, serving
-from sweettok.store import check_output, write_aside
+from sweettok.store import COMMENT, check_output, write_aside
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, COLORS = (1280, 1880), 256
@@ -61,8 +62,10 @@ def main() -> None:
     models = load(args.checkpoint, args.generator)
     with serving(Page(models, examples(models.tokenizer)), port=args.port) as address:
         picture = Image.open(io.BytesIO(photograph(address, args.example))).convert("RGB")
+    info = PngInfo()
+    info.add_text("Comment", COMMENT)  # it may be replaced
     with write_aside(args.out) as aside:
-        picture.quantize(COLORS, dither=Image.Dither.NONE).save(aside, format="PNG", optimize=True)
+        picture.quantize(COLORS, dither=Image.Dither.NONE).save(aside, format="PNG", optimize=True, pnginfo=info)
     print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
 
 
