@@ -42,9 +42,9 @@ def test_lower_quality_takes_fewer_bits(codecs, name):
 
 def test_interpolation_at_the_tokenizers_bits(codecs):
     points = [{"bits": bits, "psnr": bits / 100, "motion": 1.0, "distance": 0.0} for bits in (1600.0, 100.0, 400.0)]
-    assert codecs.at_bits(points, 400) == {"psnr": 4.0, "motion": 1.0, "distance": 0.0, "over": False}
+    assert codecs.at_bits(points, 400) == {"psnr": 4.0, "motion": 1.0, "distance": 0.0, "bits": 400, "over": False}
     assert codecs.at_bits(points, 200)["psnr"] == pytest.approx(2.5)  # half way in the logarithm
-    assert codecs.at_bits(points, 50) == {"psnr": 1.0, "motion": 1.0, "distance": 0.0, "over": True}
+    assert codecs.at_bits(points, 50) == {"psnr": 1.0, "motion": 1.0, "distance": 0.0, "bits": 100.0, "over": True}
     assert codecs.at_bits(points, 9999)["psnr"] == 16.0
 
 

@@ -42,7 +42,7 @@ from sweettok.eval.sources import open_tokenizer
 from sweettok.hub import model_folder
 from sweettok.losses.weights import load_efficientnet
 from sweettok.pixels import to_uint8
-from sweettok.store import check_output, write_aside
+from sweettok.store import COMMENT, check_output, write_aside
 
 SCORES = {"psnr": "PSNR, dB", "motion": "motion PSNR, dB", "distance": "perceptual distance"}
 START_CODE = re.compile(rb"\x00\x00\x01")
@@ -136,11 +136,11 @@ def score(video: Tensor, shown: Tensor, network: nn.Module) -> dict[str, float]:
 
 
 def at_bits(points: list[dict[str, float]], bits: float) -> dict[str, float]:
-    """The scores of one clip, interpolated at `bits`; "over": whether the lowest quality takes more."""
+    """The scores of one clip, interpolated at `bits`; "over": whether the lowest quality takes more, and is scored."""
     points = sorted(points, key=lambda point: point["bits"])
     places = np.log([point["bits"] for point in points])
     found = {name: float(np.interp(np.log(bits), places, [point[name] for point in points])) for name in SCORES}
-    return {**found, "over": points[0]["bits"] > bits}
+    return {**found, "bits": max(bits, points[0]["bits"]), "over": points[0]["bits"] > bits}
 
 
 def clips_of(args: argparse.Namespace) -> tuple[Iterator[dict[str, Any]], Any]:
@@ -174,7 +174,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             clips.append([{"crf": crf, "bits": size, **score(video, shown, network)} for crf, size, shown in coded])
         curve = [{key: fmean(p[key] for p in points) for key in points[0]} for points in zip(*clips, strict=True)]
         each = [at_bits(points, bits) for points in clips]
-        same = {key: fmean(clip[key] for clip in each) for key in SCORES} | {"over": sum(clip["over"] for clip in each)}
+        same = {key: fmean(clip[key] for clip in each) for key in (*SCORES, "bits")} | {
+            "over": sum(clip["over"] for clip in each)
+        }
         about = {"title": codec.title, "options": codec.options, "curve": curve, "at_tokenizer_bits": same}
         found[name] = about
     return {
@@ -190,13 +192,13 @@ def table(report: dict[str, Any]) -> str:
     results, count = report["results"], report["clips"]
     own = results["tokenizer"]
     lines = [
-        f"| {count} clips at {own['bits']:.0f} bits | PSNR | motion | distance | takes more |",
-        "|---|---:|---:|---:|---:|",
+        f"| {count} clips at {own['bits']:.0f} bits | PSNR | motion | distance | bits | takes more |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, result in results.items():
         values = own if name == "tokenizer" else result["at_tokenizer_bits"]
         over = "" if name == "tokenizer" else f"{values['over']} of {count}"
-        cells = f"{values['psnr']:.2f} | {values['motion']:.2f} | {values['distance']:.3f}"
+        cells = f"{values['psnr']:.2f} | {values['motion']:.2f} | {values['distance']:.3f} | {values['bits']:.0f}"
         lines.append(f"| {result.get('title', name)} | {cells} | {over} |")
     return "\n".join(lines)
 
@@ -222,7 +224,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.4)
         axes.legend()
     with write_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=90)
+        figure.savefig(aside, format="png", dpi=90, metadata={"Comment": COMMENT})
 
 
 def main() -> None:
