@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from sweettok.config import to_dict
+from sweettok.config import flatten, to_dict
 from sweettok.hub import Pretrained
 from sweettok.layers.initialisation import init_linears
 from sweettok.priors.graph import Prior, WordGraph, all_words
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Settings that the ids of a clip tensor do not depend on, and the prefixes of such weights.
-NOT_HASHED = ("pixel_path", "head_hidden", "decoder_spatial", "decoder_temporal", "decoder_order", "preprocessing")
+NOT_HASHED = (
+    *("pixel_path", "head_hidden", "decoder_spatial", "decoder_temporal", "decoder_order", "slice_positions"),
+    "preprocessing",
+)
 NOT_HASHED_WEIGHTS = ("decoder.", "pixel_decoder.")
 # Parameters with a row for each position of the latent grid; the size of no other parameter depends on the grid.
 GRID_TABLES = (
@@ -202,8 +205,12 @@ class SweetTokBase(Pretrained, ClipMethods[TokenOutput], LongMethods[LongTokens]
         Tokenizers with equal hashes give equal ids for every clip tensor. Decoders are left out, so the hash of a
         stage-2 tokenizer equals that of its stage-1 tokenizer.
         """
-        settings = {name: value for name, value in to_dict(self.config).items() if name not in NOT_HASHED}
-        settings["proxy"] = {name: value for name, value in settings["proxy"].items() if name not in NOT_HASHED[-1:]}
+        # Only settings that differ from their defaults, so that new settings do not change the hash of older models.
+        settings, defaults = flatten(to_dict(self.config)), flatten(to_dict(TokenizerConfig()))
+        settings = {name: value for name, value in settings.items() if value != defaults.get(name)}
+        settings = {
+            name: v for name, v in settings.items() if name.removeprefix("proxy.").split(".")[0] not in NOT_HASHED
+        }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if not name.startswith(NOT_HASHED_WEIGHTS):
