@@ -14,7 +14,7 @@ from torch import Tensor
 from sweettok import SweetTok
 from sweettok.data.writer import titled
 from sweettok.pixels import to_uint8
-from sweettok.store import check_output, write_aside
+from sweettok.store import COMMENT, check_output, write_aside
 from sweettok.words.overlay import FOOTER, overlay
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,15 @@ def main() -> None:
     frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in video.unbind(1)]
     frames = [frame.quantize(48, dither=Image.Dither.NONE) for frame in frames]
     with write_aside(args.out) as aside:
-        frames[0].save(aside, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, optimize=True)
+        frames[0].save(
+            aside,
+            save_all=True,
+            append_images=frames[1:],
+            duration=MILLISECONDS,
+            loop=0,
+            optimize=True,
+            comment=COMMENT,
+        )
     print(f"{args.out}: {args.out.stat().st_size / 1000:.0f} kB")
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 _BLOCK = 1 << 20
 _MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
 COMMENT = "output of sweettok"  # in the metadata of pictures and videos that commands may replace
-_MARKED = (".png", ".mp4", ".mov", ".mkv")
+_MARKED = (".png", ".gif", ".mp4", ".mov", ".mkv")
 _TEXT = (".txt", ".csv", ".md", ".jsonl")
 
 

@@ -97,7 +97,7 @@ def test_captions_are_tagged(clips):
         "noun": said(synthetic.SHAPES, synthetic.GROUNDS),
         "adverb": (*said(synthetic.MANNERS), *(motion.adverbs for motion in MOTIONS.values())),
         "verb": tuple(motion.verbs for motion in MOTIONS.values()),
-        "other": (("a", "over"),),
+        "other": (("a", "an", "over"),),
     }
     lists = {kind: {word for words in group for word in words} for kind, group in tables.items()}
     # Within a word graph no word has two parts of speech, and none is said of two different things.

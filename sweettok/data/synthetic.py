@@ -272,7 +272,8 @@ class Scene:
 
     def caption(self) -> Caption:
         *adjectives, shape, manner, ground = self.words
-        thing = (("a", "other"), *((word, "adjective") for word in adjectives), (shape, "noun"))
+        article = "an" if adjectives[0][0] in "aeiou" else "a"
+        thing = ((article, "other"), *((word, "adjective") for word in adjectives), (shape, "noun"))
         action = ((self.verb, "verb"), (manner, "adverb"), (self.adverb, "adverb"))
         return Caption((*thing, *action, ("over", "other"), (ground, "noun")))
 
