@@ -17,7 +17,7 @@ bash scripts/setup.sh core
 sweettok=(.venv/bin/python -m sweettok)
 
 step "synthetic clips"
-"${sweettok[@]}" data synthetic "$out/clips" --num-train 960 --num-val 64 --frames 24 --size 64 --seed 0
+"${sweettok[@]}" data synthetic "$out/clips" --num-train 800 --num-val 64 --frames 24 --size 64 --seed 0
 
 step "codebook prior from their captions"
 "${sweettok[@]}" priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 32 --neighbors 2
@@ -58,7 +58,6 @@ GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.
   bash run_eval_gen.sh --cfg-scale 2 --top-p 0.9
 "${sweettok[@]}" eval motion --checkpoint "$out/stage2/final" --data "$out/clips/val.txt" --train "$out/clips/train.txt" \
   --fake "$out/generated/samples" --out "$out/generated/motion.json"
-.venv/bin/python scripts/quickstart_table.py samples "$out"
 
 step "done"
 cat <<EOF
@@ -67,6 +66,6 @@ tokenizer          $out/stage2/final      SweetTok.from_pretrained("$out/stage2/
 reconstructions    $out/reconstructions   (original | reconstruction | difference)
 generator          $out/generator/final   Generator.from_pretrained("$out/generator/final")
 generated clips    $out/generated/samples/contact_sheet.png  contact_sheet.mp4  videos/
-evaluation         $out/proxy.json  $out/stage1.json  $out/stage2.json  $out/generated/gfvd.json
+evaluation         $out/proxy.json  $out/stage1.json  $out/stage2.json  $out/motion.json  $out/generated/motion.json
 training logs      $out/{proxy,stage1,stage2,generator}/log.jsonl
 EOF

@@ -105,7 +105,7 @@ COLORS: dict[str, Color] = {
     "white": (0.95, 0.95, 0.95),
     "black": (0.08, 0.08, 0.10),
 }
-MANNERS = {"slowly": 0.75, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.5}  # speed
+MANNERS = {"slowly": 0.8, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.3}  # speed
 
 
 # Synonyms, each group after the name used here; captions draw one of each group. Word lists of such a size give a query
@@ -187,7 +187,7 @@ MOTIONS = {
         ("down", "downwards", "earthwards", "below"),
     ),
     "bounce": Motion(
-        lambda t, a, b: (0.3 + 0.4 * b, 0.68 - 0.36 * np.abs(np.sin(math.pi * (2.5 * t + a))), 0, 1),
+        lambda t, a, b: (0.3 + 0.4 * b, 0.7 - 0.4 * np.abs(np.sin(math.pi * (2 * t + a))), 0, 1),
         ("bounces", "hops", "jumps", "leaps", "springs", "bounds", "skips", "rebounds"),
         ("repeatedly", "again", "continually", "endlessly"),
     ),
@@ -197,12 +197,12 @@ MOTIONS = {
         ("around", "about", "circularly", "roundabout"),
     ),
     "grow": Motion(
-        lambda t, a, b: (0.5, 0.5, 0, 0.6 + 1.1 * (1 - np.exp(-1.5 * t))),
+        lambda t, a, b: (0.5, 0.5, 0, 0.55 + 1.15 * (1 - np.exp(-1.8 * t))),
         ("grows", "expands", "swells", "enlarges", "inflates", "widens", "spreads", "balloons"),
         ("outwards", "out", "increasingly", "bigger"),
     ),
     "shrink": Motion(
-        lambda t, a, b: (0.5, 0.5, 0, 0.45 + np.exp(-1.5 * t)),
+        lambda t, a, b: (0.5, 0.5, 0, 0.3 + 1.15 * np.exp(-2 * t)),
         ("shrinks", "contracts", "dwindles", "narrows", "deflates", "lessens", "diminishes", "recedes"),
         ("inwards", "in", "decreasingly", "smaller"),
     ),

@@ -73,7 +73,7 @@ def reconstructed_motion(checkpoint: str | Path, data: str | Path, batch_size: i
         for number, (video, fake) in enumerate(zip(videos, shown, strict=True), start):
             original, name = track(video), CLASSES[clips.labels[number]]
             found = match(original, track(fake))
-            row = {"near": found.near, "color": found.color, "motion": found.motion == name}
+            row = {"near": found.near, "color": found.color, "found": found.motion, "motion": found.motion == name}
             rows.append({"key": clips.keys[number], "class": name, **row, "original": original.motion() == name})
     means = {name: mean_with_interval([float(row[name]) for row in rows]) for name in ("near", "color", "motion")}
     means["motion of originals"] = mean_with_interval([float(row["original"]) for row in rows])
