@@ -110,7 +110,9 @@ def compare(original: Tensor, reconstruction: Tensor, labels: Sequence[str] = ()
         raise ValueError(f"compare needs two clips of one shape, got {shapes}")
     difference = (original.int() - reconstruction.int()).abs().to(torch.uint8)
     clips = (original, reconstruction, difference)
-    return tile([titled(enlarge(clip), label) for clip, label in zip(clips, labels, strict=True)] if labels else clips, columns=3)
+    if labels:
+        clips = [titled(enlarge(clip), label) for clip, label in zip(clips, labels, strict=True)]
+    return tile(clips, columns=3)
 
 
 def film_strip(clip: Tensor, columns: int) -> Tensor:
