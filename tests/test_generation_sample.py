@@ -15,7 +15,7 @@ from sweettok.data.lists import clips_hash
 from sweettok.data.manifest import TokenManifest
 from sweettok.data.reader import probe, read_clip, read_image
 from sweettok.data.tokens import ShardWriter, TokenDataset
-from sweettok.data.writer import write_video
+from sweettok.data.writer import TITLE, enlarge, write_video
 from sweettok.generator.config import GeneratorConfig
 from sweettok.generator.model import Generator
 from sweettok.inference import sample
@@ -215,14 +215,18 @@ def test_videos_are_the_decoded_clips(folder, finished, tmp_path):
 
 def test_sheets_show_samples_by_class(folder, finished):
     picture = read_image(finished / "contact_sheet.png", None)[:, 0]
-    assert picture.shape == (3, 8 * SIZE, 5 * SIZE)
+    large = sample.SHEET_HEIGHT
+    height = TITLE + large
+    columns = min(sample.SHEET_FRAMES, FRAMES)
+    assert picture.shape == (3, 8 * height, columns * large)
     tokens = TokenDataset(finished)
     clips = to_uint8(SweetTok.from_pretrained(folder / "tok").decode(ids(tokens)))
     for place, row in enumerate((0, 3, 6, 1, 4, 7, 2, 5)):
-        last = picture[:, place * SIZE : (place + 1) * SIZE, 4 * SIZE :]
-        assert (last.int() - clips[row, :, -1].int()).abs().max() <= 1, "rounding, at another batch size"
+        last = picture[:, place * height + TITLE : (place + 1) * height, (columns - 1) * large :]
+        expected = enlarge(clips[row, :, -1:], large)[:, 0]
+        assert (last.int() - expected.int()).abs().max() <= 1, "rounding, at another batch size"
     info = probe(finished / "contact_sheet.mp4")
-    assert (info.num_frames, info.height, info.width, info.fps) == (FRAMES, 3 * SIZE, 3 * SIZE, 12)
+    assert (info.num_frames, info.height, info.width, info.fps) == (FRAMES, 3 * height, 3 * large, 12)
 
 
 def test_sheets_are_of_bounded_size():

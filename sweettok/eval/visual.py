@@ -169,5 +169,5 @@ def _meaning(output: TokenOutput | Tensor, codes: int | None = None) -> dict[str
 def _write_strip(stem: Path, clip: Tensor, shown: Tensor) -> None:
     columns = min(STRIP_FRAMES, clip.shape[1])
     rows = zip(compare(clip, shown).chunk(3, dim=3), LABELS, strict=True)
-    strips = [titled(enlarge(film_strip(row, columns)[:, None]), label)[:, 0] for row, label in rows]
+    strips = [titled(film_strip(enlarge(row), columns)[:, None], label)[:, 0] for row, label in rows]
     write_png(f"{stem}.png", torch.cat(strips, dim=1))

@@ -315,9 +315,10 @@ def write_sheets(tokenizer: SweetTok, tokens: TokenDataset, settings: SampleSett
     strips, clips = [], []
     for row, clip in decode(tokenizer, tokens, settings, sheet_rows(tokens.labels, len(tokens))):
         name = tokens.keys[row] if tokens.labels is None else class_name(tokens.class_names, tokens.labels[row])
+        clip = enlarge(clip, SHEET_HEIGHT)
         strip = film_strip(clip, min(SHEET_FRAMES, clip.shape[1]))
-        strips.append(titled(enlarge(strip[:, None], SHEET_HEIGHT), name)[:, 0])
-        clips.append(titled(enlarge(clip, SHEET_HEIGHT), name))
+        strips.append(titled(strip[:, None], name)[:, 0])
+        clips.append(titled(clip, name))
     picture, video = (tokens.folder / name for name in SHEETS)
     write_png(picture, torch.cat(strips, dim=1))
     write_video(video, tile(clips, math.ceil(math.sqrt(len(clips)))), settings.fps)
