@@ -1,11 +1,14 @@
 """Usage, perplexity and dead words of each list while a tokenizer trains, and the warning when one collapses."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import tiny
 import torch
-from stages import begin, config_of, log_lines, make_task
+from stages import ROOT, begin, command, config_of, log_lines, make_task
 
 from sweettok.eval.tokenizers import UsageCounter
 from sweettok.losses.config import QuantizerLossConfig
@@ -84,6 +87,32 @@ def test_windows_are_whole(runs):
     task.counted_steps = 0  # as after a resume at step 4
     reports = [train_step(session, batches, Clock()).scalars for _ in range(5)]
     assert ["usage/verb" in report for report in reports] == [False, False, False, False, True]
+
+
+def test_processes_count_together(runs, tmp_path):
+    environment = {
+        **os.environ,
+        "NUM_PROCESSES": "2",
+        "OMP_NUM_THREADS": "1",
+        "VIRTUAL_ENV": sys.prefix,
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    settings = ["train.log_every=2", "train.max_steps=2", "train.sample_every=0", "train.eval_every=0"]
+    launch = ["scripts/launch.sh", "-m", "sweettok", "train", str(runs / "stage1.yaml"), *settings]
+    done = subprocess.run(
+        ["bash", *launch, f"train.output_dir={tmp_path / 'two'}"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert command(["train", str(runs / "stage1.yaml"), *settings, f"train.output_dir={tmp_path / 'one'}"]) == 0
+    one, two = (next(line for line in log_lines(tmp_path / name) if line["step"] == 2) for name in ("one", "two"))
+    for kind in ("usage", "perplexity", "dead"):
+        for name in LISTS:
+            assert two[f"train/{kind}/{name}"] == pytest.approx(one[f"train/{kind}/{name}"], rel=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------- warning

@@ -13,7 +13,6 @@ from stages import ROOT, STAGES, build_task, config_of, log_lines, make_task, sn
 from test_train_loop import results
 
 from sweettok.config import to_dict
-from sweettok.tokenizer.layout import KINDS
 from sweettok.train.loop import fit
 
 ONE_STEP = ["train.max_steps=1", "train.sample_every=0", "train.eval_every=0"]
@@ -29,7 +28,6 @@ TWENTY = [
     "optimizer.warmup_steps=3",
     "optimizer.eps=1e-3",
 ]
-COUNTED = ["train.max_steps=2", "train.log_every=2", "train.sample_every=0", "train.eval_every=0"]
 RUNNER = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -70,7 +68,7 @@ def launch(folder, *runs):
 @pytest.fixture(scope="module")
 def folder(runs, tmp_path_factory):
     """Of every stage, twenty steps by one process in `one` and by two in `two`, with 3 clips to validate on; and in
-    `step` one step by two processes, the first of those in `runs`. Of stage 1 also two steps in one line of the log."""
+    `step` one step by two processes, the first of those in `runs`."""
     folder, twos = tmp_path_factory.mktemp("processes"), []
     lines = (runs / "clips" / "train.txt").read_text().splitlines(keepends=True)
     (runs / "clips" / "three.txt").write_text("".join(lines[:3]))
@@ -87,13 +85,8 @@ def folder(runs, tmp_path_factory):
         torch.save(snapshot(task.model), folder / f"{stage}.pt")
         fit(task, one)
         twos += [two, config_of(runs, stage, *ONE_STEP, f"train.output_dir={folder / 'step' / stage}")]
-    one, two = (
-        config_of(runs, "stage1", *COUNTED, f"train.output_dir={folder / name / 'counted'}") for name in ("one", "two")
-    )
     AcceleratorState._reset_state(reset_partial_state=True)
-    fit(make_task(build_task, one), one)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    launch(folder, *twos, two)
+    launch(folder, *twos)
     return folder
 
 
@@ -142,13 +135,6 @@ def test_twenty_steps_of_two_processes_are_those_of_one(folder, stage):
         weights, others = (load_file(folder / "checkpoint-20" / f"{file}.safetensors") for folder in (one, two))
         moved = distance(weights, start)
         assert moved > 0 and distance(weights, others) < 1e-3 * slack * moved, file
-
-
-def test_processes_count_words_together(folder):
-    (one,), (two,) = (log_lines(folder / name / "counted") for name in ("one", "two"))
-    names = [f"train/{kind}/{name}" for kind in ("usage", "perplexity", "dead") for name in KINDS]
-    assert one["step"] == two["step"] == 2
-    assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-5)
 
 
 def distance(one, other) -> float:
