@@ -8,7 +8,7 @@ import torch
 
 from sweettok.cli.main import main
 from sweettok.data.reader import probe, read_clip
-from sweettok.data.writer import write_video
+from sweettok.data.writer import TITLE, write_video
 from sweettok.eval import visual
 from sweettok.eval.metrics import frame_psnr, psnr
 from sweettok.pixels import to_uint8
@@ -116,7 +116,7 @@ def test_reconstructing_a_whole_video(tokenizer, folder, tmp_path, fresh_acceler
     assert facts["clips"] == 3 and facts["chunks"] == {"num_frames": 20, "length": 9, "overlap": 1}
     assert json.loads((tmp_path / "video.json").read_text())["seams"] == facts["seams"]
     info = probe(tmp_path / "video.mp4")
-    assert (info.num_frames, info.height, info.width, info.fps) == (20, 16, 48, 12.5)
+    assert (info.num_frames, info.height, info.width, info.fps) == (20, TITLE + 192, 3 * 192, 12.5)
     assert (tmp_path / "video.png").is_file()
 
 

@@ -216,7 +216,7 @@ def test_stages_of_one_plan_know_each_other(monkeypatch, tmp_path, capsys):
     assert main(["plan", *paths, "train.max_steps=5", "--devices", "2", "--json", "plan.json"]) == 0
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "plan.json").read_text())["plans"]
-    assert [found[path]["tokens_per_clip"] for path in paths] == [3 * 8 * 8, *3 * [384]]
+    assert [found[path]["tokens_per_clip"] for path in paths] == [5 * 8 * 8, *3 * [256]]
     assert all(found[path]["clips"] == 5 * found[path]["share"]["global_batch"] for path in paths)
     assert "no tokenizer" not in shown and "2 devices x 1 micro-batches x 4 clips" in shown
 
@@ -228,7 +228,7 @@ def test_stages_of_one_plan_know_each_other(monkeypatch, tmp_path, capsys):
         (["train.max_steps=3"], "give a configuration file, such as"),
         (["TINY", "train.steps=3"], "train.steps"),
         (["TINY", "--devices", "0"], "--devices"),
-        (["TINY", "--memory", "0.001", "train.global_batch_size=1"], "not even one clip fits"),
+        (["TINY", "train.global_batch_size=1", "--memory", "0.001"], "not even one clip fits"),
         (["TINY", "--devices", "3"], "does not divide over 3 processes"),
     ],
 )

@@ -323,7 +323,7 @@ def test_every_configuration_loads(file):
     run = load_config(path)
     assert isinstance(run, STAGES[run.stage].run_class)
     assert run.stage in (path.parent.name, path.stem)
-    on_gpus = path.parent.name != "tiny"
+    on_gpus = path.parent.name not in ("tiny", "mini")
     assert (run.train.tf32, run.train.cudnn_benchmark) == (on_gpus, on_gpus)
 
 
