@@ -25,7 +25,6 @@ def run(folder: Path, first: nbformat.NotebookNode, second: nbformat.NotebookNod
     return joined
 
 
-@pytest.mark.slow
 def test_they_run(tmp_path, monkeypatch):
     """The first from the root, the next from their own folder, with untrained models."""
     write_outputs(tmp_path)

@@ -63,14 +63,15 @@ def train(run, break_at=None):
     return asked
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_broken_run_equals_the_unbroken_one(runs, tmp_path, stage):
-    everything = train(configure(runs, stage, tmp_path / "unbroken"))
+@pytest.mark.parametrize(("stage", "kind"), [*((stage, "adamw") for stage in STAGES), ("stage1", "muon")])
+def test_a_broken_run_equals_the_unbroken_one(runs, tmp_path, stage, kind):
+    kind = f"optimizer.kind={kind}"
+    everything = train(configure(runs, stage, tmp_path / "unbroken", kind))
     with pytest.raises(Broken):
-        train(configure(runs, stage, tmp_path / "broken", "data.num_workers=2"), break_at=BROKEN)
+        train(configure(runs, stage, tmp_path / "broken", kind, "data.num_workers=2"), break_at=BROKEN)
     assert [path.name for path in checkpoints(tmp_path / "broken")] == [f"checkpoint-{SAVED}"]
     assert log_lines(tmp_path / "broken")[-1]["step"] == BROKEN
-    asked = train(configure(runs, stage, tmp_path / "broken"))
+    asked = train(configure(runs, stage, tmp_path / "broken", kind))
 
     # No clip was read to be thrown away (but for those that fit a fresh model, by their index alone).
     indexed = [item for item in asked if isinstance(item, tuple)]

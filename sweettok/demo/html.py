@@ -52,7 +52,7 @@ def hint(text: str) -> str:
     return f'<p class="st-note">{escape(text)}</p>'
 
 
-def player(clip: Tensor, fps: float, title: str) -> str:
+def video_tag(clip: Tensor, fps: float, title: str) -> str:
     """uint8 (3, T, H, W) -> a <video> that contains its data and plays in a loop."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
@@ -68,7 +68,7 @@ def side_by_side(clips: Sequence[Tensor], titles: Sequence[str], fps: float, mod
     video = tile(padded, len(titles))[:, :, :-GAP, :-GAP]
     heads = "".join(f"<div>{escape(title)}</div>" for title in titles)
     columns = f"grid-template-columns: repeat({len(titles)}, 1fr)"
-    return f'<div class="st-grid" style="{columns}">{heads}</div>{player(video, fps, ", ".join(titles))}'
+    return f'<div class="st-grid" style="{columns}">{heads}</div>{video_tag(video, fps, ", ".join(titles))}'
 
 
 def facts(values: Sequence[tuple[str, str]]) -> str:
@@ -112,7 +112,7 @@ def words(result: Analysis, fps: float) -> str:
     drawn = overlay(result.original, output, cell=CELL)[:, :, :-FOOTER]
     texts = ("Motion: a verb and its adverbs in each cell", "Appearance: a noun and its adjectives in each cell")
     panels = zip(drawn.chunk(2, dim=3), texts, strict=True)
-    shown = "".join(f"<div><b>{text}</b>{player(panel, fps, text)}</div>" for panel, text in panels)
+    shown = "".join(f"<div><b>{text}</b>{video_tag(panel, fps, text)}</div>" for panel, text in panels)
     least = READABLE * max(columns for _, columns in output.grids.values())
     style = f"grid-template-columns: repeat(auto-fit, minmax(min(100%, {least}px), 1fr))"
     note = "<p>Cells with the same verb or noun have the same colour.</p>"

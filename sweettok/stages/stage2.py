@@ -112,13 +112,18 @@ class Stage2Task(TokenizerTask):
         video = pixels.to_float(batch["video"])
         context.seed_default_generators()  # dropout in the word graph must be equal on all processes
         fake, quantizer = self.trained["generator"].module(video)
-        total, report = self.pixels.generator(fake, video, context)
-        if quantizer:
-            weighted, scalars = weighted_sum(self.run.loss.quantizer.weighted(quantizer))
-            total, report = total + weighted, report | scalars
-        yield "generator", total, report
+        # Not kept in a variable: its graph would stay in memory during the discriminator's step.
+        yield "generator", *self._generator(fake, video, quantizer, context)
         if self.pixels.started(context):
             yield "discriminator", *self.pixels.discriminator(fake, video)
+
+    def _generator(
+        self, fake: Tensor, video: Tensor, quantizer: dict[str, Tensor], context: StepContext
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pixel losses, and the quantizer's terms if there are any: the total, and scalars to log."""
+        total, report = self.pixels.generator(fake, video, context)
+        weighted, scalars = weighted_sum(self.run.loss.quantizer.weighted(quantizer))
+        return total + weighted, report | scalars
 
     @torch.no_grad()
     def validate(self, batch: dict) -> dict[str, Tensor]:

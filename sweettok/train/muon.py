@@ -36,6 +36,7 @@ class Muon(AdamW):
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
+            state["step"] = torch.zeros(())  # unused, but AdamW.load_state_dict reads it
         momentum = state["momentum"].lerp(param.grad, 1 - MOMENTUM)
         update = orthogonalised(param.grad.lerp(momentum, MOMENTUM)) * (RMS * max(param.shape) ** 0.5)
         weight = param * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * update
