@@ -1,4 +1,4 @@
-"""Few-shot tasks: how episodes are drawn, the text of prompts, and the baselines."""
+"""Few-shot tasks: how episodes are drawn, the text of prompts, and the histograms."""
 
 import json
 
@@ -8,9 +8,11 @@ import torch
 import word_shards
 
 from sweettok.cli.main import main
+from sweettok.data import episodes
+from sweettok.data.episodes import Episode, EpisodeConfig
 from sweettok.data.tokens import TokenDataset
-from sweettok.words import baselines, episodes, prompts, summary
-from sweettok.words.episodes import Episode, EpisodeConfig
+from sweettok.tokenizer import histograms
+from sweettok.words import prompts, summary
 from sweettok.words.fewshot import difference, score
 from sweettok.words.prompts import PromptConfig
 
@@ -158,21 +160,21 @@ def test_prompt_settings_are_checked(wrong):
 
 def test_histograms_compare_shares_of_each_kind():
     layout = tiny.tokenizer().layout
-    counts = summary.word_counts(word_shards.random_ids(layout, 3), layout)
-    features = baselines.histograms(counts, layout, ("noun", "verb"))
+    counts = histograms.word_counts(word_shards.random_ids(layout, 3), layout.vocab_size)
+    features = histograms.histograms(counts, layout, ("noun", "verb"))
     assert torch.allclose(features.square().sum(1), torch.ones(3))  # a clip is equal to itself
     nouns = layout.kind_ranges["noun"]
     shares = counts[:, nouns.start : nouns.stop] / layout.segment("noun").length
     expected = (shares[0] * shares[1]).sqrt().sum()
     assert torch.allclose(2 * features[0, : len(nouns)] @ features[1, : len(nouns)], expected)
-    assert torch.allclose(features, baselines.histograms(3 * counts, layout, ("noun", "verb")))
+    assert torch.allclose(features, histograms.histograms(3 * counts, layout, ("noun", "verb")))
 
 
 def test_mean_vectors_are_those_of_the_words():
     model = tiny.tokenizer()
     layout, codes = model.layout, model.embedding_matrix().vectors
     ids = word_shards.random_ids(layout, 2)
-    features = baselines.mean_vectors(summary.word_counts(ids, layout), layout, ("noun", "verb"), codes)
+    features = histograms.mean_vectors(histograms.word_counts(ids, layout.vocab_size), layout, ("noun", "verb"), codes)
     means = [codes[ids[:, layout.segment(name).places]].mean(1) for name in ("noun", "verb")]
     assert torch.allclose(features, torch.cat(means, dim=1), atol=1e-6)
     tables = [*model.spatial_quantizer.tables(), *model.temporal_quantizer.tables()]
@@ -185,15 +187,15 @@ def test_listed_words_lose_their_counts():
     nouns = layout.kind_ranges["noun"].start
     counts[0, nouns : nouns + 3] = torch.tensor([9.0, 5.0, 1.0])
     counts[1, nouns : nouns + 3] = torch.tensor([2.0, 3.0, 1.0])
-    features = baselines.histograms(summary.frequent_only(counts, layout, 2) > 0, layout, ("noun",))
+    features = histograms.histograms(summary.frequent_only(counts, layout, 2) > 0, layout, ("noun",))
     assert torch.equal(features[0], features[1]) and features[0].count_nonzero() == 2
 
 
 def test_nearest_class():
     support = torch.tensor([[[4.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
     queries = torch.tensor([[1.0, 0.9], [0.0, 1.0]])
-    assert baselines.nearest_by_product(queries, support).tolist() == [0, 1]
-    assert baselines.nearest_by_distance(torch.tensor([[0.9, 0.9], [1.9, 0.1]]), support).tolist() == [1, 0]
+    assert histograms.nearest_by_product(queries, support).tolist() == [0, 1]
+    assert histograms.nearest_by_distance(torch.tensor([[0.9, 0.9], [1.9, 0.1]]), support).tolist() == [1, 0]
 
 
 # ------------------------------------------------------------------------------------------------------- the command

@@ -15,6 +15,7 @@ from sweettok.cli.main import main
 from sweettok.data.reader import probe
 from sweettok.data.writer import write_video
 from sweettok.pixels import to_uint8
+from sweettok.tokenizer.histograms import word_counts
 from sweettok.tokenizer.output import TokenOutput, WordCount
 from sweettok.words import summary
 from sweettok.words.overlay import LINE, overlay
@@ -60,7 +61,7 @@ def test_every_word_is_counted_at_its_place(output, clip):
 
 
 def test_counts_agree_with_the_summary(output):
-    counts, names = summary.word_counts(output.ids, output.layout), output.names
+    counts, names = word_counts(output.ids, output.layout.vocab_size), output.names
     assert counts.shape == (2, len(names))
     counted = output.summary(1)
     assert {names[i]: int(counts[1, i]) for i in counts[1].nonzero().flatten()} == {

@@ -17,6 +17,8 @@ import sweettok
 from sweettok.cli import options
 from sweettok.cli.main import Command
 from sweettok.cli.options import given, integer, real
+from sweettok.data import episodes
+from sweettok.data.episodes import Episode, EpisodeConfig
 from sweettok.data.lists import load_clips
 from sweettok.data.tokens import TokenDataset
 from sweettok.data.writer import write_png, write_video
@@ -26,10 +28,9 @@ from sweettok.store import check_output, check_output_folder, write_aside
 from sweettok.tokenizer.layout import KINDS
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.output import TokenOutput
-from sweettok.words import episodes, fewshot, prompts
+from sweettok.words import fewshot, prompts
 from sweettok.words.answers import AnswerCache
 from sweettok.words.endpoint import Endpoint
-from sweettok.words.episodes import Episode, EpisodeConfig
 from sweettok.words.models import LanguageModel, LocalModel
 from sweettok.words.overlay import LARGEST, LINE, overlay
 from sweettok.words.prompts import PromptConfig

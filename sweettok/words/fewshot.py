@@ -13,18 +13,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sweettok.data.episodes import Episode
 from sweettok.data.tokens import TokenDataset
+from sweettok.tokenizer import histograms
+from sweettok.tokenizer.histograms import nearest_by_distance, nearest_by_product, word_counts
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
-from sweettok.words import baselines, prompts
+from sweettok.words import prompts
 from sweettok.words.answers import AnswerCache, ask
-from sweettok.words.baselines import nearest_by_distance, nearest_by_product
-from sweettok.words.episodes import Episode
 from sweettok.words.models import Answer, LanguageModel
 from sweettok.words.prompts import PromptConfig
-from sweettok.words.summary import frequent_only, frequent_words, word_counts
+from sweettok.words.summary import frequent_only, frequent_words
 
 MODEL = "model"  # key of the language model in the results
+BASELINES = {
+    "histogram": "histograms of all words",
+    "listed": "the words that a prompt lists, without their counts",
+    "vectors": "means of the words' code vectors",
+}
 Predictions = list[list[str | None]]  # class name or None of each query of each episode
 
 
@@ -38,7 +44,8 @@ class ClipWords:
 
     def counts(self, keys: Sequence[str]) -> Tensor:
         """Occurrences of each word, float32 (clips, V)."""
-        return word_counts(torch.stack([self.tokens[self._rows[key]]["ids"] for key in keys]), self.layout)
+        ids = torch.stack([self.tokens[self._rows[key]]["ids"] for key in keys])
+        return word_counts(ids, self.layout.vocab_size)
 
     def frequent(self, key: str, config: PromptConfig) -> prompts.Words:
         """The words of a clip for a prompt."""
@@ -50,12 +57,12 @@ def classify_by_baselines(
 ) -> dict[str, Predictions]:
     codes, layout, kinds = tokenizer.embedding_matrix().vectors, clips.layout, config.kinds
     methods = {
-        "histogram": (lambda counts: baselines.histograms(counts, layout, kinds), nearest_by_product),
+        "histogram": (lambda counts: histograms.histograms(counts, layout, kinds), nearest_by_product),
         "listed": (
-            lambda counts: baselines.histograms(frequent_only(counts, layout, config.words) > 0, layout, kinds),
+            lambda counts: histograms.histograms(frequent_only(counts, layout, config.words) > 0, layout, kinds),
             nearest_by_product,
         ),
-        "vectors": (lambda counts: baselines.mean_vectors(counts, layout, kinds, codes), nearest_by_distance),
+        "vectors": (lambda counts: histograms.mean_vectors(counts, layout, kinds, codes), nearest_by_distance),
     }
     predictions: dict[str, Predictions] = {name: [] for name in methods}
     for episode in tqdm(episodes, desc="baselines", unit="episode", disable=None):
@@ -123,7 +130,7 @@ def as_text(report: dict[str, Any]) -> str:
     sizes = f"{size['n_way']}-way {size['k_shot']}-shot, {size['queries']} queries each"
     lines = [f"{size['num']} episodes, {sizes}; chance {report['chance']:.1%}"]
     for name, result in results.items():
-        about = f"{model['model']}, {model['answers']}" if name == MODEL else baselines.BASELINES[name]
+        about = f"{model['model']}, {model['answers']}" if name == MODEL else BASELINES[name]
         lines.append(f"  {name:<10} {_percent(result)}  {about}")
         if result["without_class"]:
             lines.append(f"  {'':<10} {result['without_class']} answers without a class, counted as wrong")

@@ -18,8 +18,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sweettok.data.episodes import Episode
 from sweettok.tokenizer.layout import KINDS
-from sweettok.words.episodes import Episode
 
 ORDERS = ("interleaved", "grouped", "shuffled")
 Words = dict[str, list[str]]  # kind -> words

@@ -1,6 +1,6 @@
-"""Word counts of clips as tensors, text and JSON data; see also `TokenOutput.summary`.
+"""Most frequent words of clips, and word counts as text and JSON data; see also `TokenOutput.summary`.
 
-Letters: B clips, L ids per clip, V words of all lists together.
+Letters: B clips, V words of all lists together.
 """
 
 from __future__ import annotations
@@ -14,12 +14,6 @@ from torch import Tensor
 
 from sweettok.tokenizer.layout import KINDS, TokenLayout
 from sweettok.tokenizer.output import WordCount
-
-
-def word_counts(ids: Tensor, layout: TokenLayout) -> Tensor:
-    """Global ids (B, L) -> occurrences of each word, float32 (B, V)."""
-    counts = torch.zeros(len(ids), layout.vocab_size, device=ids.device)
-    return counts.scatter_add_(1, ids, torch.ones(1, device=ids.device).expand(ids.shape))
 
 
 def frequent_words(

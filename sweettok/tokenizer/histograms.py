@@ -1,6 +1,7 @@
-"""Classification without a language model: the class with the most similar words in its examples.
+"""Word counts and histograms of clips, and the class with the most similar ones in its examples.
 
-Letters: B clips, V words of all lists together, F width of a feature, n classes, k examples of each, Q queries.
+Letters: B clips, L ids per clip, V words of all lists together, F width of a feature, n classes, k examples of each,
+Q queries.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from sweettok.tokenizer.layout import TokenLayout
 
-BASELINES = {
-    "histogram": "histograms of all words",
-    "listed": "the words that a prompt lists, without their counts",
-    "vectors": "means of the words' code vectors",
-}
+
+def word_counts(ids: Tensor, vocab_size: int) -> Tensor:
+    """Global ids (B, L) below `vocab_size` -> occurrences of each word, float32 (B, V)."""
+    counts = torch.zeros(len(ids), vocab_size, device=ids.device)
+    return counts.scatter_add_(1, ids, torch.ones(1, device=ids.device).expand(ids.shape))
 
 
 def histograms(counts: Tensor, layout: TokenLayout, kinds: Sequence[str]) -> Tensor:
