@@ -32,7 +32,8 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_is_complete(installed):
     there = {path.relative_to(installed).as_posix() for path in installed.rglob("*")}
-    expected = [*(ROOT / "sweettok").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml")]
+    models = [path for path in (ROOT / "sweettok" / "pretrained").rglob("*") if path.is_file()]
+    expected = [*(ROOT / "sweettok").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml"), *models]
     names = {path.relative_to(ROOT).as_posix() for path in expected}
     assert {name if name.startswith("sweettok/") else f"sweettok/{name}" for name in names} <= there
     assert "sweettok/py.typed" in there and not (installed / "tests").exists() and not (installed / "configs").exists()

@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sets, protocol = open_tokenizer(checkpoint, args.data, protocol.filled(frames=None), args.root)
     if args.generator:
         generator, how = (
-            Generator.from_pretrained(model_folder(args.generator)),
+            Generator.from_pretrained(args.generator),
             SamplingConfig(**given(args, *SAMPLING)),
         )
         check_models(args.generator, generator, args.checkpoint, sets.tokenizer, how)
@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found = {"reconstruction": own, "weights": {"tokenizer": checkpoint_hashes(checkpoint)}, "data": sets.about}
     if args.generator:
         found["generation"] = generation(args, generator, sets, protocol, extractor, held_out)
-        found["weights"]["generator"] = checkpoint_hashes(model_folder(args.generator))
+        found["weights"]["generator"] = checkpoint_hashes(model_folder(args.generator, "Generator"))
     return {**found, "protocol": protocol.to_dict(), "protocol_hash": protocol.hash, "notes": notes}
 
 

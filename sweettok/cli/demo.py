@@ -8,21 +8,24 @@ import signal
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 from sweettok.cli.options import add_checkpoint, integer, real
 from sweettok.demo.clips import Limits, examples
 from sweettok.demo.models import load
 from sweettok.demo.page import Page, serving
 from sweettok.distributed import join_processes
+from sweettok.hub import find_shipped, is_shipped
 
-DEFAULT_CHECKPOINT: str | None = None  # required while there is none
+MINI = "mini"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_checkpoint(parser, "the tokenizer, of stage 1 or stage 2", required=DEFAULT_CHECKPOINT is None)
-    parser.set_defaults(checkpoint=DEFAULT_CHECKPOINT)
+    default = MINI if is_shipped(MINI) else None
+    add_checkpoint(parser, "the tokenizer, of stage 1 or stage 2", required=default is None)
+    parser.set_defaults(checkpoint=default)
     add, most = parser.add_argument, Limits()
-    add("--generator", metavar="MODEL", help="a generator trained with this tokenizer")
+    add("--generator", metavar="MODEL", help="a generator trained with this tokenizer (default for mini: its own)")
     text = "videos or folders of them (default: synthetic clips)"
     add("--examples", nargs="+", default=[], metavar="VIDEO", help=text)
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
@@ -37,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    models = load(args.checkpoint, args.generator, join_processes().device)
+    generator, part_of_package = args.generator, isinstance(find_shipped(args.checkpoint), Path)
+    if generator is None and part_of_package and is_shipped(args.checkpoint, "generator"):
+        generator = args.checkpoint
+    models = load(args.checkpoint, generator, join_processes().device)
     limits = replace(Limits(), megabytes=args.max_mb, frames=args.max_frames)
     page = Page(models, examples(models.tokenizer, args.examples), limits, args.fps, args.enlargement)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as by Ctrl-C: temporary files are removed

@@ -46,9 +46,8 @@ def real(least: float = 0.0, most: float = math.inf, positive: bool = False) -> 
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, model: str = "the tokenizer", required: bool = True) -> None:
-    parser.add_argument(
-        "--checkpoint", required=required, metavar="MODEL", help=f"{model}: a folder, or user/name on the hub"
-    )
+    text = f"{model}: a folder, mini (part of this package), or user/name on the hub"
+    parser.add_argument("--checkpoint", required=required, metavar="MODEL", help=text)
 
 
 def add_preprocessing(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from huggingface_hub import HfApi, errors, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 import sweettok
 from sweettok import config as configs
 from sweettok.hub import card
+from sweettok.hub.shipped import find_shipped
 from sweettok.store import sha256, write_aside
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class Pretrained(nn.Module):
         training: Mapping[str, Any] | None = None,
         license: str | None = None,
         name: str = "path/to/this/folder",
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Write config.json, model.safetensors and the model card README.md into `folder`.
 
@@ -78,15 +81,20 @@ class Pretrained(nn.Module):
                 with the weights, if the weights are unchanged.
             license: license of the weights for the card, a license identifier of the Hub.
             name: folder or repository in the card's example of `from_pretrained`.
+            dtype: of the floating-point tensors in the file; None: as they are. `from_pretrained` loads all as float32.
+                With torch.float16 the saved model is another one than this: its hashes differ, and some ids may.
 
         Raises:
-            ValueError: the report is of other weights, or the card that should show it was edited by hand.
+            ValueError: the report is of other weights, the card that should show it was edited by hand, or a weight is
+                too large for `dtype`.
         """
         keeps_card = _keeps_card(Path(folder, CARD), report)
-        weights = save({key: tensor.detach().cpu().contiguous() for key, tensor in self.state_dict().items()})
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in self.state_dict().items()}
+        weights = save(state if dtype is None else {key: _cast(key, state[key], dtype) for key in state})
         digest = hashlib.sha256(weights).hexdigest()
-        if training is None and self._loaded is not None and self._loaded[0] == digest:
-            training = self._loaded[1]
+        if training is None and self._loaded is not None:
+            unchanged = self._loaded[0] in (digest, hashlib.sha256(save(state)).hexdigest())
+            training = self._loaded[1] if unchanged else None
         saved = {
             "model": type(self).__name__,
             "format": FORMAT,
@@ -164,8 +172,9 @@ class Pretrained(nn.Module):
         """Load a model that `save_pretrained` or `push_to_hub` wrote, onto the CPU, in evaluation mode.
 
         Args:
-            source: a folder, or the Hub repository "user/name" if no such folder exists. Downloads are cached by
-                huggingface_hub; without a connection the cached files are used.
+            source: a folder, or if no such folder exists, "mini" (the model that is part of this package, see
+                docs/mini.md) or the Hub repository "user/name". Downloads are cached by huggingface_hub; without a
+                connection the cached files are used.
             revision: branch, tag or commit of the repository.
             cache_dir: another folder for the cache.
             token: access token. Default: that of `hf auth login` or HF_TOKEN.
@@ -180,9 +189,11 @@ class Pretrained(nn.Module):
         folder = model_folder(source, cls.__name__, revision=revision, **where)
         saved = _parse_config(folder / CONFIG, source, cls.__name__)
         try:
-            tensors = load_file(folder / WEIGHTS)
+            loaded = load_file(folder / WEIGHTS)
         except SafetensorError as error:
             raise ValueError(f"{source}: {WEIGHTS} is damaged: {error}") from error
+        # Word graphs are built of these tensors, not only copied from them.
+        tensors = {key: value.float() if value.is_floating_point() else value for key, value in loaded.items()}
         try:
             for migrate in MIGRATIONS[saved["format"] - 1 :]:
                 migrate(saved, tensors)
@@ -197,12 +208,14 @@ class Pretrained(nn.Module):
 
 
 def model_folder(source: str | Path, *models: str, revision: str | None = None, **where: Any) -> Path:
-    """Local folder with config.json and model.safetensors: `source`, or the cached download of a Hub repository.
+    """Local folder with config.json and model.safetensors of a folder, a model of the package or a Hub repository.
 
     Args:
+        source: as in `Pretrained.from_pretrained`, which raises the same errors.
         models: accepted model classes, by name; checked before the weights are downloaded.
-        revision, where: as in `Pretrained.from_pretrained`, which raises the same errors.
+        revision, where: as in `Pretrained.from_pretrained`.
     """
+    source = find_shipped(source, *models)
     config_file = _find_file(source, CONFIG, revision, **where)
     if models:
         _parse_config(config_file, source, *models)
@@ -211,7 +224,8 @@ def model_folder(source: str | Path, *models: str, revision: str | None = None, 
 
 
 def read_config(source: str | Path, *models: str) -> dict[str, Any]:
-    """Content of the config.json of a folder or Hub repository; `models`: accepted classes, by name."""
+    """Content of the config.json of a saved model; `source`, `models`: as in `model_folder`."""
+    source = find_shipped(source, *models)
     return _parse_config(_find_file(source, CONFIG), source, *models)
 
 
@@ -232,6 +246,14 @@ def _parse_config(path: Path, source: str | Path, *models: str) -> dict[str, Any
             f"reads up to format {FORMAT}: update sweettok"
         )
     return saved
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` as `dtype` if it is a floating-point one. ValueError for finite values that `dtype` cannot hold."""
+    cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if not cast.isfinite().equal(tensor.isfinite()):
+        raise ValueError(f"{name} has values up to {tensor.abs().max():g}, too large for {dtype}: save as float32")
+    return cast
 
 
 def _keeps_card(page: Path, report: Any) -> bool:

@@ -96,7 +96,7 @@ def sample(
 
     Raises FileNotFoundError or ValueError for wrong arguments, before anything is drawn.
     """
-    places = model_folder(generator), model_folder(tokenizer)
+    places = model_folder(generator, "Generator"), model_folder(tokenizer)
     state, out = join_processes(), Path(out)
     writer_model, tok = Generator.from_pretrained(places[0]), SweetTok.from_pretrained(places[1])
     check_models(generator, writer_model, tokenizer, tok, settings.how)

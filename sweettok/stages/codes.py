@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.config import build, flatten, to_dict
+from sweettok.hub import find_shipped
 from sweettok.losses.config import QuantizerLossConfig
 from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss, usage_loss
 from sweettok.priors.graph import Prior, WordGraph
@@ -187,7 +188,8 @@ def proxy_config(path: str, earlier: Sequence[RunConfig] = ()) -> ProxyConfig | 
     if Path(path).is_file():
         return ProxyConfig()  # the published file
     try:
-        about = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        folder = Path(find_shipped(path, "ProxyTokenizer"))
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return build(ProxyConfig, about["config"])
     except (OSError, ValueError, KeyError):  # loading the proxy will report the error
         return None

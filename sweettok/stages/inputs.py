@@ -20,6 +20,7 @@ from sweettok.data.lists import load_clips
 from sweettok.data.manifest import StoredLayout, TokenManifest
 from sweettok.data.tokens import TokenDataset
 from sweettok.generator.config import GeneratorConfig
+from sweettok.hub import find_shipped
 from sweettok.losses.config import PerceptualConfig
 from sweettok.losses.weights import load_perceptual
 from sweettok.priors.graph import Prior, WordGraph
@@ -41,6 +42,7 @@ class Inputs:
 
     def proxy(self, path: str, config: ProxyConfig) -> ProxyTokenizer:
         """The proxy tokenizer in a folder, or of the published file; `config` is the expected one."""
+        path = find_shipped(path, "ProxyTokenizer")
         if not Path(path).exists():
             raise FileNotFoundError(
                 f"no proxy tokenizer at {path}: set proxy to a folder that run_train_proxy.sh wrote, or get the "
@@ -54,6 +56,7 @@ class Inputs:
 
     def tokenizer(self, path: str, proxy: str | None = None, prior: str | None = None) -> SweetTok:
         """The tokenizer in a folder, or of a published file together with its proxy and word graphs."""
+        path = find_shipped(path)
         if Path(path).is_file():
             if not prior:
                 raise ValueError(f"{path} is a published file, which holds no word graphs: set prior=FOLDER")
@@ -121,7 +124,7 @@ class SizesOnly(Inputs):
             return Prior(empty_graph(*sizes[:2], WORD_DIM), empty_graph(*sizes[2:], WORD_DIM))
 
     def tokenizer(self, path, proxy=None, prior=None):
-        folder = Path(path)
+        folder = Path(find_shipped(path))
         if (folder / "config.json").is_file():
             about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             config, graphs = build(TokenizerConfig, about["config"]), []

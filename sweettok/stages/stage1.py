@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sweettok import convert
 from sweettok.data.config import DataConfig
+from sweettok.hub import find_shipped
 from sweettok.stages.codes import CodeLossConfig, CodeTask
 from sweettok.stages.inputs import Inputs
 from sweettok.tokenizer.config import TokenizerConfig
@@ -85,6 +86,7 @@ def start_from(model: SweetTok, path: str) -> dict[str, Tensor]:
         path: a saved model's folder, or a published file. ValueError if its sizes or words differ.
     """
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("pixel_decoder.")}
+    path = str(find_shipped(path))
     if Path(path).is_dir():
         other = SweetTok.from_pretrained(path)
         ours, theirs = model.assets()["words"], other.assets()["words"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sweettok import pixels
 from sweettok.data.config import DataConfig
+from sweettok.hub import find_shipped
 from sweettok.losses.config import DiscriminatorConfig, PixelLossConfig, QuantizerLossConfig
 from sweettok.stages.codes import quantizer_terms, released_parameter
 from sweettok.stages.inputs import Inputs
@@ -88,7 +89,7 @@ class Stage2Task(TokenizerTask):
 
     def __init__(self, run: Stage2Run, inputs: Inputs | None = None):
         self.run, inputs = run, inputs or Inputs()
-        if inputs.readable and not Path(run.tokenizer).exists():
+        if inputs.readable and not Path(find_shipped(run.tokenizer)).exists():
             raise FileNotFoundError(f"no tokenizer at {run.tokenizer}: set tokenizer (or STAGE1) to stage 1's output")
         self.model = inputs.tokenizer(run.tokenizer, run.proxy, run.prior)
         if self.model.temporal_quantizer is None:
