@@ -1,21 +1,24 @@
-"""`sweettok eval`: rfvd, gfvd, compare, table and reconstruct."""
+"""`sweettok eval`: measure reconstructions, generated clips and words; compare reports."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sweettok.cli import options
 from sweettok.cli.main import Command
+from sweettok.data.synonyms import ATTRIBUTES
 from sweettok.distributed import from_main, join_processes, together
 from sweettok.eval.compare import compare, require_matplotlib, table
 from sweettok.eval.features import I3D_FILE
 from sweettok.eval.gfvd import run as run_gfvd
-from sweettok.eval.motion import generated_motion, is_motion_report, motion_summary, reconstructed_motion
+from sweettok.eval.motion import generated_motion, motion_summary, reconstructed_motion
 from sweettok.eval.pipeline import Options
+from sweettok.eval.probes import EPISODES, probe, probe_summary
 from sweettok.eval.protocol import DEFAULT, PREPROCESSING, PRESETS, Protocol, find_protocol
-from sweettok.eval.report import is_report, summary, write_json
+from sweettok.eval.report import has_kind, is_report, summary, write_json
 from sweettok.eval.rfvd import run as run_rfvd
 from sweettok.eval.sources import open_folders, open_generated, open_tokenizer
 from sweettok.eval.visual import reconstruct
@@ -68,6 +71,19 @@ def add_motion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", metavar="LIST", help="with --fake: list of the training clips, to find copies")
     parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
     options.add_batch_size(parser, 8)
+
+
+def add_probe(parser: argparse.ArgumentParser) -> None:
+    options.add_checkpoint(parser)
+    parser.add_argument("--train", required=True, metavar="LIST", help="list of labelled training clips")
+    parser.add_argument("--data", required=True, metavar="LIST", help="list of labelled held-out clips")
+    parser.add_argument("--proxy", metavar="DIR", help="proxy tokenizer, to compare with its codes")
+    captions = "instead of the labels: an attribute of synthetic clips, from captions.jsonl beside each list"
+    parser.add_argument("--attribute", choices=ATTRIBUTES, help=captions)
+    parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
+    options.add_batch_size(parser, 8)
+    group = parser.add_argument_group("few-shot tasks among the held-out clips")
+    options.add_episodes(group, EPISODES)
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -153,12 +169,25 @@ def motion(args: argparse.Namespace) -> None:
     checkpoint = model_folder(args.checkpoint)
     if args.out:
         inputs = [path for path in (args.checkpoint, args.data, args.fake, args.train) if path]
-        check_output(args.out, inputs=inputs, owned=is_motion_report)
+        check_output(args.out, inputs=inputs, owned=lambda path: has_kind(path, "motion"))
     if args.fake is None:
         report = reconstructed_motion(checkpoint, args.data, args.batch_size)
     else:
         report = generated_motion(args.fake, checkpoint, args.data, args.train, args.batch_size)
     print(motion_summary(report))
+    if args.out:
+        write_json(args.out, report)
+
+
+def run_probe(args: argparse.Namespace) -> None:
+    if args.out:
+        inputs = [path for path in (args.checkpoint, args.train, args.data, args.proxy) if path]
+        check_output(args.out, inputs=inputs, owned=lambda path: has_kind(path, "probe"))
+    proxy = model_folder(args.proxy) if args.proxy else None
+    episodes = replace(EPISODES, **options.given(args, *options.EPISODES))
+    checkpoint = model_folder(args.checkpoint)
+    report = probe(checkpoint, args.train, args.data, proxy, args.attribute, episodes, args.batch_size)
+    print(probe_summary(report))
     if args.out:
         write_json(args.out, report)
 
@@ -203,6 +232,7 @@ COMMANDS = {
         gfvd,
     ),
     "motion": Command("track objects of synthetic clips in reconstructed or generated clips", add_motion, motion),
+    "probe": Command("classify held-out clips by a tokenizer's words and features", add_probe, run_probe),
     "compare": Command("compare two reports of the same protocol", add_compare, run_compare),
     "table": Command("show all reports of a folder as a table and a plot", add_table, run_table),
     "reconstruct": Command("encode and decode videos, and compare them side by side", add_reconstruct, run_reconstruct),

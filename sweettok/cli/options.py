@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from sweettok.config import LARGEST
+from sweettok.data.episodes import EpisodeConfig
 from sweettok.data.preprocess import POSITIONS
 from sweettok.data.resize import RESIZES
+
+EPISODES = ("n_way", "k_shot", "queries", "num", "seed")  # options of `add_episodes`
 
 
 def integer(least: int = 1, most: int = LARGEST) -> Callable[[str], int]:
@@ -82,3 +85,12 @@ def add_seed(parser: argparse.ArgumentParser, default: int | None = 0) -> None:
     parser.add_argument(
         "--seed", type=integer(0, 2**63 - 1), default=default, metavar="N", help="random seed (default: 0)"
     )
+
+
+def add_episodes(parser: argparse.ArgumentParser, default: EpisodeConfig) -> None:
+    add = parser.add_argument
+    add("--n-way", type=integer(2), metavar="N", help=f"classes of an episode (default: {default.n_way})")
+    add("--k-shot", type=integer(1), metavar="K", help=f"examples of each class (default: {default.k_shot})")
+    add("--queries", type=integer(1), metavar="Q", help=f"clips to classify per episode (default: {default.queries})")
+    add("--num", type=integer(1), metavar="E", help=f"number of episodes (default: {default.num})")
+    add_seed(parser, default=None)

@@ -36,7 +36,6 @@ from sweettok.words.overlay import LARGEST, LINE, overlay
 from sweettok.words.prompts import PromptConfig
 from sweettok.words.summary import as_json, as_text
 
-SIZES = ("n_way", "k_shot", "queries", "num", "seed")
 # Options of each kind of language model.
 BACKENDS = {
     "none": (),
@@ -140,13 +139,10 @@ def draw_overlays(args: argparse.Namespace) -> None:
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    add, default = parser.add_argument, EpisodeConfig()
-    add("--n-way", type=integer(2), metavar="N", help=f"classes of an episode (default: {default.n_way})")
-    add("--k-shot", type=integer(1), metavar="K", help=f"examples of each class (default: {default.k_shot})")
-    add("--queries", type=integer(1), metavar="Q", help=f"clips to classify per episode (default: {default.queries})")
-    add("--num", type=integer(1), metavar="E", help=f"number of episodes (default: {default.num})")
-    add("--labels", metavar="FILE", help="other classes: lines 'key TAB class name' for some or all clips")
-    options.add_seed(parser, default=None)
+    options.add_episodes(parser, EpisodeConfig())
+    parser.add_argument(
+        "--labels", metavar="FILE", help="other classes: lines 'key TAB class name' for some or all clips"
+    )
 
 
 def add_episodes(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +155,7 @@ def add_episodes(parser: argparse.ArgumentParser) -> None:
 
 
 def draw_episodes(args: argparse.Namespace) -> None:
-    config = EpisodeConfig(**given(args, *SIZES))
+    config = EpisodeConfig(**given(args, *options.EPISODES))
     check_output(args.out, inputs=[args.tokens, args.data, args.classes, args.labels])
     clips = TokenDataset(args.tokens) if args.tokens else load_clips(args.data, classes=args.classes)
     drawn = draw_from(clips, args, config, args.tokens or args.data)
@@ -253,9 +249,10 @@ def language_model(args: argparse.Namespace) -> LanguageModel | None:
 
 def find_episodes(args: argparse.Namespace, tokens: TokenDataset) -> tuple[tuple[Episode, ...], EpisodeConfig]:
     if args.use is None:
-        config = EpisodeConfig(**given(args, *SIZES))
+        config = EpisodeConfig(**given(args, *options.EPISODES))
         return draw_from(tokens, args, config, args.tokens), config
-    if wrong := given(args, *SIZES[:-1], "labels"):  # --seed is allowed: the order of examples may depend on it
+    # --seed is allowed: the order of examples may depend on it.
+    if wrong := given(args, *options.EPISODES[:-1], "labels"):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise ValueError(f"--use cannot be combined with {names}")
     tasks, config = episodes.read(args.use)

@@ -1,5 +1,8 @@
 """Words of the captions of synthetic clips."""
 
+import json
+from pathlib import Path
+
 # Synonyms, each group after the name used here; captions draw one of each group. Word lists of such a size give a query
 # of a tokenizer enough choices.
 _GROUPS = """
@@ -45,3 +48,19 @@ jerkily haltingly fitfully abruptly unevenly shakily choppily brokenly
 quickly swiftly rapidly speedily hastily briskly hurriedly promptly
 """
 SYNONYMS = {group.split()[0]: tuple(group.split()) for group in _GROUPS.splitlines() if group}
+# What a word says of an attribute: {attribute: {word: name}}.
+ATTRIBUTES = {
+    attribute: {word: group.split()[0] for group in groups.splitlines() for word in group.split()}
+    for attribute, groups in zip(
+        ("size", "color", "pattern", "shape", "ground", "manner"), _GROUPS.strip().split("\n\n"), strict=True
+    )
+}
+
+
+def read_attribute(path: str | Path, attribute: str) -> dict[str, str]:
+    """The captions.jsonl of synthetic clips -> {key of a clip: name of its size, color, pattern, ...}."""
+    names, found = ATTRIBUTES[attribute], {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        caption = json.loads(line)
+        found.update((caption["key"], names[word]) for word, _ in caption["words"] if word in names)
+    return found

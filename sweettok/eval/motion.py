@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool3d
 
 from sweettok.data.lists import ClipList, load_clips
 from sweettok.data.synthetic import CLASSES
 from sweettok.data.tokens import TokenDataset
 from sweettok.eval.metrics import mean_with_interval
 from sweettok.eval.report import checkpoint_hashes
-from sweettok.eval.tokenizers import load_tokenizer, preprocessing_of, round_trip
+from sweettok.eval.tokenizers import clip_batches, load_tokenizer, round_trip, small_pixels
 from sweettok.eval.tracker import Track, track, wrapped
 from sweettok.pixels import to_uint8
 
 NEAR = 1.5  # pixels: an object this near to its original is at its position
 FORMAT = 1
-SMALL = 16  # height and width at which clips are compared with training clips
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def reconstructed_motion(checkpoint: str | Path, data: str | Path, batch_size: i
     """
     tokenizer, clips = load_tokenizer(checkpoint), _labelled(data)
     rows = []
-    for start, videos in _batches(tokenizer, clips, batch_size):
+    for start, videos in clip_batches(tokenizer, clips, batch_size):
         shown = to_uint8(round_trip(tokenizer, videos).video)
         for number, (video, fake) in enumerate(zip(videos, shown, strict=True), start):
             original, name = track(video), CLASSES[clips.labels[number]]
@@ -103,12 +99,14 @@ def generated_motion(
     for start in range(0, len(tokens), batch_size):
         items = [tokens[row] for row in range(start, min(start + batch_size, len(tokens)))]
         shown = to_uint8(tokenizer.decode(torch.stack([item["ids"] for item in items])))
-        small.append(_small(shown))
+        small.append(small_pixels(shown))
         for item, fake in zip(items, shown, strict=True):
             name, found = CLASSES[int(item["label"])], track(fake).motion()
             rows.append({"key": item["key"], "class": name, "found": found, "motion": found == name})
-    held = [_small(to_uint8(round_trip(tokenizer, v).video)) for _, v in _batches(tokenizer, _labelled(data), 8)]
-    seen = torch.cat([_small(videos) for _, videos in _batches(tokenizer, _labelled(training), 8)])
+    held = [
+        small_pixels(to_uint8(round_trip(tokenizer, v).video)) for _, v in clip_batches(tokenizer, _labelled(data), 8)
+    ]
+    seen = torch.cat([small_pixels(videos) for _, videos in clip_batches(tokenizer, _labelled(training), 8)])
     results = {
         "scores": {"motion": mean_with_interval([float(row["motion"]) for row in rows])},
         "classes": {name: Counter(str(row["found"]) for row in rows if row["class"] == name) for name in CLASSES},
@@ -126,20 +124,6 @@ def _labelled(data: str | Path) -> ClipList:
     if clips.labels is None or max(clips.labels) >= len(CLASSES):
         raise ValueError(f"{data} is no list of synthetic clips, which have {len(CLASSES)} classes")
     return clips
-
-
-def _batches(tokenizer: Any, clips: ClipList, batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    """Number of the first clip, and uint8 clips (B, 3, T, H, W), as the tokenizer reads them."""
-    config, steps = tokenizer.config, preprocessing_of(tokenizer)
-    size = config.height, config.width
-    for start in range(0, len(clips), batch_size):
-        paths = clips.paths[start : start + batch_size]
-        yield start, torch.stack([steps.read(path, config.num_frames, size) for path in paths])
-
-
-def _small(videos: Tensor) -> Tensor:
-    """uint8 (B, 3, T, H, W) -> (B, 3 * T * SMALL * SMALL) grey levels."""
-    return adaptive_avg_pool3d(videos.float(), (videos.shape[2], SMALL, SMALL)).flatten(1)
 
 
 def _nearest(some: Tensor, others: Tensor) -> Tensor:
@@ -170,11 +154,3 @@ def motion_summary(report: dict[str, Any]) -> str:
         pairs = (f"{name} clips {value:.1f}" for name, value in results["nearest_training_clip"].items())
         lines.append("  median distance to the nearest training clip, grey levels: " + ", ".join(pairs))
     return "\n".join(lines)
-
-
-def is_motion_report(path: Path) -> bool:
-    """Whether a file is such a report, and may be replaced by one."""
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["kind"]).endswith(" motion")
-    except (OSError, ValueError, TypeError, KeyError):
-        return False

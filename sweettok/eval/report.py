@@ -31,7 +31,6 @@ def make_report(
     kind: str, protocol: Protocol, results: dict[str, Any], refused: str | None, batch_size: int, **parts: Any
 ) -> dict[str, Any]:
     """A report as JSON data. kind: "rfvd" or "gfvd". refused: the reason if this distance was not measured."""
-    versions = {"sweettok": sweettok.__version__, "python": platform.python_version()}
     return {
         "format": FORMAT,
         "kind": kind,
@@ -41,9 +40,15 @@ def make_report(
         "results": results,
         f"{kind}_refused": refused,
         "settings": {"batch_size": batch_size, "device": join_processes().device.type},
-        "versions": versions | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         **parts,
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that results depend on."""
+    ours = {"sweettok": sweettok.__version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in PACKAGES}
 
 
 def checkpoint_hashes(folder: str | Path) -> dict[str, str]:
@@ -64,6 +69,14 @@ def is_report(path: Path) -> bool:
         text = path.read_text(encoding="utf-8")
         return not text.strip() or "protocol_hash" in dict(json.loads(text))
     except (ValueError, TypeError):
+        return False
+
+
+def has_kind(path: Path, ending: str) -> bool:
+    """Whether a file is a report whose kind ends in `ending`, and may be replaced by one."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["kind"]).endswith(ending)
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 

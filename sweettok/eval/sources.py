@@ -72,7 +72,7 @@ def open_tokenizer(
     clips = _choose(load_clips(data, root), protocol.num_real, protocol)
     protocol = _paired(protocol.filled(**size).completed(preprocessing_of(tokenizer)), clips)
     weights = {"tokenizer": checkpoint_hashes(checkpoint)}
-    return Sets(VideoClips(clips, protocol), None, _describe(data, clips), tokenizer, weights), protocol
+    return Sets(VideoClips(clips, protocol), None, describe(data, clips), tokenizer, weights), protocol
 
 
 def open_folders(originals: str | Path, reconstructions: str | Path, protocol: Protocol) -> tuple[Sets, Protocol]:
@@ -92,7 +92,7 @@ def open_folders(originals: str | Path, reconstructions: str | Path, protocol: P
     native, equal = protocol.size is None, protocol.position is None
     protocol = _paired(_complete_for_files(fake, protocol), real)
     videos, outputs = VideoClips(real, protocol, native), VideoClips(fake, protocol, native, stride=1)
-    about = {**_describe(originals, real), "reconstructions": str(reconstructions)}
+    about = {**describe(originals, real), "reconstructions": str(reconstructions)}
     return Sets(videos, Pairs(videos, outputs, equal), about), protocol.filled(codec=outputs.codec())
 
 
@@ -125,7 +125,7 @@ def open_generated(
         weights = {"tokenizer": checkpoint_hashes(checkpoint), "generator": {WEIGHTS: generator} if generator else None}
     else:
         clips = _choose(load_clips(fake), protocol.num_fake, protocol)
-        about, protocol = _describe(fake, clips), _complete_for_files(clips, protocol)
+        about, protocol = describe(fake, clips), _complete_for_files(clips, protocol)
         fakes = VideoClips(clips, protocol, native=requested.size is None, stride=1)  # the stride is of real clips
         protocol = protocol.filled(codec=fakes.codec())
     clips = _choose(load_clips(real, root), protocol.num_real, protocol)
@@ -133,7 +133,7 @@ def open_generated(
     found = {"num_real": len(reals), "num_fake": len(fakes), "codec": protocol.codec}
     missed = {name: value for name, value in found.items() if getattr(requested, name) not in (None, value)}
     notes = [f"the protocol has {n} {getattr(requested, n)}, the data {value}" for n, value in missed.items()]
-    sets = Sets(reals, fakes, {"real": _describe(real, clips), "fake": about}, tokenizer, weights, notes)
+    sets = Sets(reals, fakes, {"real": describe(real, clips), "fake": about}, tokenizer, weights, notes)
     return sets, protocol.filled(**found, paired=False, real_list=clips.hash)
 
 
@@ -170,7 +170,8 @@ def _choose(clips: ClipList, wanted: int | None, protocol: Protocol) -> ClipList
     return clips.subset(chosen(len(clips), wanted, protocol))
 
 
-def _describe(source: str | Path, clips: ClipList) -> dict[str, Any]:
+def describe(source: str | Path, clips: ClipList) -> dict[str, Any]:
+    """Clips of a list in a report."""
     return {"source": str(source), "num_clips": len(clips), "sha256": clips.hash}
 
 

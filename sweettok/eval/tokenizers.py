@@ -6,19 +6,22 @@ Letters: B clips, T frames, H W pixels, L ids per clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool3d
 
+from sweettok.data.lists import ClipList
 from sweettok.data.preprocess import Preprocessing
 from sweettok.hub import read_config
 from sweettok.proxy.model import ProxyTokenizer
 from sweettok.tokenizer.model import SweetTok
 
+SMALL = 16  # height and width at which the pixels of clips are compared
 OVERSHOOT = 1.5  # larger decoded values show another range
 TOKENIZERS = {"SweetTok": SweetTok, "ProxyTokenizer": ProxyTokenizer}
 
@@ -58,6 +61,20 @@ def preprocessing_of(tokenizer: Any) -> Preprocessing:
 def clip_frames(tokenizer: Any) -> int:
     """Frames of the clip that a tokenizer is configured for."""
     return getattr(tokenizer, "clip_frames", None) or tokenizer.config.num_frames
+
+
+def clip_batches(tokenizer: Any, clips: ClipList, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    """Number of the first clip, and uint8 clips (B, 3, T, H, W), as the tokenizer reads them."""
+    config, steps = tokenizer.config, preprocessing_of(tokenizer)
+    size = config.height, config.width
+    for start in range(0, len(clips), batch_size):
+        paths = clips.paths[start : start + batch_size]
+        yield start, torch.stack([steps.read(path, clip_frames(tokenizer), size) for path in paths])
+
+
+def small_pixels(videos: Tensor) -> Tensor:
+    """uint8 (B, 3, T, H, W) -> (B, 3 * T * SMALL * SMALL) grey levels."""
+    return adaptive_avg_pool3d(videos.float(), (videos.shape[2], SMALL, SMALL)).flatten(1)
 
 
 def round_trip(tokenizer: Any, video: Tensor) -> RoundTrip:
