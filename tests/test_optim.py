@@ -193,7 +193,7 @@ def test_muon_orthogonalises_hidden_matrices_only():
     update = (before["layers.0.weight"] - net.layers[0].weight) / (0.1 * 0.2 * 6**0.5)
     assert ((torch.linalg.svdvals(update) > 0.6) & (torch.linalg.svdvals(update) < 1.3)).all()
     torch.testing.assert_close(before["embed.weight"] - net.embed.weight, 0.1 * gradient.sign(), rtol=1e-3, atol=1e-4)
-    assert set(optimizer.state[net.layers[0].weight]) == {"momentum"}
+    assert set(optimizer.state[net.layers[0].weight]) == {"momentum", "step"}
 
 
 def test_muon_decays_and_skips_steps_that_are_not_finite():

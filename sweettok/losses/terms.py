@@ -56,17 +56,37 @@ def quantizer_loss(
     return QuantizerLoss(encoder_weight * encoder_side + codebook_weight * codebook_side, encoder_side, codebook_side)
 
 
-def usage_loss(z: Tensor, table: Tensor, temperature: float = 0.05) -> Tensor:
-    """How far the choice of words is from uniform: log V minus the entropy of the mean soft choice, at least 0.
+def soft_choice(z: Tensor, table: Tensor, temperature: float = 0.05) -> Tensor:
+    """Logarithm of the probability with which each latent chooses each word, (B, N, V).
 
     Args:
-        z: latents (B, N, C), of the clips that this process sees at once.
+        z: latents (B, N, C).
         table: codes (V, C) of a word list. A latent chooses word v with probability proportional to
             exp(-|z - code_v|^2 / temperature).
     """
-    distances = torch.cdist(z.float().flatten(0, 1), table.float()).square()
-    mean = (-distances / temperature).softmax(dim=-1).mean(0)
-    return math.log(len(table)) - torch.special.entr(mean).sum()
+    distances = torch.cdist(z.float(), table.float()).square()
+    return (-distances / temperature).log_softmax(dim=-1)
+
+
+def usage_loss(choice: Tensor) -> Tensor:
+    """How far the choice of words is from uniform: log V minus the entropy of the mean choice, at least 0.
+
+    choice: log-probabilities (B, N, V) of the clips that this process sees at once.
+    """
+    mean = choice.exp().mean((0, 1))
+    return math.log(len(mean)) - torch.special.entr(mean).sum()
+
+
+def caption_loss(choice: Tensor, words: Tensor) -> Tensor:
+    """How rarely the words of a clip's caption are chosen: their mean negative log-probability, in nats.
+
+    Args:
+        choice: log-probabilities (B, N, V) of the words of one list, for each latent; a word's probability in a clip is
+            its mean over the latents.
+        words: (B, V), 1 for the words of the caption, else 0. Clips without such words count as 0.
+    """
+    mean = choice.logsumexp(1) - math.log(choice.shape[1])
+    return (-(words * mean).sum(-1) / words.sum(-1).clamp_min(1)).mean()
 
 
 def reconstruction_loss(video: Tensor, target: Tensor, kind: str = "l2") -> Tensor:
