@@ -224,6 +224,9 @@ def test_usage_loss_is_zero_for_a_uniform_choice_and_log_v_for_one_word():
     loss = losses.usage_loss(losses.soft_choice(near, torch.tensor([[0.0, 0, 0, 0], [0.1, 0, 0, 0]])))
     (gradient,) = torch.autograd.grad(loss, near)
     assert loss > 0 and (gradient[..., 0] < 0).all()  # a step against it goes to the word that is chosen less
+    far = losses.usage_loss(losses.soft_choice(near, torch.tensor([[0.0, 0, 0, 0], [100.0, 0, 0, 0]])))
+    (gradient,) = torch.autograd.grad(far, near)
+    assert far.item() == pytest.approx(np.log(2)) and gradient.isfinite().all()  # a word of probability 0
 
 
 def test_caption_loss_is_the_rarity_of_the_captions_words():

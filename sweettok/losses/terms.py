@@ -64,8 +64,9 @@ def soft_choice(z: Tensor, table: Tensor, temperature: float = 0.05) -> Tensor:
         table: codes (V, C) of a word list. A latent chooses word v with probability proportional to
             exp(-|z - code_v|^2 / temperature).
     """
-    distances = torch.cdist(z.float(), table.float()).square()
-    return (-distances / temperature).log_softmax(dim=-1)
+    z, table = z.float(), table.float()
+    similarity = 2 * z @ table.T - table.square().sum(-1)  # -|z - code|^2, but for |z|^2, which changes no probability
+    return (similarity / temperature).log_softmax(dim=-1)
 
 
 def usage_loss(choice: Tensor) -> Tensor:
@@ -73,8 +74,8 @@ def usage_loss(choice: Tensor) -> Tensor:
 
     choice: log-probabilities (B, N, V) of the clips that this process sees at once.
     """
-    mean = choice.exp().mean((0, 1))
-    return math.log(len(mean)) - torch.special.entr(mean).sum()
+    mean = choice.flatten(0, 1).logsumexp(0) - math.log(choice[..., 0].numel())  # finite also for words never chosen
+    return math.log(len(mean)) + (mean.exp() * mean).sum()
 
 
 def caption_loss(choice: Tensor, words: Tensor) -> Tensor:

@@ -70,6 +70,9 @@ class QueryEncoder(Encoder):
         # Temporal query n belongs to position n of the grid (row-major).
         self.temporal_queries = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
+        self.motion = None
+        if config.encoder_motion:
+            self.motion = SpatialTransformer(config.encoder_motion, **block.spatial, peg=True, norm_out=False)
         self.temporal = TemporalTransformer(config.encoder_temporal, **block.temporal, norm_out=False)
         self.temporal_query = SingleTokenTransformer(config.encoder_temporal, **block.layer, cross=True)
         self.temporal_out = latent_head(dim, latent)
@@ -90,8 +93,10 @@ class QueryEncoder(Encoder):
     def temporal_branch(self, patches: Tensor) -> Tensor:
         """Patches (B, t, h, w, D) -> (B, M, latent), before normalisation."""
         past = patches[:, :-1] if self.temporal_source == "differences" else patches[:, :1]
-        motion = (patches[:, 1:] - past).flatten(2, 3).transpose(1, 2)
-        layers = self.temporal(motion, self.grid)
+        motion = (patches[:, 1:] - past).flatten(2, 3)
+        if self.motion is not None:
+            motion = self.motion(motion, self.grid)[-1]
+        layers = self.temporal(motion.transpose(1, 2), self.grid)
         queries = (self.temporal_queries + self.temporal_positions).expand(patches.shape[0], -1, -1)
         x = self.temporal_query(queries, layers)[-1]
         return self.temporal_out(self.temporal_query.norm_out(x))

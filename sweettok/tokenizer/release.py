@@ -117,7 +117,8 @@ TOKENIZER = convert.Table(
 
 def check_published(config: TokenizerConfig) -> None:
     """ValueError for a tokenizer that published weights cannot fill."""
-    for name in ("lookup", "compression", "codebook", "decoder_order", "patch_norm", "slice_positions"):
+    names = ("lookup", "compression", "codebook", "decoder_order", "encoder_motion", "patch_norm", "slice_positions")
+    for name in names:
         ours, published = getattr(config, name), getattr(TokenizerConfig, name)
         if ours != published:
             raise ValueError(
