@@ -38,7 +38,7 @@ def test_targets_are_the_words_of_the_caption_in_the_lists_of_their_part_of_spee
     ("record", "message"),
     [
         ({"key": "z", "words": [["red", "adjective"]]}, "no training clip has a caption"),
-        ({"key": "a", "text": "a red ball"}, "not a file of tagged captions|has \"words\""),
+        ({"key": "a", "text": "a red ball"}, 'not a file of tagged captions|has "words"'),
         ({"words": [["red", "adjective"]]}, "line 1: not a tagged caption with a key"),
         ({"key": "a", "words": [["red", "colour"]]}, "line 1: not a tagged caption"),
     ],
