@@ -47,6 +47,16 @@ def test_words_that_do_not_depend_on_the_class():
         assert low < CHANCE < high, name
 
 
+def test_few_shot_intervals_end_at_one():
+    """Of twenty episodes with one query, the only wrong one is that of an example of another class."""
+    labelled = [(f"{name}{row}", name) for name in "ab" for row in range(20)]
+    vectors = {key: torch.eye(2)["ab".index(name)] for key, name in labelled}
+    episodes = draw(labelled, EpisodeConfig(2, 1, 1, 20))
+    vectors[episodes[0].queries[0][0]] = torch.eye(2)[1 - "ab".index(episodes[0].queries[0][0][0])]
+    found = probes.few_shot(vectors, episodes)
+    assert 0.8 < found["interval95"][0] < found["accuracy"] < 1 and found["interval95"][1] <= 1
+
+
 def test_words_that_never_change():
     same = torch.ones(N, WIDTH) / WIDTH**0.5
     assert probes.linear(same, LABELS, same[:M], LABELS)["accuracy"] == CHANCE

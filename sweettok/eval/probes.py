@@ -192,7 +192,7 @@ def few_shot(features: Mapping[str, Tensor], episodes: Sequence[Episode]) -> dic
         shares.append((told == torch.tensor([place for _, place in episode.queries])).float().mean().item())
     found = mean_with_interval(shares)
     mean, half = found["mean"], found["interval95"] or 0
-    return {"accuracy": mean, "interval95": [mean - half, mean + half]}
+    return {"accuracy": mean, "interval95": [max(mean - half, 0.0), min(mean + half, 1.0)]}
 
 
 def accuracy(told: Tensor, truth: Tensor) -> dict[str, Any]:
