@@ -43,7 +43,9 @@ fi
 step "proxy tokenizer"
 train proxy "${clips[@]}"
 step "stage 1: predict the codes of the proxy"
-train stage1 "${clips[@]}" "proxy=$out/proxy/final" "prior=$out/prior"
+own=("proxy=$out/proxy/final" "prior=$out/prior")
+if grep -q caption_weight configs/mini/stage1.yaml; then own+=("captions=$out/captions.jsonl"); fi
+train stage1 "${clips[@]}" "${own[@]}"
 step "stage 2: pixels"
 train stage2 "${clips[@]}" "tokenizer=$out/stage1/final"
 

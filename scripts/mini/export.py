@@ -17,7 +17,7 @@ import torch
 
 from sweettok import Generator, ProxyTokenizer, SweetTok
 from sweettok.cli.main import run_reporting_errors
-from sweettok.hub import WEIGHTS
+from sweettok.hub import WEIGHTS, read_config
 from sweettok.store import check_output_folder, sha256, write_aside
 
 MOST = 25e6  # bytes of all folders together
@@ -25,10 +25,10 @@ MODELS = {"proxy": ProxyTokenizer, "tokenizer": SweetTok, "generator": Generator
 DATA = """## Data
 
 Trained on clips of the training part of J-HMDB (Jhuang et al., ICCV 2013), 21 actions, a subset of HMDB51 (Kuehne et
-al., ICCV 2011), which its authors license under CC BY 4.0. The weights are under the same licence: name both papers
-when you share them. Part of the training sources was held out to choose settings, and the numbers are of the validation
-part, of other sources. The word lists and graphs are built from words of captions, with GloVe vectors (Pennington et
-al., EMNLP 2014; PDDL).
+al., ICCV 2011), which its authors license under [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/). The clips
+were scaled and cropped. The weights are under the same licence: name both papers when you share them. Part of the
+training sources was held out to choose settings, and the measured numbers are of the validation part, of other sources.
+The word lists and graphs are built from words of captions, with GloVe vectors (Pennington et al., EMNLP 2014; PDDL).
 
 ## Intended use
 
@@ -38,14 +38,29 @@ mistakes matter, or to draw conclusions about persons.
 """
 
 
-def export(model: Any, folder: Path, results: Path | None) -> None:
+def export(model: Any, source: Path, folder: Path, results: Path | None) -> None:
     """Save in half precision, with a card that says more than that of any model."""
     (folder / "README.md").unlink(missing_ok=True)  # one that was edited, as below, would be kept
-    model.save_pretrained(folder, license="cc-by-4.0", name="mini", dtype=torch.float16)
+    training = read_config(source, type(model).__name__)["training"]
+    if (log := source.parent / "log.jsonl").is_file():
+        training = {**(training or {}), **log_facts(log)}
+    model.save_pretrained(folder, training=training, license="cc-by-4.0", name="mini", dtype=torch.float16)
     page = (folder / "README.md").read_text(encoding="utf-8")
     measured = f"\n## Measured\n\n{measured_table(results, folder)}" if results else ""
     with write_aside(folder / "README.md") as aside:
         aside.write_text(f"{page}\n{DATA}{measured}", encoding="utf-8")
+
+
+def log_facts(path: Path) -> dict[str, str]:
+    """Hours of all steps, and the last evaluation on the validation clips of training."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    timed = [row for row in rows if "step_seconds" in row]  # each the mean of the steps since the row before
+    starts = [0, *(row["step"] for row in timed)]
+    seconds = sum(row["step_seconds"] * max(row["step"] - start, 0) for row, start in zip(timed, starts, strict=False))
+    facts = {"hours of computing": f"{seconds / 3600:.2f}"}
+    names = ("eval/psnr", "eval/perplexity")
+    last = next((row for row in reversed(rows) if set(names) & row.keys()), {})
+    return facts | {f"{name} on held-out training sources": f"{last[name]:.2f}" for name in names if name in last}
 
 
 def measured_table(results: Path, folder: Path) -> str:
@@ -78,7 +93,7 @@ def main() -> None:
                     f"{source} was trained on ids of another tokenizer ({str(hashes[1])[:12]}) than "
                     f"{args.out / 'tokenizer'} ({hashes[0][:12]}): export the tokenizer first, and tokenize with it"
                 )
-        export(model, args.out / name, args.results)
+        export(model, Path(source), args.out / name, args.results)
     sizes = {name: (args.out / name / WEIGHTS).stat().st_size for name in MODELS if (args.out / name).is_dir()}
     print(", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()))
     if sum(sizes.values()) > MOST:
