@@ -17,8 +17,8 @@ from sweettok.tokenizer.histograms import histograms, word_counts
 
 N, M, WIDTH, CHANCE = 80, 120, 24, 1 / 4  # training and test clips, words, and chance of 4 classes
 LABELS, TRUTH = torch.arange(N) % 4, torch.arange(M) % 4
-KEYS = [str(row) for row in range(M)]
-EPISODES = draw([(key, str(int(label))) for key, label in zip(KEYS, TRUTH, strict=True)], EpisodeConfig(4, 5, 4, 50))
+ROWS = [(str(row), "abcd"[row % 4]) for row in range(M)]
+EPISODES = draw(ROWS, EpisodeConfig(4, 5, 4, 50), ROWS[:N])
 
 
 def words(labels: torch.Tensor, informative: bool, seed: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def words(labels: torch.Tensor, informative: bool, seed: int) -> torch.Tensor:
 
 def classify(informative: bool) -> dict:
     train, test = words(LABELS, informative, 0), words(TRUTH, informative, 1)
-    return probes.classify({"verb": train}, {"verb": test}, LABELS, TRUTH, KEYS, EPISODES)["verb"]
+    return probes.classify({"verb": train}, {"verb": test}, LABELS, TRUTH, EPISODES)["verb"]
 
 
 def test_words_that_determine_the_class():
@@ -48,12 +48,12 @@ def test_words_that_do_not_depend_on_the_class():
 
 
 def test_few_shot_intervals_end_at_one():
-    """Of twenty episodes with one query, the only wrong one is that of an example of another class."""
-    labelled = [(f"{name}{row}", name) for name in "ab" for row in range(20)]
-    vectors = {key: torch.eye(2)["ab".index(name)] for key, name in labelled}
-    episodes = draw(labelled, EpisodeConfig(2, 1, 1, 20))
-    vectors[episodes[0].queries[0][0]] = torch.eye(2)[1 - "ab".index(episodes[0].queries[0][0][0])]
-    found = probes.few_shot(vectors, episodes)
+    """Few of twenty episodes with one query are wrong."""
+    episodes = draw([(str(row), "ab"[row % 2]) for row in range(40)], EpisodeConfig(2, 1, 1, 20))
+    train, asked = torch.eye(2)[torch.arange(40) % 2], int(episodes[0].queries[0][0])
+    test = train.clone()
+    test[asked] = 1 - test[asked]
+    found = probes.few_shot(train, test, episodes)
     assert 0.8 < found["interval95"][0] < found["accuracy"] < 1 and found["interval95"][1] <= 1
 
 
@@ -126,7 +126,7 @@ def test_command(work, tmp_path, capsys):
     assert run(work, "--proxy", str(work / "proxy"), *sizes, "--out", str(out)) == 0
     report, text = json.loads(out.read_text()), capsys.readouterr().out
     assert "label: 8 classes, 24 test and 32 training clips; chance 12.5%" in text
-    assert "9 episodes of test clips, 5-way 2-shot; chance 20.0%" in text
+    assert "9 episodes, 5-way 2-shot; chance 20.0%" in text
     histograms = {*probes.HISTOGRAMS, "proxy codes"}
     assert report["results"].keys() == {*histograms, "spatial features", "temporal features", "pixels"}
     for name, found in report["results"].items():
@@ -175,7 +175,10 @@ def test_what_is_refused(work, capsys):
         "shared": (f"{lines}copy.mp4\t1\n", "1 test clips are also training clips: use held-out clips: .*copy.mp4"),
         "unknown": (lines.replace("\t8\n", "\t9\n"), "1 classes of test clips have no training clips: 9"),
         "bare": ("".join(f"{line.split()[0]}\n" for line in lines.splitlines()), "bare.txt has no labels"),
-        "few": (lines, "5-way 5-shot episodes with 5 queries need 5 classes of at least 6 clips"),
+        "few": (
+            "\n".join(lines.splitlines()[:3]),
+            "5 classes of at least 5 and 1 clips (examples and queries), there are 0 (clips of each class: 1 4 and 1",
+        ),
     }
     for name, (text, message) in cases.items():
         (clips / f"{name}.txt").write_text(text)

@@ -65,6 +65,23 @@ def test_classes_with_too_few_clips_are_left_out():
         episodes.draw(labelled, EpisodeConfig(n_way=5, k_shot=4, queries=4))
 
 
+def test_examples_of_other_clips():
+    """Examples are of the other clips only, and of a class that has enough of both."""
+    others = [(f"other {key}", name) for key, name in LABELLED if key not in ("b4", "b5")]
+    config = EpisodeConfig(n_way=3, k_shot=5, queries=6, num=20)
+    drawn = episodes.draw([pair for pair in LABELLED if pair[0][1] in "01"], config, others)
+    assert {name for episode in drawn for name in episode.classes} == set("acde")
+    for episode in drawn:
+        for name, keys in zip(episode.classes, episode.support, strict=True):
+            assert len(set(keys)) == 5 and all(key.startswith(f"other {name}") for key in keys)
+        assert len({key for key, _ in episode.queries}) == 6
+        assert all(
+            key in (f"{episode.classes[place]}0", f"{episode.classes[place]}1") for key, place in episode.queries
+        )
+    with pytest.raises(ValueError, match="at least 5 and 3 clips .*there are 0 .*a 6 and 2, b 4 and 2"):
+        episodes.draw(LABELLED[:10], EpisodeConfig(n_way=3, k_shot=5, queries=7), others)
+
+
 @pytest.mark.parametrize("size", [{"n_way": 1}, {"k_shot": 0}, {"queries": 0}, {"num": 0}])
 def test_sizes_are_checked(size):
     with pytest.raises(ValueError, match="must be at least"):

@@ -82,7 +82,7 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attribute", choices=ATTRIBUTES, help=captions)
     parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
     options.add_batch_size(parser, 8)
-    group = parser.add_argument_group("few-shot tasks among the held-out clips")
+    group = parser.add_argument_group("few-shot tasks, with examples from --train and queries from --data")
     options.add_episodes(group, EPISODES)
 
 

@@ -52,32 +52,44 @@ class Episode:
         return [key for shown in self.support for key in shown] + [key for key, _ in self.queries]
 
 
-def draw(labelled: Labelled, config: EpisodeConfig) -> tuple[Episode, ...]:
+def draw(labelled: Labelled, config: EpisodeConfig, examples: Labelled | None = None) -> tuple[Episode, ...]:
     """Draw episodes. No clip is in an episode twice; the queries are spread evenly over the classes.
+
+    Args:
+        labelled: the clips. examples: other clips to draw the examples from, so that `labelled` has the queries alone.
 
     Raises ValueError if too few classes have enough clips.
     """
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for key, name in labelled:
-        by_class[name].append(key)
-    each = config.k_shot + -(-config.queries // config.n_way)
-    large = sorted(name for name, keys in by_class.items() if len(keys) >= each)
+    shown, asked = config.k_shot, -(-config.queries // config.n_way)
+    clips = _by_class(labelled)
+    pools = [(clips, shown + asked)] if examples is None else [(_by_class(examples), shown), (clips, asked)]
+    large = sorted(name for name in clips if all(len(pool.get(name, ())) >= least for pool, least in pools))
     if len(large) < config.n_way:
-        sizes = ", ".join(f"{name} {len(by_class[name])}" for name in sorted(by_class)[:20])
+        sizes = (" and ".join(str(len(pool.get(name, ()))) for pool, _ in pools) for name in sorted(clips)[:20])
+        found = ", ".join(f"{name} {size}" for name, size in zip(sorted(clips), sizes, strict=False))
+        needed = " and ".join(str(least) for _, least in pools)
+        of_each = "clips" if examples is None else "clips (examples and queries)"
         raise ValueError(
             f"{config.n_way}-way {config.k_shot}-shot episodes with {config.queries} queries need {config.n_way} "
-            f"classes of at least {each} clips, there are {len(large)} (clips of each class: {sizes})"
+            f"classes of at least {needed} {of_each}, there are {len(large)} (clips of each class: {found})"
         )
     episodes = []
     for number in range(config.num):
         rng = random.Random(f"{config.seed} {number}")
         classes = rng.sample(large, config.n_way)
-        keys = [rng.sample(by_class[name], each) for name in classes]
+        keys = [[key for pool, number in pools for key in rng.sample(pool[name], number)] for name in classes]
         turns = rng.sample(range(config.n_way), config.n_way)
         queries = ((turns[i % config.n_way], config.k_shot + i // config.n_way) for i in range(config.queries))
         support = tuple(tuple(of_class[: config.k_shot]) for of_class in keys)
         episodes.append(Episode(tuple(classes), support, tuple((keys[place][shot], place) for place, shot in queries)))
     return tuple(episodes)
+
+
+def _by_class(labelled: Labelled) -> dict[str, list[str]]:
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for key, name in labelled:
+        by_class[name].append(key)
+    return by_class
 
 
 def labelled_clips(clips: ClipList | TokenDataset, source: str | Path) -> Labelled:

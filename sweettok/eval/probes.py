@@ -56,7 +56,7 @@ def probe(
         checkpoint: the tokenizer's folder. proxy: folder of a proxy tokenizer, whose codes are a baseline.
         train, data: lists of labelled training and test clips.
         attribute: in place of the labels, one of ATTRIBUTES of synthetic clips, from captions.jsonl beside each list.
-        config: few-shot tasks among the test clips. Nothing else depends on its seed.
+        config: few-shot tasks with examples from `train` and queries from `data`. Nothing else depends on its seed.
 
     Returns:
         A report: for each feature its width and the accuracies of `classify`, and what they were measured on.
@@ -73,7 +73,8 @@ def probe(
     names = class_names(train, clips[0], attribute), class_names(data, clips[1], attribute)
     labels = class_indices(*names)
     check_disjoint(*clips)
-    episodes = draw(list(zip(clips[1].keys, names[1], strict=True)), config)
+    examples, queries = ([(str(row), name) for row, name in enumerate(part)] for part in names)
+    episodes = draw(queries, config, examples)
     inputs = [encode_clips(tokenizer, teacher, part, batch_size) for part in clips]
     return {
         **{"format": FORMAT, "kind": "probe", "attribute": attribute or "label", "versions": versions()},
@@ -85,17 +86,17 @@ def probe(
         "classes": dict(sorted(Counter(names[1]).items())),
         "chance": 1 / len(set(names[0])),
         "most_common": accuracy(labels[0].mode().values, labels[1])["accuracy"],
-        "results": classify(*inputs, *labels, clips[1].keys, episodes),
+        "results": classify(*inputs, *labels, episodes),
     }
 
 
 def classify(
-    train: Features, test: Features, labels: Tensor, truth: Tensor, keys: Sequence[str], episodes: Sequence[Episode]
+    train: Features, test: Features, labels: Tensor, truth: Tensor, episodes: Sequence[Episode]
 ) -> dict[str, dict[str, Any]]:
-    """Features (N, F) and (M, F), classes (N,) and (M,), keys of the M test clips -> accuracies by name of a feature.
+    """Features (N, F) and (M, F), classes (N,) and (M,) of clips -> accuracies by name of a feature.
 
-    Every feature has "linear"; histograms also have "nearest_mean" and "few_shot". Pixels are reduced to the width of
-    pooled features.
+    Keys of episodes are rows: those of examples in `train`, those of queries in `test`. Every feature has "linear";
+    histograms also have "nearest_mean" and "few_shot". Pixels are reduced to the width of pooled features.
     """
     results = {}
     for name, features in train.items():
@@ -105,7 +106,7 @@ def classify(
         results[name] = {"width": features.shape[1], "linear": linear(features, labels, of_test, truth)}
         if name in (*HISTOGRAMS, CODES):
             results[name]["nearest_mean"] = accuracy(nearest_mean(features, labels, of_test), truth)
-            results[name]["few_shot"] = few_shot(dict(zip(keys, of_test, strict=True)), episodes)
+            results[name]["few_shot"] = few_shot(features, of_test, episodes)
     return results
 
 
@@ -179,17 +180,16 @@ def linear(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> dict[s
     return {**found, "penalty": float(PENALTIES[best]), "training_folds": float(right[best]) / len(labels)}
 
 
-def few_shot(features: Mapping[str, Tensor], episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Accuracy of episodes of clips with unit vectors (F,) by key: the largest mean product with a class's examples.
+def few_shot(train: Tensor, test: Tensor, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Accuracy of episodes of unit vectors (N, F), (M, F): the class whose examples have the largest mean product.
 
     The 95% interval is that of the mean over episodes, which share clips; it has no width for one episode.
     """
     shares = []
     for episode in episodes:
-        chosen = torch.stack([features[key] for key in episode.keys])
-        support, queries = chosen.tensor_split([len(chosen) - len(episode.queries)])
-        told = nearest_by_product(queries, support.unflatten(0, (len(episode.classes), -1)))
-        shares.append((told == torch.tensor([place for _, place in episode.queries])).float().mean().item())
+        support = torch.tensor([[int(row) for row in shown] for shown in episode.support])
+        rows, places = torch.tensor([(int(row), place) for row, place in episode.queries]).T
+        shares.append(accuracy(nearest_by_product(test[rows], train[support]), places)["accuracy"])
     found = mean_with_interval(shares)
     mean, half = found["mean"], found["interval95"] or 0
     return {"accuracy": mean, "interval95": [max(mean - half, 0.0), min(mean + half, 1.0)]}
@@ -235,7 +235,7 @@ def probe_summary(report: dict[str, Any]) -> str:
     (train, test), few = report["clips"].values(), report["episodes"]
     chance = f"chance {report['chance']:.1%}, always the most common class {report['most_common']:.1%}"
     sizes = f"{len(report['classes'])} classes, {test['num_clips']} test and {train['num_clips']} training clips"
-    tasks = f"{few['num']} episodes of test clips, {few['n_way']}-way {few['k_shot']}-shot; chance {few['chance']:.1%}"
+    tasks = f"{few['num']} episodes, {few['n_way']}-way {few['k_shot']}-shot; chance {few['chance']:.1%}"
     lines = [f"{report['attribute']}: {sizes}; {chance}", f"few-shot: {tasks}"]
     lines.append(f"{'':18}{'width':>6}{'nearest mean':>23}{'linear':>23}{'few-shot':>23}")
     for name, found in report["results"].items():
