@@ -36,7 +36,8 @@ from sweettok.eval.report import read_report
 from sweettok.store import sha256, write_aside
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = ("tokenizer.lookup=union", "loss.auxiliary_weight=0")
+# One word per query; modifiers_per_query is unused then and must have its default.
+COMMON = ("tokenizer.lookup=union", "tokenizer.modifiers_per_query=2", "loss.auxiliary_weight=0")
 TWO_BRANCHES = ("spatial_source=all_slices", "temporal_source=differences", "decoder_order=together")
 ONE_BRANCH = tuple(f"tokenizer.{setting}" for setting in TWO_BRANCHES)  # these settings are of dqae alone
 BASE = "dqae"
