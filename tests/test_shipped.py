@@ -45,6 +45,8 @@ def trained(tmp_path_factory):
     """Folders as training writes them, and the exported ones at root/mini."""
     folder, patch = tmp_path_factory.mktemp("mini"), pytest.MonkeyPatch()
     export, out = script("export").main, ["--out", str(folder / "root" / "mini")]
+    rows = [{"step": 2, "step_seconds": 600.0}, {"step": 3, "step_seconds": 1200.0}, {"step": 3, "eval/psnr": 21.0}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny.tokenizer().save_pretrained(folder / "tokenizer", training=FACTS)
     tiny.proxy().save_pretrained(folder / "proxy", training=FACTS)
     sources = [word for name in ("tokenizer", "proxy") for word in (f"--{name}", str(folder / name))]
@@ -81,6 +83,7 @@ def test_found_by_name(name, root, trained):
     page = (root / "mini" / name / "README.md").read_text(encoding="utf-8")
     assert "license: cc-by-4.0" in page and f'{type(model).__name__}.from_pretrained("mini")' in page
     assert "Jhuang" in page and (name == "generator" or "| steps | 3 |" in page)
+    assert "| hours of computing | 0.67 |" in page and "| eval/psnr on held-out training sources | 21.00 |" in page
 
 
 @torch.no_grad()
@@ -96,7 +99,7 @@ def test_the_shipped_ids_are_those_of_the_rounded_weights(root, tmp_path):
     about = [
         json.loads(Path(folder, "config.json").read_text()) for folder in (root / "mini/tokenizer", tmp_path / "half")
     ]
-    assert about[0] == about[1] and about[0]["training"] == FACTS  # hash of the file included
+    assert about[0] == about[1] and about[0]["training"].items() > FACTS.items()  # hash of the file included
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
