@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sweettok.tokenizer.model import SweetTok as SweetTok
     from sweettok.tokenizer.output import LongTokens as LongTokens
     from sweettok.tokenizer.output import TokenOutput as TokenOutput
+    from sweettok.vtok.model import VTok as VTok
+    from sweettok.vtok.output import VisualTokens as VisualTokens
 
 __version__ = "0.1.0"
 
@@ -25,6 +27,8 @@ _PUBLIC = {
     "TokenLayout": "sweettok.tokenizer.layout",
     "TokenOutput": "sweettok.tokenizer.output",
     "LongTokens": "sweettok.tokenizer.output",
+    "VTok": "sweettok.vtok.model",
+    "VisualTokens": "sweettok.vtok.output",
     "load_config": "sweettok.stages",
     "read_clip": "sweettok.data.reader",
 }

@@ -22,7 +22,7 @@ LEVELS = [
     {"data"},
     {"video"},
     {"proxy"},
-    {"tokenizer"},
+    {"tokenizer", "vtok"},
     {"generator"},
     {"losses"},
     {"train"},

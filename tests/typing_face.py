@@ -18,6 +18,8 @@ from sweettok import (
     SweetTok,
     TokenLayout,
     TokenOutput,
+    VisualTokens,
+    VTok,
     load_config,
     read_clip,
 )
@@ -120,3 +122,15 @@ def generating(gen: Generator, proxy: ProxyTokenizer, video: Tensor) -> None:
     assert_type(proxy.config, ProxyConfig)
     gen.sample("rise", seed="0")  # type: ignore[arg-type]
     gen.sample(["rise"], 0)  # type: ignore[call-arg, arg-type]
+
+
+def visual_tokens(video: Tensor) -> None:
+    tok = VTok.from_pretrained("folder")
+    assert_type(tok, VTok)
+    tokens = tok.encode(video, fps=24)
+    assert_type(tokens, VisualTokens)
+    assert_type(tok.encode(["a.mp4", Path("b.mp4")], resize="crop", key_frame="medoid").values, Tensor)
+    assert_type(VisualTokens.join(list(tok.stream("a.mp4"))), VisualTokens)
+    assert_type(tok.project(tok.features(video, 24)).to("cpu"), VisualTokens)
+    assert_type(tok.num_tokens(seconds=5), int)
+    tok.encode(3, fps=24)  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ class CardInfo:
         report: kind of the evaluation reports of this class, "rfvd" or "gfvd".
         role: key of the model in the "weights" of these reports.
         derived: settings that follow from others or from data; they are not listed.
+        paper: name and arXiv number of the method.
     """
 
     summary: str
@@ -42,6 +43,7 @@ class CardInfo:
     report: str = "rfvd"
     role: str = "tokenizer"
     derived: tuple[str, ...] = ()
+    paper: tuple[str, str] = ("SweetTok", "2412.10443")
 
 
 def write_card(
@@ -54,13 +56,14 @@ def write_card(
 ) -> str:
     """Return the card as text; `weights` is the SHA-256 of model.safetensors, the rest as in `save_pretrained`."""
     info, title = model.card_info, type(model).__name__
-    data = ModelCardData(library_name="sweettok", license=license, tags=["sweettok", *info.tags, "arxiv:2412.10443"])
+    method, arxiv = info.paper
+    data = ModelCardData(library_name="sweettok", license=license, tags=["sweettok", *info.tags, f"arxiv:{arxiv}"])
     sizes = [("parameters", f"{sum(p.numel() for p in model.parameters()):,}"), *info.sizes(model)]
     code = f"from sweettok import {title}\n\nmodel = {title}.from_pretrained({json.dumps(name)})\n{info.usage(model)}"
     parts = [
         f"# {title}",
-        f"{info.summary} Made with `sweettok` {sweettok.__version__}, a reimplementation of SweetTok "
-        "([arXiv 2412.10443](https://arxiv.org/abs/2412.10443)).",
+        f"{info.summary} Made with `sweettok` {sweettok.__version__}, a reimplementation of {method} "
+        f"([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})).",
         f"## Use\n\n```python\n{code}\n```",
         f"## Sizes\n\n{_table(('', ''), [*sizes, ('SHA-256 of model.safetensors', f'`{weights}`')])}",
         f"## Settings\n\n{changed_settings(model.config, info.derived)}",

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -137,6 +137,37 @@ def _vector(values: list[str], width: int) -> np.ndarray:
     return vector
 
 
+def load_clip(name: str, weights: str | None, device: str = "cpu") -> Any:
+    """A model of open_clip with its weights.
+
+    Args:
+        name: of the model in open_clip.
+        weights: their name in open_clip, or a file; None for models that include weights ("hf-hub:...").
+
+    Raises ValueError for unknown names and unsuitable files, OSError if a download fails.
+    """
+    import open_clip
+
+    if ":" not in name:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if name not in open_clip.list_models():
+            raise ValueError(f"open_clip has no model {name!r}: see open_clip.list_models()")
+        if weights not in tags and not Path(weights or "").is_file():
+            raise ValueError(f"{weights!r} is neither a file nor weights of {name}: {', '.join(tags)}")
+        trained = open_clip.get_pretrained_cfg(name, weights).get("quick_gelu", False)
+        if weights in tags and trained != open_clip.get_model_config(name).get("quick_gelu", False):
+            other = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+            raise ValueError(f"the weights {weights} of {name} were trained with another activation: use {other}")
+    elif weights is not None:
+        raise ValueError(f"{name} includes its weights: omit {weights!r}")
+    try:
+        return open_clip.create_model(name, pretrained=weights, device=device)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        if "download" in str(error):
+            raise OSError(f"{weights or name}: the weights cannot be downloaded: {error}") from error
+        raise ValueError(f"{weights} does not contain the weights of {name}: {error}") from error
+
+
 @dataclass(frozen=True)
 class ClipVectors:
     """Embeddings of CLIP's text encoder, by open_clip.
@@ -163,18 +194,7 @@ class ClipVectors:
         import open_clip
 
         texts = _prompted(words, self.prompt)
-        if ":" not in self.model:
-            tags = open_clip.list_pretrained_tags_by_model(self.model)
-            if self.model not in open_clip.list_models():
-                raise ValueError(f"open_clip has no model {self.model!r}: see open_clip.list_models()")
-            if self.weights not in tags and not Path(self.weights or "").is_file():
-                raise ValueError(f"{self.weights!r} is neither a file nor weights of {self.model}: {', '.join(tags)}")
-        elif self.weights is not None:
-            raise ValueError(f"{self.model} includes its weights: omit {self.weights!r}")
-        try:
-            model = open_clip.create_model(self.model, pretrained=self.weights, device=self.device).eval()
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.weights} does not contain the weights of {self.model}: {error}") from error
+        model = load_clip(self.model, self.weights, self.device).eval()
         tokenize = open_clip.get_tokenizer(self.model)
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         rows = [model.encode_text(tokenize(batch).to(self.device)).float().cpu().numpy() for batch in batches]
