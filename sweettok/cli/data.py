@@ -16,6 +16,8 @@ from sweettok.data.importers import import_k600, import_ucf101
 from sweettok.data.lists import list_lines, read_entries, write_list
 from sweettok.data.manifest import TokenManifest
 from sweettok.data.scan import KINDS, scan
+from sweettok.data.scene_files import write_scenes
+from sweettok.data.scenes import LEAST_FRAMES
 from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import verify
 from sweettok.data.writer import write_lines
@@ -118,6 +120,23 @@ def _synthetic(args: argparse.Namespace) -> None:
     print(write_synthetic(args.out, **{name: getattr(args, name) for name in names}, progress=True))
 
 
+def _scenes_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path, help="output folder")
+    add("--num-train", type=integer(0), default=2048, help="training clips (default: 2048)")
+    add("--num-val", type=integer(0), default=256, help="held-out clips, of other combinations (default: 256)")
+    add("--frames", type=integer(LEAST_FRAMES), default=25, help="frames per clip (default: 25)")
+    add("--size", type=integer(32), default=64, help="height and width in pixels (default: 64)")
+    add("--fps", type=real(positive=True), default=24, help="frames per second (default: 24)")
+    add_seed(parser)
+
+
+def _scenes(args: argparse.Namespace) -> None:
+    check_output_folder(args.out)
+    names = ("num_train", "num_val", "frames", "size", "fps", "seed")
+    print(write_scenes(args.out, **{name: getattr(args, name) for name in names}, progress=True))
+
+
 def _ucf101_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="folder of the clips")
     parser.add_argument("splits", type=Path, help="folder of classInd.txt, trainlist01.txt, testlist01.txt, ...")
@@ -177,6 +196,7 @@ def _report(problems: list[str]) -> int:
 COMMANDS = {
     "scan": Command("check the clips of a list", _scan_arguments, _scan),
     "synthetic": Command("write a dataset of synthetic clips with captions", _synthetic_arguments, _synthetic),
+    "scenes": Command("write a dataset of scenes with captions and questions", _scenes_arguments, _scenes),
     "import-ucf101": Command("write lists from the official UCF-101 split files", _ucf101_arguments, _import_ucf101),
     "import-k600": Command("write lists from a Kinetics-600 annotation CSV", _k600_arguments, _import_k600),
     "tokens": Command("show the contents of a folder of token shards", _folder_argument, _tokens),

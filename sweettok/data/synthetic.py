@@ -242,10 +242,10 @@ class Scene:
         )
         u, v = x + self.pan[0] * t, y + self.pan[1] * t
         ground = GROUNDS[self.ground](self.offset[0] + GROUND_DETAIL * u, self.offset[1] + GROUND_DETAIL * v)
-        picture = _mix(*GROUND_COLORS[self.ground], ground)
+        picture = mix(*GROUND_COLORS[self.ground], ground)
         shade, cover = self._object(x, y, height / unit, width / unit, unit)
         color = np.array(COLORS[self.color], dtype=np.float32)
-        picture += cover * (_mix(PATTERN_SHADE * color, color, shade) - picture)
+        picture += cover * (mix(PATTERN_SHADE * color, color, shade) - picture)
         return torch.from_numpy((picture * 255).round().astype(np.uint8)).permute(3, 0, 1, 2).contiguous()
 
     def _object(self, x: ndarray, y: ndarray, height: float, width: float, unit: int) -> tuple[ndarray, ndarray]:
@@ -265,7 +265,7 @@ class Scene:
         return PATTERNS[self.pattern](u, v), cover[..., None]
 
 
-def _mix(low: Color | ndarray, high: Color | ndarray, weight: ndarray) -> ndarray:
+def mix(low: Color | ndarray, high: Color | ndarray, weight: ndarray) -> ndarray:
     low, high = np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
     return low + np.clip(weight, 0, 1)[..., None] * (high - low)
 
@@ -308,7 +308,8 @@ def write_synthetic(
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value}")
     splits = {"num_train": num_train, "num_val": num_val}
-    _claim(out, {"format": FORMAT, **splits, "frames": frames, "size": [height, width], "fps": fps, "seed": seed})
+    manifest = {"format": FORMAT, **splits, "frames": frames, "size": [height, width], "fps": fps, "seed": seed}
+    claim(out, manifest, WRITTEN, "synthetic clips")
     lists: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
     captions = []
     for index in tqdm(range(num_train + num_val), desc=f"drawing {out}", disable=None if progress else True):
@@ -328,17 +329,20 @@ def write_synthetic(
     return out
 
 
-def _claim(out: Path, manifest: dict) -> None:
-    """Write the parameters of a folder before its first clip. Raises ValueError for a folder with others."""
+def claim(out: Path, manifest: dict, written: Iterable[str], content: str) -> None:
+    """Write the parameters of a folder before its first clip. Raises ValueError for a folder with others.
+
+    written: files that are in the folder only after its manifest.json. content: what the clips are, for errors.
+    """
     path = out / "manifest.json"
     if not path.exists():
-        theirs = [name for name in WRITTEN if (out / name).exists()]
+        theirs = [name for name in written if (out / name).exists()]
         if theirs:
-            raise ValueError(f"{out} has a {theirs[0]} that is not of synthetic clips: choose another folder")
+            raise ValueError(f"{out} has a {theirs[0]} that is not of {content}: choose another folder")
         write_lines(path, [json.dumps(manifest, indent=2)])
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     changed = [name for name in manifest if found.get(name) != manifest[name]]
     if changed:
         differences = ", ".join(f"{name} {found.get(name)} instead of {manifest[name]}" for name in changed)
-        raise ValueError(f"{out} holds synthetic clips with {differences}; choose another folder or delete it")
+        raise ValueError(f"{out} holds {content} with {differences}; choose another folder or delete it")

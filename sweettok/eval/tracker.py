@@ -71,7 +71,7 @@ def track(video: Tensor) -> Track:
     where a pixel is nearer to that colour than to the ground.
     """
     red, green, blue = video.cpu().numpy() >> (8 - BITS)
-    names, grounds, distances = list(COLORS), list(GROUND_COLORS), _distances()
+    names, grounds, distances = list(COLORS), list(GROUND_COLORS), color_distances()
     nearest = distances.argmin(0)[red, green, blue]
     number = max(range(len(grounds)), key=lambda ground: (nearest == len(names) + ground).sum())
     candidates = [names.index(color) for color in VISIBLE[grounds[number]]]
@@ -112,7 +112,7 @@ def to_lab(rgb: ndarray) -> ndarray:
 
 
 @lru_cache
-def _distances() -> ndarray:
+def color_distances() -> ndarray:
     """Squared L*a*b* distance of all colours of BITS bits per channel to each object colour, then to each ground."""
     levels = (np.arange(2**BITS) + 0.5) / 2**BITS
     lab = to_lab(np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1))
