@@ -9,8 +9,8 @@ BARE = """
 import importlib, pathlib, signal, sys
 from importlib.machinery import PathFinder
 
-ABSENT = {"decord", "diffusers", "gradio", "IPython", "matplotlib", "mkdocs", "nbformat", "spacy", "tensorboard",
-          "tensorflow", "torchmetrics", "transformers", "wandb"}
+ABSENT = {"decord", "diffusers", "gradio", "IPython", "matplotlib", "mkdocs", "nbformat", "peft", "spacy",
+          "tensorboard", "tensorflow", "torchmetrics", "transformers", "wandb"}
 
 
 class Bare(PathFinder):

@@ -32,7 +32,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-EXTRAS = {"diffusers", "gradio", "httpx2", "matplotlib", "spacy", "transformers"}
+EXTRAS = {"diffusers", "gradio", "httpx2", "matplotlib", "peft", "spacy", "transformers"}
 LATE = EXTRAS | {"decord", "open_clip", "tensorboard", "timm", "wandb"}
 
 
