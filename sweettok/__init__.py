@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sweettok.tokenizer.model import SweetTok as SweetTok
     from sweettok.tokenizer.output import LongTokens as LongTokens
     from sweettok.tokenizer.output import TokenOutput as TokenOutput
+    from sweettok.vtok.language import VideoLanguageModel as VideoLanguageModel
     from sweettok.vtok.model import VTok as VTok
     from sweettok.vtok.output import VisualTokens as VisualTokens
 
@@ -28,6 +29,7 @@ _PUBLIC = {
     "TokenOutput": "sweettok.tokenizer.output",
     "LongTokens": "sweettok.tokenizer.output",
     "VTok": "sweettok.vtok.model",
+    "VideoLanguageModel": "sweettok.vtok.language",
     "VisualTokens": "sweettok.vtok.output",
     "load_config": "sweettok.stages",
     "read_clip": "sweettok.data.reader",

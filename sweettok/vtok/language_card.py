@@ -28,4 +28,5 @@ CARD = CardInfo(
     report="gfvd",
     role="generator",
     derived=("template",),
+    paper=("VTok", "2602.04202"),
 )
