@@ -27,7 +27,8 @@ LEVELS = [
     {"losses"},
     {"train"},
     {"stages"},
-    {"inference", "eval", "words"},
+    {"inference", "words"},
+    {"eval"},
     {"demo"},
     {"cli"},
 ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sweettok.cli import options
+from sweettok.cli import alignment, options
 from sweettok.cli.main import Command
 from sweettok.data.synonyms import ATTRIBUTES
 from sweettok.distributed import from_main, join_processes, together
@@ -21,6 +21,7 @@ from sweettok.eval.protocol import DEFAULT, PREPROCESSING, PRESETS, Protocol, fi
 from sweettok.eval.report import has_kind, is_report, summary, write_json
 from sweettok.eval.rfvd import run as run_rfvd
 from sweettok.eval.sources import open_folders, open_generated, open_tokenizer
+from sweettok.eval.tvalign import compare_reports
 from sweettok.eval.visual import reconstruct
 from sweettok.hub import model_folder
 from sweettok.store import check_output
@@ -193,7 +194,8 @@ def run_probe(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    print(compare(*args.reports, force=args.force))
+    answered = all(has_kind(Path(report), "tvalign") for report in args.reports)
+    print((compare_reports if answered else compare)(*args.reports, force=args.force))
 
 
 def run_table(args: argparse.Namespace) -> None:
@@ -233,6 +235,7 @@ COMMANDS = {
     ),
     "motion": Command("track objects of synthetic clips in reconstructed or generated clips", add_motion, motion),
     "probe": Command("classify held-out clips by a tokenizer's words and features", add_probe, run_probe),
+    **alignment.COMMANDS,
     "compare": Command("compare two reports of the same protocol", add_compare, run_compare),
     "table": Command("show all reports of a folder as a table and a plot", add_table, run_table),
     "reconstruct": Command("encode and decode videos, and compare them side by side", add_reconstruct, run_reconstruct),

@@ -16,7 +16,7 @@ from sweettok.store import take_lock
 from sweettok.words.models import Answer, LanguageModel
 
 BEGIN = b'{"key": "'  # of every line
-Question = tuple[str, tuple[str, ...]]  # prompt, candidates
+Question = tuple  # arguments of the model's `answer`, such as prompt and candidates
 
 
 class AnswerCache:

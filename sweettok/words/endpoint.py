@@ -77,7 +77,8 @@ class Endpoint:
         names = ("model", "base_url", "answers", "body")
         self.identity = {"backend": "endpoint", **{name: getattr(self, name) for name in names}}
 
-    def answer(self, prompt: str, candidates: Sequence[str]) -> Answer:
+    def answer(self, prompt: str | list[dict[str, Any]], candidates: Sequence[str]) -> Answer:
+        """`prompt`: a text, or parts of a message, such as images and texts."""
         fields = {"messages": [{"role": "user", "content": prompt}], "max_tokens": MAX_NEW_TOKENS}
         if self.answers == "schema":
             names = {"answer": {"type": "string", "enum": list(candidates)}}
