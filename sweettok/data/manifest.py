@@ -34,8 +34,38 @@ class StoredLayout(SegmentLayout):
         return layout if isinstance(layout, cls) else cls(tuple(layout.sizes()), dataclasses.asdict(layout))
 
 
+class ShardedRows:
+    """Rows and shards of a manifest with `num_clips`, `rows_per_shard` and `views`, the rows per source clip."""
+
+    num_clips: int
+    rows_per_shard: int
+    views: int
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_clips * self.views
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_rows // self.rows_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """The rows of a shard; the last one may be shorter."""
+        first = shard * self.rows_per_shard
+        return range(first, min(first + self.rows_per_shard, self.num_rows))
+
+    def missing(self, folder: str | Path) -> list[int]:
+        """Numbers of the shards that are not in the folder yet."""
+        there = {path.name for path in Path(folder).iterdir()}
+        return [shard for shard in range(self.num_shards) if shard_name(shard) not in there]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of manifest.json."""
+        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
+
+
 @dataclass(frozen=True)
-class TokenManifest:
+class TokenManifest(ShardedRows):
     """How the ids of a folder were made. A command that continues a folder must have an equal manifest.
 
     Args:
@@ -87,31 +117,15 @@ class TokenManifest:
         return self.clips_per_video * (2 if self.flips else 1)
 
     @property
-    def num_rows(self) -> int:
-        return self.num_clips * self.views
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.num_rows // self.rows_per_shard)
-
-    def rows(self, shard: int) -> range:
-        """The rows of a shard; the last one may be shorter."""
-        first = shard * self.rows_per_shard
-        return range(first, min(first + self.rows_per_shard, self.num_rows))
-
-    @property
     def dtype(self) -> type[np.unsignedinteger]:
         """Type of the ids in the files: the smallest one that holds them all."""
         return np.uint16 if self.layout.vocab_size <= 1 << 16 else np.uint32
 
-    def missing(self, folder: str | Path) -> list[int]:
-        """Numbers of the shards that are not in the folder yet."""
-        there = {path.name for path in Path(folder).iterdir()}
-        return [shard for shard in range(self.num_shards) if shard_name(shard) not in there]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The contents of manifest.json."""
-        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of a row and type, as safetensors calls it, of each array of a shard."""
+        one = (self.layout.length,), f"U{8 * np.dtype(self.dtype).itemsize}"
+        return {"ids": one} if self.given_frames is None else {"ids": one, "given": one}
 
     @classmethod
     def read(cls, folder: str | Path) -> TokenManifest:
@@ -136,7 +150,7 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
 
 
-def read_clips(folder: Path, manifest: TokenManifest) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+def read_clips(folder: Path, manifest: Any) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Keys and labels of the source clips. Raises ValueError for a file that does not belong to the manifest."""
     path = folder / CLIPS
     content = path.read_bytes() if path.is_file() else b""

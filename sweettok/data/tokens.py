@@ -27,7 +27,6 @@ from sweettok.data.lists import clip_lines, clips_hash, some
 from sweettok.data.manifest import CLIPS, ELSEWHERE, MANIFEST, TokenManifest, read_clips, shard_name
 from sweettok.store import InUseError, remove_asides, take_lock, write_aside
 
-_DTYPES = {np.uint16: "U16", np.uint32: "U32"}  # -> their names in safetensors files
 WAIT = 10  # seconds to wait for a lock: worker processes of a killed command may hold it for some seconds
 
 
@@ -87,7 +86,7 @@ class ShardWriter:
             found.unlink()
             (self.folder / CLIPS).unlink(missing_ok=True)
         if found.is_file():
-            theirs = TokenManifest.read(self.folder).to_dict()
+            theirs = type(self.manifest).read(self.folder).to_dict()
             changed = [f"{name} {theirs[name]} instead of {mine[name]}" for name in mine if theirs[name] != mine[name]]
             if changed:
                 raise ValueError(f"{self.folder} holds tokens with {', '.join(changed)}: {ELSEWHERE}")
@@ -98,7 +97,7 @@ class ShardWriter:
         _write_once(self.folder / CLIPS, lines)
         read_clips(self.folder, self.manifest)
         _write_once(found, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
-        damaged = verify(self.folder, content=False)
+        damaged = damaged_shards(self.folder, self.manifest, content=False)
         if damaged:
             raise ValueError(f"{damaged[0]}: delete the shard, and the command that writes it writes it again")
 
@@ -112,43 +111,46 @@ class ShardWriter:
         Raises ValueError for ids that are not in the vocabulary of their segment.
         """
         manifest = self.manifest
-        shard = rows.start // manifest.rows_per_shard
-        if rows != manifest.rows(shard):
-            raise ValueError(f"{rows} are not the rows of a shard; those around are {manifest.rows(shard)}")
         if (given is not None) != (manifest.given_frames is not None):
             raise ValueError(f"ids of given frames go with given_frames; that is {manifest.given_frames}")
         tensors = {"ids": ids} if given is None else {"ids": ids, "given": given}
-        for name, tensor in tensors.items():
+        for tensor in tensors.values():
             manifest.layout.check(tensor)
-            if len(tensor) != len(rows):
-                raise ValueError(f"{len(rows)} rows need as many {name}, got {len(tensor)}")
-        arrays = {name: tensor.cpu().numpy().astype(manifest.dtype) for name, tensor in tensors.items()}
+        self.save(rows, {name: tensor.cpu().numpy().astype(manifest.dtype) for name, tensor in tensors.items()})
+
+    def save(self, rows: range, arrays: dict[str, np.ndarray]) -> None:
+        """Write the shard of `rows`, with the arrays of the manifest."""
+        shard = rows.start // self.manifest.rows_per_shard
+        if rows != self.manifest.rows(shard):
+            raise ValueError(f"{rows} are not the rows of a shard; those around are {self.manifest.rows(shard)}")
+        for name, array in arrays.items():
+            if len(array) != len(rows):
+                raise ValueError(f"{len(rows)} rows need as many {name}, got {len(array)}")
         with write_aside(self.folder / shard_name(shard)) as aside:
-            aside.write_bytes(save(arrays, {"sha256": _digest(manifest, shard, arrays)}))
+            aside.write_bytes(save(arrays, {"sha256": _digest(self.manifest, shard, arrays)}))
 
 
-def _digest(manifest: TokenManifest, shard: int, arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of a shard's ids, tokenizer, clips and rows."""
+def _digest(manifest: Any, shard: int, arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of a shard's arrays, tokenizer, clips and rows."""
     digest = hashlib.sha256(f"{manifest.tokenizer_hash} {manifest.clips_hash} {manifest.rows(shard)}".encode())
     for name in sorted(arrays):
         digest.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
 
 
-def open_shard(folder: str | Path, manifest: TokenManifest, shard: int) -> tuple[dict[str, Any], str | None]:
-    """The tensors of a shard by name, read when indexed, and its SHA-256 or None.
+def open_shard(folder: str | Path, manifest: Any, shard: int) -> tuple[dict[str, Any], str | None]:
+    """The arrays of a shard by name, read when indexed, and its SHA-256 or None.
 
     Raises ValueError for a file that is incomplete or has other shapes or types than the manifest.
     """
-    names = ("ids",) if manifest.given_frames is None else ("ids", "given")
-    wanted = [len(manifest.rows(shard)), manifest.layout.length], _DTYPES[manifest.dtype]
     try:
         file = safe_open(Path(folder) / shard_name(shard), framework="numpy")
-        slices = {name: file.get_slice(name) for name in names}
+        slices = {name: file.get_slice(name) for name in manifest.arrays}
     except (SafetensorError, OSError) as error:
         raise _damaged(folder, shard, error) from error
-    for name, rows in slices.items():
-        found = rows.get_shape(), rows.get_dtype()
+    for name, (shape, dtype) in manifest.arrays.items():
+        wanted = [len(manifest.rows(shard)), *shape], dtype
+        found = slices[name].get_shape(), slices[name].get_dtype()
         if found != wanted:
             raise _damaged(folder, shard, f"{name} has shape and type {found}, expected {wanted}")
     return slices, (file.metadata() or {}).get("sha256")
@@ -167,10 +169,11 @@ def verify(folder: str | Path, content: bool = True) -> list[str]:
     """
     manifest = TokenManifest.read(folder)
     read_clips(Path(folder), manifest)
-    return _damaged_shards(folder, manifest, content)
+    return damaged_shards(folder, manifest, content)
 
 
-def _damaged_shards(folder: str | Path, manifest: TokenManifest, content: bool) -> list[str]:
+def damaged_shards(folder: str | Path, manifest: Any, content: bool) -> list[str]:
+    """As `verify`, with the manifest that was read."""
     problems, missing = [], set(manifest.missing(folder))
     for shard in range(manifest.num_shards):
         if shard in missing:
@@ -185,27 +188,24 @@ def _damaged_shards(folder: str | Path, manifest: TokenManifest, content: bool) 
     return problems
 
 
-class TokenDataset(Dataset):
-    """The rows of a folder of tokens, mapped into memory and read when indexed.
+class ShardDataset(Dataset):
+    """The rows of a folder of shards, mapped into memory and read when indexed.
 
-    An item is {"ids": int64 (L,), "label": int, -1 without labels, "key": str of the source clip}, with given frames
-    also "given": int64 (L,). An index may be (epoch, index); the epoch has no effect.
-
-    Raises FileNotFoundError for a folder without tokens, ValueError for an incomplete one and for damaged shards. When
-    opened, only the sizes, shapes and types of shards are checked; `verify` also compares their content.
+    Raises FileNotFoundError for a folder without a manifest, ValueError for an incomplete one and for damaged shards.
+    When opened, only the sizes, shapes and types of shards are checked; `verify` also compares the content of tokens.
     """
+
+    manifest_class: type[Any]
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.manifest = about = TokenManifest.read(folder)
-        self.layout, self.tokenizer_hash, self.given_frames = about.layout, about.tokenizer_hash, about.given_frames
-        self.num_classes, self.class_names = about.num_classes, about.class_names
+        self.manifest = about = self.manifest_class.read(folder)
         missing = about.missing(folder)
         if missing:
             found = f"{len(missing)} of {about.num_shards} shards are missing"
             raise ValueError(f"{folder}: {found}: run the command that writes it again, it writes what is left")
         self.keys, self.labels = read_clips(self.folder, about)
-        damaged = _damaged_shards(folder, about, content=False)
+        damaged = damaged_shards(folder, about, content=False)
         if damaged:
             raise ValueError(f"{damaged[0]}; sweettok data verify {folder} checks all shards")
         self._shards: dict[int, dict[str, Any]] = {}
@@ -216,22 +216,42 @@ class TokenDataset(Dataset):
     def __len__(self) -> int:
         return self.manifest.num_rows
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
-        row = range(len(self))[item[1] if isinstance(item, tuple) else item]
-        shard, place = divmod(row, self.manifest.rows_per_shard)
-        clip = row // self.manifest.views
-        label = self.labels[clip] if self.labels is not None else -1
-        return {**self._read(shard, place), "label": label, "key": self.keys[clip]}
-
-    def _read(self, shard: int, place: int) -> dict[str, Tensor]:
+    def arrays(self, row: int) -> dict[str, np.ndarray]:
+        """The arrays of a row by name; negative rows count from the end."""
+        shard, place = divmod(range(len(self))[row], self.manifest.rows_per_shard)
         if shard not in self._shards:
             self._shards[shard], _ = open_shard(self.folder, self.manifest, shard)
-        tensors = {name: torch.from_numpy(rows[place].astype(np.int64)) for name, rows in self._shards[shard].items()}
+        return {name: rows[place] for name, rows in self._shards[shard].items()}
+
+
+class TokenDataset(ShardDataset):
+    """The rows of a folder of tokens; see `ShardDataset`.
+
+    An item is {"ids": int64 (L,), "label": int, -1 without labels, "key": str of the source clip}, with given frames
+    also "given": int64 (L,). An index may be (epoch, index); the epoch has no effect.
+    """
+
+    manifest_class = TokenManifest
+
+    def __init__(self, folder: str | Path):
+        super().__init__(folder)
+        about: TokenManifest = self.manifest
+        self.layout, self.tokenizer_hash, self.given_frames = about.layout, about.tokenizer_hash, about.given_frames
+        self.num_classes, self.class_names = about.num_classes, about.class_names
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        row = range(len(self))[item[1] if isinstance(item, tuple) else item]
+        clip = row // self.manifest.views
+        label = self.labels[clip] if self.labels is not None else -1
+        return {**self._read(row), "label": label, "key": self.keys[clip]}
+
+    def _read(self, row: int) -> dict[str, Tensor]:
+        tensors = {name: torch.from_numpy(ids.astype(np.int64)) for name, ids in self.arrays(row).items()}
         for ids in tensors.values():
             try:
                 self.layout.check(ids[None])
             except ValueError as error:
-                raise _damaged(self.folder, shard, error) from error
+                raise _damaged(self.folder, row // self.manifest.rows_per_shard, error) from error
         return tensors
 
     def check_tokenizer(self, ids_hash: str) -> None:

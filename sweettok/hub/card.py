@@ -92,10 +92,10 @@ def changed_settings(config: Any, derived: tuple[str, ...] = ()) -> str:
     """Table of the settings that differ from the defaults."""
     values, defaults = (flatten(to_dict(c)) for c in (config, type(config)()))
     names = [name for name in values if not set(derived) & set(name.split("."))]
-    changed = [name for name in names if values[name] != defaults[name]]
+    changed = [name for name in names if values[name] != defaults.get(name)]
     if not changed:
         return "All settings are the defaults."
-    rows = [(f"`{name}`", f"`{_plain(values[name])}`", f"`{_plain(defaults[name])}`") for name in changed]
+    rows = [(f"`{name}`", f"`{_plain(values[name])}`", f"`{_plain(defaults.get(name))}`") for name in changed]
     return "Settings that differ from the defaults:\n\n" + _table(("setting", "here", "default"), rows)
 
 

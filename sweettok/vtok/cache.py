@@ -1,0 +1,180 @@
+"""Features of the frozen encoder in shards, in the format of token shards (`sweettok.data.tokens`).
+
+A folder holds manifest.json, clips.txt and shard-*.safetensors with "key" (rows, S, C), "residuals" (rows, M, P, C),
+"times" (rows, L) and "key_frame" (rows,). All clips have as many tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sweettok.data.lists import clips_hash
+from sweettok.data.manifest import FORMAT, MANIFEST, ShardedRows
+from sweettok.data.tokens import ShardDataset, ShardWriter
+from sweettok.video.clips import in_order
+from sweettok.vtok.model import VTok
+from sweettok.vtok.output import KEY, FrameFeatures
+
+DTYPES = {"float32": "F32", "float16": "F16"}
+
+
+@dataclass(frozen=True)
+class FeatureManifest(ShardedRows):
+    """How the features of a folder were made. A call that continues a folder must have an equal manifest.
+
+    Args:
+        tokenizer_hash: `VTok.features_hash()`.
+        num_clips, clips_hash: of the source clips, see `lists.clips_hash`.
+        kinds: of the tokens of a clip.
+        patches, dim: P and C.
+        dtype: of key and residuals in the files: "float32", or "float16" for half the size.
+        settings: options of `VTok.features`.
+    """
+
+    tokenizer_hash: str
+    num_clips: int
+    clips_hash: str
+    kinds: tuple[int, ...]
+    patches: int
+    dim: int
+    dtype: str = "float32"
+    rows_per_shard: int = 256
+    settings: dict[str, Any] = field(default_factory=dict)
+    kind: str = "features"
+
+    views = 1
+    num_classes = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        if self.dtype not in DTYPES or self.kind != "features":
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, kind features; got {self.dtype}, {self.kind}")
+        if self.num_clips < 1 or self.rows_per_shard < 1:
+            raise ValueError(
+                f"clips and rows_per_shard must be at least 1; got {self.num_clips} and {self.rows_per_shard}"
+            )
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape of a row and type, as safetensors calls it, of each array of a shard."""
+        keys, dtype = self.kinds.count(KEY), DTYPES[self.dtype]
+        motions = len(self.kinds) - keys
+        return {
+            "key": ((keys, self.dim), dtype),
+            "residuals": ((motions, self.patches, self.dim), dtype),
+            "times": ((len(self.kinds),), "F32"),
+            "key_frame": ((), "I64"),
+        }
+
+    @classmethod
+    def read(cls, folder: str | Path) -> FeatureManifest:
+        """The manifest of a folder. Raises FileNotFoundError, or ValueError for a damaged one."""
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: expected a folder of features, as cache_features writes")
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            version = about.pop("format")
+            if version != FORMAT:
+                raise ValueError(f"format {version}, this version reads {FORMAT}")
+            return cls(**about)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no manifest of features: {error}") from error
+
+
+class FeatureDataset(ShardDataset):
+    """The rows of a folder of features; an item is FrameFeatures of one clip, `FrameFeatures.stack` makes batches.
+
+    Errors are those of `ShardDataset`.
+    """
+
+    manifest_class = FeatureManifest
+
+    def __getitem__(self, row: int) -> FrameFeatures:
+        arrays = {name: torch.from_numpy(np.array(rows))[None] for name, rows in self.arrays(row).items()}
+        arrays |= {name: arrays[name].float() for name in ("key", "residuals")}
+        return FrameFeatures(kinds=torch.tensor(self.manifest.kinds), **arrays)
+
+    def check_tokenizer(self, features_hash: str) -> None:
+        """Raise ValueError unless a VTok with this `features_hash()` made these features."""
+        made = self.manifest.tokenizer_hash
+        if features_hash != made:
+            raise ValueError(
+                f"the features in {self.folder} are of the encoder and settings {made[:12]}, not of "
+                f"{features_hash[:12]}: give that VTok, or write the features with this one"
+            )
+
+
+def cache_features(
+    model: VTok,
+    keys: Sequence[str],
+    videos: Sequence[str | Path | Tensor],
+    out: str | Path,
+    *,
+    fps: float | None = None,
+    dtype: str = "float32",
+    rows_per_shard: int = 256,
+    workers: int = 2,
+    **options: Any,
+) -> FeatureDataset:
+    """Write the missing shards of the features of videos into the folder `out`, and open it.
+
+    Args:
+        keys: names of the videos, in their order; with `ClipList`, `clips.keys` and `clips.paths`.
+        videos: paths or tensors (1, 3, T, H, W), taken when needed by `workers` threads ahead of the encoder.
+        fps: of all videos; needed for tensors. Default: that of each file.
+        options: of `VTok.features`, but no function as key frame.
+
+    Raises ValueError for videos that do not fit, for clips with other numbers of tokens than the first, and for a
+    folder with another manifest, InUseError while another call writes into it.
+    """
+    if len(keys) != len(videos) or not keys:
+        raise ValueError(f"there must be a key for each video, at least one; got {len(keys)} and {len(videos)}")
+    if callable(options.get("key_frame")):
+        raise ValueError("key_frame must be a name or an index, since a function cannot be kept in the manifest")
+    first = model.features(videos[0], fps, **options)
+    about = FeatureManifest(
+        tokenizer_hash=model.features_hash(),
+        num_clips=len(keys),
+        clips_hash=clips_hash(keys),
+        kinds=tuple(first.kinds.tolist()),
+        patches=first.residuals.shape[2],
+        dim=model.dim,
+        dtype=dtype,
+        rows_per_shard=rows_per_shard,
+        settings={"fps": fps, **{name: value for name, value in options.items() if name != "batch_size"}},
+    )
+    writer = ShardWriter(out, about, keys)
+    try:
+        for rows in writer.pending():
+            with closing(in_order((partial(videos.__getitem__, row) for row in rows), workers, workers)) as read:
+                features = [model.features(video, fps, **options) for video in read]
+            for row, found in zip(rows, features, strict=True):
+                _check_like(first, found, keys[row])
+            writer.save(rows, _arrays(FrameFeatures.stack(features), dtype))
+    finally:
+        writer.close()
+    return FeatureDataset(out)
+
+
+def _check_like(first: FrameFeatures, found: FrameFeatures, key: str) -> None:
+    if len(found) != 1 or not found.kinds.equal(first.kinds):
+        raise ValueError(
+            f"{key} has {len(found)} clips of {len(found.kinds)} tokens, the first video has 1 clip of "
+            f"{len(first.kinds)}: stored clips must have as many tokens, with key frames at the same places"
+        )
+
+
+def _arrays(features: FrameFeatures, dtype: str) -> dict[str, np.ndarray]:
+    kinds = {"key": dtype, "residuals": dtype, "times": "float32", "key_frame": "int64"}
+    return {name: getattr(features, name).cpu().numpy().astype(kind) for name, kind in kinds.items()}
