@@ -23,6 +23,12 @@ FIRST_FRAME = {
 CASES = {
     "first frame": FIRST_FRAME,
     "slice positions": {"slice_positions": True, "patch_norm": False},
+    "motion": {
+        "spatial_source": "first_frame",
+        "temporal_source": "tube_differences",
+        "encoder_motion": "wt",
+        "cross_positions": True,
+    },
     "flat queries": {"compression": "flat_queries"},
     "linear": {"compression": "linear"},
     "learned": {"codebook": "learned", "lookup": "union"},
@@ -97,7 +103,32 @@ def test_published_weights_do_not_fit(model):
         model.to_release()
 
 
-@pytest.mark.parametrize("case", ["first frame", "flat queries", "linear", "learned", "language"])
+@torch.no_grad()
+def test_still_clips_have_equal_motion_words_with_tube_differences(video):
+    """Whatever they show; the difference of the release's two embeddings depends on it."""
+    still = video[:, :, :1].expand_as(video)
+    for case, same in (("motion", True), ("slice positions", False)):
+        model = tokenizer(case)
+        temporal = model.encode(still).ids[:, model.layout.segments[2].start :]
+        assert bool((temporal == temporal[:1]).all()) is same
+        assert (model.encode(video).ids[:, model.layout.segments[2].start :] != temporal).any()
+
+
+@torch.no_grad()
+def test_cross_positions_tell_the_places_of_patches_and_queries(video):
+    """Without them the decoder's cross-attention does not see where a spatial latent is."""
+    for positions in (True, False):
+        model = tokenizer("slice positions", cross_positions=positions)
+        layer, grid = model.decoder.spatial, model.config.grid[1:]
+        dim = model.config.block.dim
+        x, context = torch.randn(1, 1, grid[0] * grid[1], dim), torch.randn(1, 4, dim)
+        places = model.config.spatial_query_grid if positions else None
+        contexts, moved = ([c] * len(layer.layers) for c in (context, context[:, [1, 0, 3, 2]]))
+        out, other = (layer(x, grid, c, places)[-1] for c in (contexts, moved))
+        assert torch.allclose(out, other, atol=1e-5) is not positions
+
+
+@pytest.mark.parametrize("case", ["first frame", "motion", "flat queries", "linear", "learned", "language"])
 def test_stage1_learns_a_clip(case):
     """From a warm start; the loss reaches every parameter."""
     torch.manual_seed(0)
@@ -137,7 +168,7 @@ def test_both_stages_train(runs, tmp_path, fresh_accelerator):
 
 def test_the_auxiliary_loss_needs_tokens_with_positions(runs):
     run = stages.config_of(runs, "stage1", "tokenizer.compression=flat_queries")
-    with pytest.raises(ValueError, match="loss.auxiliary_weight needs temporal tokens that belong to positions"):
+    with pytest.raises(ValueError, match="loss.auxiliary_weight needs tokens that belong to positions"):
         Stage1Task(run)
 
 

@@ -30,6 +30,10 @@ class PatchEmbed(nn.Module):
             return slices
         return torch.cat((slices, self.tubes(self._patches(video[:, :, 1:], self.pt))), dim=1)
 
+    def still(self, video: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> the tube (B, 1, h, w, D) whose frames all equal the first frame."""
+        return self.tubes(self._patches(video[:, :, :1].expand(-1, -1, self.pt, -1, -1), self.pt))
+
     def _patches(self, video: Tensor, pt: int) -> Tensor:
         """(B, 3, t * pt, h * p, w * p) -> (B, t, h, w, 3 * pt * p * p)."""
         parts = video.unflatten(4, (-1, self.p)).unflatten(3, (-1, self.p)).unflatten(2, (-1, pt))

@@ -15,9 +15,18 @@ def rotary_angles(start: int, count: int, head_dim: int, device: torch.device) -
     return torch.stack((angles.cos(), angles.sin()))
 
 
-def grid_rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
-    """(2, height * width, head_dim / 2): cosine and sine, row-major; channel pair 2i rotates by x, pair 2i + 1 by y."""
-    y, x = (torch.arange(size, device=device, dtype=torch.float32) for size in (height, width))
+def grid_rotary_angles(
+    height: int, width: int, head_dim: int, device: torch.device, units: tuple[int, int] | None = None
+) -> Tensor:
+    """(2, height * width, head_dim / 2): cosine and sine, row-major; channel pair 2i rotates by x, pair 2i + 1 by y.
+
+    With `units`, the centres of the cells in the coordinates of a grid of that height and width over the same area.
+    """
+    sides = (height, width)
+    y, x = (
+        (torch.arange(size, device=device, dtype=torch.float32) + 0.5) * (unit / size) - 0.5
+        for size, unit in zip(sides, units or sides, strict=True)
+    )
     xy = torch.stack((x.repeat(height), y.repeat_interleave(width, output_size=height * width)), dim=-1)
     angles = (_frequencies(head_dim, 4, device)[:, None] * xy[:, None]).flatten(1)
     return torch.stack((angles.cos(), angles.sin()))

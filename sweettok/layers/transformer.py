@@ -109,13 +109,30 @@ class SpatialTransformer(Stack):
         super().__init__(layers, sizes["dim"], norm_out)
         self.head_dim = sizes["head_dim"]
 
-    def forward(self, x: Tensor, grid: tuple[int, int], contexts: list[Tensor] | None = None) -> list[Tensor]:
-        """x (B, t, h*w, D), contexts[i] (B, N, D) -> the output of every layer."""
-        return self.run(x, grid, self.angles(grid, x.device), contexts=contexts)
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        contexts: list[Tensor] | None = None,
+        context_grid: tuple[int, int] | None = None,
+    ) -> list[Tensor]:
+        """x (B, t, h*w, D), contexts[i] (B, N, D) -> the output of every layer.
+
+        With `context_grid`, cross-attention has rotary positions, in units of the grid of x.
+        """
+        places = None if context_grid is None else self.angles(context_grid, x.device, grid)
+        return self.run(x, grid, self.angles(grid, x.device), places, contexts=contexts)
 
     @staticmethod
-    def step(layer: Layer, x: Tensor, grid: tuple[int, int], angles: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (B, t, h*w, D); context (B, N, D) is the same for all slices of a clip."""
+    def step(
+        layer: Layer,
+        x: Tensor,
+        grid: tuple[int, int],
+        angles: Tensor,
+        places: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, t, h*w, D); context (B, N, D) with rotary angles `places` is the same for all slices of a clip."""
         B, t, _, _ = x.shape
         if layer.peg is not None:
             x = x + layer.peg(x.unflatten(2, grid)).flatten(2, 3)
@@ -123,12 +140,12 @@ class SpatialTransformer(Stack):
         windows = isinstance(layer.self_attn, WindowAttention)
         x = x + (layer.self_attn(x, grid) if windows else layer.self_attn(x, angles=angles))
         if layer.cross_attn is not None:
-            keys, values = (kv.repeat_interleave(t, 0) for kv in layer.cross_attn.keys_values(context))
-            x = x + layer.cross_attn.attend(x, keys, values)
+            keys, values = (kv.repeat_interleave(t, 0) for kv in layer.cross_attn.keys_values(context, places))
+            x = x + layer.cross_attn.attend(x, keys, values, None if places is None else angles)
         return (x + layer.ff(x)).unflatten(0, (B, t))
 
-    def angles(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        return grid_rotary_angles(*grid, self.head_dim, device)
+    def angles(self, grid: tuple[int, int], device: torch.device, units: tuple[int, int] | None = None) -> Tensor:
+        return grid_rotary_angles(*grid, self.head_dim, device, units)
 
 
 class TemporalTransformer(Stack):

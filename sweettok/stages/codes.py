@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -53,7 +52,7 @@ class CodePredictor(nn.Module):
 
     Args:
         weights: of the loss terms.
-        auxiliary: also predict the proxy's code vectors from each temporal query, by a linear layer.
+        auxiliary: also predict the targets of `CodeTask.auxiliary_targets` from the queries, by linear layers.
     """
 
     def __init__(self, tokenizer: SweetTok, weights: QuantizerLossConfig, auxiliary: bool = False):
@@ -61,16 +60,24 @@ class CodePredictor(nn.Module):
         self.tokenizer, self.weights = tokenizer, weights
         self.usage = UsageWindow(tokenizer.layout)
         config = tokenizer.config
-        self.auxiliary = nn.Linear(config.latent_dim, config.grid[0] * config.proxy.code_dim) if auxiliary else None
+        dim, c = config.latent_dim, config.proxy.code_dim
+        outputs = {"spatial": c, "temporal": (config.grid[0] - 1) * c}
+        layers = {name: nn.Linear(dim, width) for name, width in outputs.items()} if auxiliary else {}
+        self.auxiliary = nn.ModuleDict(layers)
 
     def forward(self, video: Tensor, caption: Tensor | None = None) -> tuple[Any, ...]:
-        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), `quantizer_terms`, and with `auxiliary` the predicted code
-        vectors (B, h * w, t * c). `caption` is as in `quantizer_terms`."""
+        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), `quantizer_terms`, and with `auxiliary` two predictions.
+
+        `caption` is as in `quantizer_terms`.
+        """
         prediction = self.tokenizer.predict(video)
         if self.training:
             self.usage(*(ids for lookup in prediction.lookups for ids in lookup.ids))
         outputs = prediction.logits, quantizer_terms(prediction.lookups, self.weights, caption)
-        return outputs if self.auxiliary is None else (*outputs, self.auxiliary(prediction.temporal.output))
+        if not self.auxiliary:
+            return outputs
+        branches = zip(self.auxiliary.values(), prediction.lookups, strict=True)
+        return *outputs, *(layer(lookup.output) for layer, lookup in branches)
 
 
 def quantizer_terms(
@@ -165,11 +172,23 @@ class CodeTask(TokenizerTask):
             **weights.weighted(quantizer),
         }
         if vectors:
-            target = rearrange(self.teacher.codebook(codes), "b t h w c -> b (h w) (t c)")
-            terms["auxiliary"] = (weights.auxiliary_weight, reconstruction_loss(vectors[0], target))
+            pairs = zip(vectors, self.auxiliary_targets(codes), strict=True)
+            loss = sum(reconstruction_loss(vector, target) for vector, target in pairs)
+            terms["auxiliary"] = (weights.auxiliary_weight, loss)
         total, report = weighted_sum(terms)
         report["code_accuracy"] = (logits.detach().movedim(1, -1).argmax(-1) == codes).float().mean()
         yield "generator", total, report
+
+    def auxiliary_targets(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets of the auxiliary loss from codes (B, t, h, w).
+
+        Code vectors of the first slice, pooled to the spatial queries, (B, S, c); and at each position the differences
+        of the later slices' code vectors to it, (B, h * w, (t - 1) * c).
+        """
+        first, *later = self.teacher.codebook(codes).unbind(1)
+        grid = self.model.config.spatial_query_grid
+        spatial = nn.functional.adaptive_avg_pool2d(first.movedim(-1, 1), grid).flatten(2).mT
+        return spatial, torch.cat([vectors - first for vectors in later], dim=-1).flatten(1, 2)
 
     @torch.no_grad()
     def validate(self, batch: dict) -> dict[str, Tensor]:

@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 class Stage1LossConfig(CodeLossConfig):
     """Weights of the loss terms; the defaults are the release's."""
 
-    # Squared error of a linear layer that predicts the proxy's code vectors at each grid position from its temporal
-    # query: encoder and codebooks learn from it before the decoder is trained. Not in the release.
+    # Squared error of two linear layers: from each spatial query, the proxy's code vector of the first slice at its
+    # place; from each temporal query, the changes of the code vectors at its position. Encoder and codebooks learn from
+    # it before the decoder is trained. Not in the release.
     auxiliary_weight: float = 0.0
     # Makes both branches choose the words of the clip's caption more often; needs `captions`. Not in the release.
     caption_weight: float = 0.0
@@ -68,7 +69,7 @@ class Stage1Task(CodeTask):
         inputs = inputs or Inputs()
         if run.loss.auxiliary_weight > 0 and run.tokenizer.compression == "flat_queries":
             raise ValueError(
-                "loss.auxiliary_weight needs temporal tokens that belong to positions, and those of "
+                "loss.auxiliary_weight needs tokens that belong to positions, and those of "
                 "tokenizer.compression flat_queries do not: set it to 0"
             )
         super().__init__(run, inputs.prior(run.prior, run.tokenizer.words), inputs)

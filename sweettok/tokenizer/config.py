@@ -20,6 +20,9 @@ class WordsConfig:
     verbs: int | None = None  # words of the temporal branch's heads
 
 
+TEMPORAL_SOURCES = ("differences", "first_frame_residuals", "tube_differences")
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """SweetTok: decoupled query autoencoder (DQAE) and language codebooks (MLC) over the proxy's code grid."""
@@ -41,6 +44,9 @@ class TokenizerConfig:
     # Add sine and cosine positions of the time slices in the decoder, which otherwise tells them apart only by the zero
     # padding of its convolutions (release).
     slice_positions: bool = False
+    # Rotary positions in the cross-attention of the spatial queries to the patches, and of the decoder to the spatial
+    # latents. Without them (release), where a query belongs must be learned, which takes long.
+    cross_positions: bool = False
     head_hidden: int = 1024  # hidden width of the layer that predicts the proxy's codes
     words: WordsConfig = field(default_factory=WordsConfig)
     # Words of a query: "modifiers_and_head", the nearest modifiers and the nearest head word (release), or "union", the
@@ -59,8 +65,10 @@ class TokenizerConfig:
     compression: str = "dqae"
     # Input of the spatial branch: "all_slices", averaged over time (release), or the "first_frame" (paper).
     spatial_source: str = "all_slices"
-    # Input of the temporal branch: "differences" of consecutive time slices (release), or "first_frame_residuals",
-    # differences to the first slice (paper).
+    # Input of the temporal branch: "differences" of consecutive time slices (release), "first_frame_residuals",
+    # differences to the first slice (paper), or "tube_differences". The first slice has an embedding of its own, so
+    # with the first two the difference to it contains appearance; in the last one a tube of the repeated first frame
+    # takes its place, and a clip that does not move has differences of zero.
     temporal_source: str = "differences"
     # What is decoded: all time slices "together" (release), or the "first_frame" from the spatial tokens alone, and the
     # later slices from it and the temporal tokens (paper).
@@ -92,7 +100,7 @@ class TokenizerConfig:
                 f"got {self.modifiers_per_query}"
             )
         choice("tokenizer.spatial_source", self.spatial_source, ("all_slices", "first_frame"))
-        choice("tokenizer.temporal_source", self.temporal_source, ("differences", "first_frame_residuals"))
+        choice("tokenizer.temporal_source", self.temporal_source, TEMPORAL_SOURCES)
         choice("tokenizer.decoder_order", self.decoder_order, ("together", "first_frame"))
         choice("tokenizer.compression", self.compression, ("dqae", "flat_queries", "linear"))
         choice("tokenizer.codebook", self.codebook, ("mlc", "language", "learned"))
@@ -120,7 +128,7 @@ class TokenizerConfig:
             )
         if self.compression == "dqae":
             return
-        for name in ("spatial_source", "temporal_source", "decoder_order", "encoder_motion"):
+        for name in ("spatial_source", "temporal_source", "encoder_motion", "decoder_order", "cross_positions"):
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(
                     f"tokenizer.{name} is a setting of the two branches of tokenizer.compression dqae: leave it out "

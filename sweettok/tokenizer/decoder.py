@@ -54,6 +54,7 @@ class QueryDecoder(Decoder):
         block, dim, latent, null = config.block, config.block.dim, config.latent_dim, config.num_null_kv
         self.grid = config.grid[1:]
         self.query_grid = config.spatial_query_grid
+        self.context_grid = self.query_grid if config.cross_positions else None
         self.motion_every = len(config.decoder_spatial) // len(config.decoder_temporal)
 
         self.spatial_in = latent_input(latent, dim)
@@ -89,13 +90,16 @@ class QueryDecoder(Decoder):
     def slices(self, x: Tensor, appearance: list[Tensor], motion: list[Tensor] | None, num_slices: int) -> Tensor:
         """Grid (B, 1, M, D), latents (B, S, D) and (B, M, D) of each layer -> (B, num_slices, M, D)."""
         angles = self.spatial.angles(self.grid, x.device)
+        places = None if self.context_grid is None else self.spatial.angles(self.context_grid, x.device, self.grid)
         if self.slice_positions:
             x = x + sinusoids(num_slices, x.shape[-1], x.device)[:, None]
         for i, layer in enumerate(self.spatial.layers):
             # Without slice positions, all slices start equal. Only the zero padding of the causal convolution makes
             # them differ, two more slices with each one, so the equal slices at the end are computed once.
             grown = min(num_slices, x.shape[1] + 2) if layer.peg is not None else x.shape[1]
-            x = self.spatial.recomputed(self.spatial.step, layer, extended(x, grown), self.grid, angles, appearance[i])
+            x = self.spatial.recomputed(
+                self.spatial.step, layer, extended(x, grown), self.grid, angles, places, appearance[i]
+            )
             if motion is not None and (i + 1) % self.motion_every == 0:
                 j = i // self.motion_every
                 x = self.spatial.recomputed(self.motion[j], x, motion[j])
@@ -114,7 +118,7 @@ class FirstFrameDecoder(QueryDecoder):
             self.temporal = TemporalTransformer(config.decoder_temporal, **config.block.layer, norm_out=False)
 
     def slices(self, x: Tensor, appearance: list[Tensor], motion: list[Tensor] | None, num_slices: int) -> Tensor:
-        first = self.spatial(x, self.grid, appearance)[-1]
+        first = self.spatial(x, self.grid, appearance, self.context_grid)[-1]
         if motion is None:
             return first
         times = sinusoids(num_slices - 1, first.shape[-1], first.device)

@@ -55,6 +55,7 @@ class QueryEncoder(Encoder):
         block, dim, latent = config.block, config.block.dim, config.latent_dim
         self.grid = config.grid[1:]
         self.query_grid = config.spatial_query_grid
+        self.context_grid = self.grid if config.cross_positions else None
         self.spatial_source, self.temporal_source = config.spatial_source, config.temporal_source
         self.patches = PatchEmbed(dim, *config.proxy.patches, norm=config.patch_norm)
 
@@ -79,7 +80,9 @@ class QueryEncoder(Encoder):
 
     def latents(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         patches = self.patches(video)
-        return self.spatial_branch(patches), None if video.shape[2] == 1 else self.temporal_branch(patches)
+        if video.shape[2] == 1:
+            return self.spatial_branch(patches), None
+        return self.spatial_branch(patches), self.temporal_branch(patches, self.past(video, patches))
 
     def spatial_branch(self, patches: Tensor) -> Tensor:
         """Patches (B, t, h, w, D) -> (B, S, latent), before normalisation."""
@@ -87,12 +90,18 @@ class QueryEncoder(Encoder):
         layers = self.spatial(slices.flatten(2, 3), self.grid)
         queries = (self.spatial_queries + self.spatial_positions).expand(patches.shape[0], 1, -1, -1)
         contexts = [layer.mean(1) for layer in layers]
-        x = self.spatial_query(queries, self.query_grid, contexts)[-1].squeeze(1)
+        x = self.spatial_query(queries, self.query_grid, contexts, self.context_grid)[-1].squeeze(1)
         return self.spatial_out(self.spatial_query.norm_out(x))
 
-    def temporal_branch(self, patches: Tensor) -> Tensor:
-        """Patches (B, t, h, w, D) -> (B, M, latent), before normalisation."""
-        past = patches[:, :-1] if self.temporal_source == "differences" else patches[:, :1]
+    def past(self, video: Tensor, patches: Tensor) -> Tensor:
+        """What is subtracted from the time slices after the first: (B, t - 1 or 1, h, w, D)."""
+        if self.temporal_source == "first_frame_residuals":
+            return patches[:, :1]
+        first = patches[:, :1] if self.temporal_source == "differences" else self.patches.still(video)
+        return torch.cat((first, patches[:, 1:-1]), dim=1)
+
+    def temporal_branch(self, patches: Tensor, past: Tensor) -> Tensor:
+        """Patches (B, t, h, w, D) and their `past` -> (B, M, latent), before normalisation."""
         motion = (patches[:, 1:] - past).flatten(2, 3)
         if self.motion is not None:
             motion = self.motion(motion, self.grid)[-1]
