@@ -43,9 +43,7 @@ fi
 step "proxy tokenizer"
 train proxy "${clips[@]}"
 step "stage 1: predict the codes of the proxy"
-own=("proxy=$out/proxy/final" "prior=$out/prior")
-if grep -q caption_weight configs/mini/stage1.yaml; then own+=("captions=$out/captions.jsonl"); fi
-train stage1 "${clips[@]}" "${own[@]}"
+train stage1 "${clips[@]}" "proxy=$out/proxy/final" "prior=$out/prior"
 step "stage 2: pixels"
 train stage2 "${clips[@]}" "tokenizer=$out/stage1/final"
 

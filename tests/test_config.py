@@ -141,7 +141,10 @@ def test_tokenizers_are_for_one_size_and_for_clips():
         ({"encoder_spatial": "txt"}, r"over \['t', 'w'\] \(one letter a layer\); got 'txt'"),
         ({"encoder_temporal": "tw"}, r"tokenizer.encoder_temporal must be .* over \['t'\]"),
         ({"spatial_source": "last_frame"}, "spatial_source must be one of all_slices, first_frame; got 'last_frame'"),
-        ({"temporal_source": "x"}, "temporal_source must be one of differences, first_frame_residuals; got 'x'"),
+        (
+            {"temporal_source": "x"},
+            "temporal_source must be one of differences, first_frame_residuals, tube_differences; got 'x'",
+        ),
         ({"pixel_path": "mean"}, "pixel_path must be one of expected, argmax, none; got 'mean'"),
     ],
 )

@@ -96,7 +96,7 @@ def test_shared_slices_equal_slices_run_one_by_one(model, ids):
         x = (decoder.mask_token + decoder.positions).expand(3, num_slices, -1, -1)
         angles = decoder.spatial.angles(decoder.grid, x.device)
         for i, layer in enumerate(decoder.spatial.layers):
-            x = decoder.spatial.step(layer, x, decoder.grid, angles, appearance[i].squeeze(1))
+            x = decoder.spatial.step(layer, x, decoder.grid, angles, None, appearance[i].squeeze(1))
             if i % 2 == 1:
                 x = decoder.motion[i // 2](x, motion[i // 2])
         expected = decoder.head(decoder.spatial.norm_out(x)).unflatten(2, decoder.grid).movedim(-1, 1)

@@ -180,14 +180,29 @@ def test_stage1_leaves_teacher_and_pixel_decoder_alone(runs):
     assert all(torch.equal(exported[f"pixel_decoder.{name}"], value) for name, value in proxy.items())
 
 
-def test_auxiliary_layer_is_trained_and_kept_but_not_exported(runs):
+def test_auxiliary_layers_are_trained_and_kept_but_not_exported(runs):
     saved = load_file(runs / "stage1" / f"checkpoint-{STEPS}" / "generator.safetensors")
-    assert saved.keys() == {"auxiliary.weight", "auxiliary.bias"}
-    assert saved["auxiliary.weight"].shape == (3 * PROXY["code_dim"], 2 * TOKENIZER["codebook_dim"])
     first = load_file(runs / "stage1" / "checkpoint-1" / "generator.safetensors")
-    assert not torch.equal(saved["auxiliary.weight"], first["auxiliary.weight"])
+    width = {"spatial": PROXY["code_dim"], "temporal": 2 * PROXY["code_dim"]}  # of three slices
+    assert saved.keys() == {f"auxiliary.{branch}.{name}" for branch in width for name in ("weight", "bias")}
+    for branch, size in width.items():
+        weight = saved[f"auxiliary.{branch}.weight"]
+        assert weight.shape == (size, 2 * TOKENIZER["codebook_dim"])
+        assert not torch.equal(weight, first[f"auxiliary.{branch}.weight"])
     exported = load_file(runs / "stage1" / "final" / "model.safetensors")
     assert not [name for name in exported if "auxiliary" in name]
+
+
+def test_auxiliary_targets_are_first_codes_and_their_changes(runs):
+    task = make_task(Stage1Task, config_of(runs, "stage1"))
+    codes = torch.randint(16, (2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    spatial, temporal = task.auxiliary_targets(codes)
+    table = task.teacher.codebook(torch.arange(16)[None, None, None])[0, 0, 0]
+    grid = table[codes]  # (B, t, h, w, c)
+    rows, columns = task.model.config.spatial_query_grid
+    assert spatial.shape == (2, rows * columns, 4) and temporal.shape == (2, 16, 8)
+    torch.testing.assert_close(spatial[1, 1], grid[1, 0, : 4 // rows, 4 // columns :].flatten(0, 1).mean(0))
+    torch.testing.assert_close(temporal[1, 6], torch.cat([grid[1, k, 1, 2] - grid[1, 0, 1, 2] for k in (1, 2)]))
 
 
 def test_halves_of_a_batch_give_the_mean_of_their_losses(runs):

@@ -26,7 +26,6 @@ CASES = {
     "motion": {
         "spatial_source": "first_frame",
         "temporal_source": "tube_differences",
-        "encoder_motion": "wt",
         "cross_positions": True,
     },
     "flat queries": {"compression": "flat_queries"},

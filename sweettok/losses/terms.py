@@ -56,38 +56,19 @@ def quantizer_loss(
     return QuantizerLoss(encoder_weight * encoder_side + codebook_weight * codebook_side, encoder_side, codebook_side)
 
 
-def soft_choice(z: Tensor, table: Tensor, temperature: float = 0.05) -> Tensor:
-    """Logarithm of the probability with which each latent chooses each word, (B, N, V).
+def usage_loss(z: Tensor, table: Tensor, temperature: float = 0.05) -> Tensor:
+    """How far the choice of words is from uniform: log V minus the entropy of the mean soft choice, at least 0.
 
     Args:
-        z: latents (B, N, C).
+        z: latents (B, N, C), of the clips that this process sees at once.
         table: codes (V, C) of a word list. A latent chooses word v with probability proportional to
             exp(-|z - code_v|^2 / temperature).
     """
-    z, table = z.float(), table.float()
+    z, table = z.float().flatten(0, 1), table.float()
     similarity = 2 * z @ table.T - table.square().sum(-1)  # -|z - code|^2, but for |z|^2, which changes no probability
-    return (similarity / temperature).log_softmax(dim=-1)
-
-
-def usage_loss(choice: Tensor) -> Tensor:
-    """How far the choice of words is from uniform: log V minus the entropy of the mean choice, at least 0.
-
-    choice: log-probabilities (B, N, V) of the clips that this process sees at once.
-    """
-    mean = choice.flatten(0, 1).logsumexp(0) - math.log(choice[..., 0].numel())  # finite also for words never chosen
-    return math.log(len(mean)) + (mean.exp() * mean).sum()
-
-
-def caption_loss(choice: Tensor, words: Tensor) -> Tensor:
-    """How rarely the words of a clip's caption are chosen: their mean negative log-probability, in nats.
-
-    Args:
-        choice: log-probabilities (B, N, V) of the words of one list, for each latent; a word's probability in a clip is
-            its mean over the latents.
-        words: (B, V), 1 for the words of the caption, else 0. Clips without such words count as 0.
-    """
-    mean = choice.logsumexp(1) - math.log(choice.shape[1])
-    return (-(words * mean).sum(-1) / words.sum(-1).clamp_min(1)).mean()
+    choice = (similarity / temperature).log_softmax(dim=-1)
+    mean = choice.logsumexp(0) - math.log(len(choice))  # logarithms are finite also for words that are never chosen
+    return math.log(len(table)) + (mean.exp() * mean).sum()
 
 
 def reconstruction_loss(video: Tensor, target: Tensor, kind: str = "l2") -> Tensor:

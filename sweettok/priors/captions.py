@@ -111,14 +111,6 @@ def piece_words(piece: Piece) -> Iterator[tuple[int, list]]:
             yield number, record["words"]
 
 
-def read_records(path: str | Path) -> Iterator[tuple[int, dict]]:
-    """(line number, record) of a file of JSON lines. ValueError names the line that cannot be read."""
-    with open_lines(path) as (_, file):
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _record(line, path, number)
-
-
 def _suffix(path: str | Path) -> str:
     return Path(str(path).lower().removesuffix(".gz")).suffix
 

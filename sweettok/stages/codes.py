@@ -16,17 +16,9 @@ from sweettok import pixels
 from sweettok.config import build, flatten, to_dict
 from sweettok.hub import find_shipped
 from sweettok.losses.config import QuantizerLossConfig
-from sweettok.losses.terms import (
-    caption_loss,
-    proxy_cross_entropy,
-    quantizer_loss,
-    reconstruction_loss,
-    soft_choice,
-    usage_loss,
-)
+from sweettok.losses.terms import proxy_cross_entropy, quantizer_loss, reconstruction_loss, usage_loss
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.config import ProxyConfig
-from sweettok.stages.captions import CaptionWords
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import TokenizerTask, clip_psnr, trained_module, weighted_sum
 from sweettok.tokenizer.model import SweetTok
@@ -65,43 +57,29 @@ class CodePredictor(nn.Module):
         layers = {name: nn.Linear(dim, width) for name, width in outputs.items()} if auxiliary else {}
         self.auxiliary = nn.ModuleDict(layers)
 
-    def forward(self, video: Tensor, caption: Tensor | None = None) -> tuple[Any, ...]:
-        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), `quantizer_terms`, and with `auxiliary` two predictions.
-
-        `caption` is as in `quantizer_terms`.
-        """
+    def forward(self, video: Tensor) -> tuple[Any, ...]:
+        """video (B, 3, T, H, W) -> logits (B, K, t, h, w), `quantizer_terms`, and with `auxiliary` two predictions."""
         prediction = self.tokenizer.predict(video)
         if self.training:
             self.usage(*(ids for lookup in prediction.lookups for ids in lookup.ids))
-        outputs = prediction.logits, quantizer_terms(prediction.lookups, self.weights, caption)
+        outputs = prediction.logits, quantizer_terms(prediction.lookups, self.weights)
         if not self.auxiliary:
             return outputs
         branches = zip(self.auxiliary.values(), prediction.lookups, strict=True)
         return *outputs, *(layer(lookup.output) for layer, lookup in branches)
 
 
-def quantizer_terms(
-    lookups: Iterable[Quantized], weights: QuantizerLossConfig, caption: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Loss terms of the lookups of all branches by name, each a sum over the word lists.
-
-    caption: (B, V), 1 for the words of each clip's caption, V words of all lists in order.
-    """
+def quantizer_terms(lookups: Iterable[Quantized], weights: QuantizerLossConfig) -> dict[str, Tensor]:
+    """Loss terms of the lookups of all branches by name, each a sum over the word lists."""
     lookups = list(lookups)
     sides = [quantizer_loss(z, code) for lookup in lookups for z, code in lookup.halves]
     terms = {
         "quantizer_encoder_side": sum(side.encoder_side for side in sides),
         "quantizer_codebook_side": sum(side.codebook_side for side in sides),
     }
-    if not weights.usage_weight and caption is None:
-        return terms
-    pairs = [(z, table) for lookup in lookups for (z, _), table in zip(lookup.halves, lookup.tables, strict=True)]
-    choices = [soft_choice(z, table) for z, table in pairs]
     if weights.usage_weight:
-        terms["usage"] = sum(map(usage_loss, choices))
-    if caption is not None:
-        words = caption.split([choice.shape[-1] for choice in choices], dim=-1)
-        terms["caption"] = sum(map(caption_loss, choices, words))
+        pairs = [(z, table) for lookup in lookups for (z, _), table in zip(lookup.halves, lookup.tables, strict=True)]
+        terms["usage"] = sum(usage_loss(z, table) for z, table in pairs)
     return terms
 
 
@@ -110,8 +88,6 @@ class CodeTask(TokenizerTask):
 
     The usage of the word lists is logged for the steps between two lines of the log.
     """
-
-    captions: CaptionWords | None = None
 
     def __init__(self, run: Any, words: Prior | WordGraph, inputs: Inputs):
         self.run = run
@@ -164,8 +140,7 @@ class CodeTask(TokenizerTask):
         video = pixels.to_float(batch["video"])
         codes = self.teacher.encode(batch["video"])  # bytes: the range check of floats would synchronize
         context.seed_default_generators()  # dropout in the word graph must be equal on all processes
-        caption = [] if self.captions is None else [self.captions.targets(batch["key"]).to(video.device)]
-        logits, quantizer, *vectors = self.trained["generator"].module(video, *caption)
+        logits, quantizer, *vectors = self.trained["generator"].module(video)
         weights = self.run.loss
         terms = {
             "code": (weights.code_weight, proxy_cross_entropy(logits, codes, weights.label_smoothing)),

@@ -12,7 +12,6 @@ from torch import Tensor
 from sweettok import convert
 from sweettok.data.config import DataConfig
 from sweettok.hub import find_shipped
-from sweettok.stages.captions import CaptionWords
 from sweettok.stages.codes import CodeLossConfig, CodeTask
 from sweettok.stages.inputs import Inputs
 from sweettok.tokenizer.config import TokenizerConfig
@@ -31,12 +30,6 @@ class Stage1LossConfig(CodeLossConfig):
     # place; from each temporal query, the changes of the code vectors at its position. Encoder and codebooks learn from
     # it before the decoder is trained. Not in the release.
     auxiliary_weight: float = 0.0
-    # Makes both branches choose the words of the clip's caption more often; needs `captions`. Not in the release.
-    caption_weight: float = 0.0
-
-    def weighted(self, terms: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
-        caption = {"caption": (self.caption_weight, terms["caption"])} if "caption" in terms else {}
-        return super().weighted({name: term for name, term in terms.items() if name not in caption}) | caption
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,6 @@ class Stage1Run:
     stage: str = "stage1"
     proxy: str = MISSING  # trained proxy: a folder, or the published file
     prior: str = MISSING  # folder with the word graphs
-    captions: str | None = None  # tagged captions of the training clips, for loss.caption_weight (JSON lines)
     init: str | None = None  # weights to start from: a folder, or a published file
     # Fit the initial weights to the proxy and to some clips, which saves thousands of steps: the head starts as
     # similarities to the proxy's codes, and latents and word codes have one distribution. With `init`, this applies to
@@ -74,7 +66,6 @@ class Stage1Task(CodeTask):
             )
         super().__init__(run, inputs.prior(run.prior, run.tokenizer.words), inputs)
         self.open_clips(inputs, run.data, run.tokenizer.proxy)
-        self.open_captions(inputs)
         found = start_from(self.model, run.init) if run.init and inputs.readable else {}
         trained = {name for name, param in self.model.named_parameters() if param.requires_grad}
         if run.warm_start and trained <= found.keys():
@@ -83,16 +74,6 @@ class Stage1Task(CodeTask):
             self.warm_start()
         self.model.load_state_dict({**self.model.state_dict(), **found})
         self.make_optimizer(auxiliary=run.loss.auxiliary_weight > 0)
-
-    def open_captions(self, inputs: Inputs) -> None:
-        path, weight = self.run.captions, self.run.loss.caption_weight
-        if (path is None) != (weight == 0):
-            raise ValueError("captions and loss.caption_weight need each other: set both or none")
-        if path is not None and inputs.readable:
-            self.captions = CaptionWords(path, self.model, self.train_dataset.clips.keys)
-            if self.captions.missing:
-                total = len(self.train_dataset)
-                logger.warning("%d of %d training clips have no caption with known words", self.captions.missing, total)
 
     @classmethod
     def saved_model(cls, run: Stage1Run, inputs: Inputs) -> SweetTok:

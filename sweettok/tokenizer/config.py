@@ -34,9 +34,6 @@ class TokenizerConfig:
     patch_norm: bool = True
     encoder_spatial: str = "ttwwtttt"  # layers of the spatial encoder: "t" full attention, "w" windows; ends in "t"
     encoder_temporal: str = "tttt"  # layers of the temporal encoder
-    # Layers over the differences of each time slice, "t" or "w", before the temporal layers. Without any (release), a
-    # temporal query sees its own position, and its neighbours only through the position convolutions.
-    encoder_motion: str = ""
     decoder_spatial: str = "tttttttt"  # layers of the decoder within a time slice; ends in "t"
     decoder_temporal: str = "tttt"  # blocks of the decoder that attend to the temporal latents
     spatial_query_grid: tuple[int, int] = (16, 16)  # rows and columns of spatial queries
@@ -89,8 +86,6 @@ class TokenizerConfig:
             raise ValueError(f"tokenizer.num_null_kv must be at least 0; got {self.num_null_kv}")
         pattern("tokenizer.encoder_spatial", self.encoder_spatial, "tw")
         pattern("tokenizer.decoder_spatial", self.decoder_spatial, "tw")
-        if self.encoder_motion:
-            pattern("tokenizer.encoder_motion", self.encoder_motion, "tw")
         pattern("tokenizer.encoder_temporal", self.encoder_temporal, "t")
         pattern("tokenizer.decoder_temporal", self.decoder_temporal, "t")
         choice("tokenizer.lookup", self.lookup, LOOKUPS)
@@ -128,7 +123,7 @@ class TokenizerConfig:
             )
         if self.compression == "dqae":
             return
-        for name in ("spatial_source", "temporal_source", "encoder_motion", "decoder_order", "cross_positions"):
+        for name in ("spatial_source", "temporal_source", "decoder_order", "cross_positions"):
             if getattr(self, name) != getattr(type(self), name):
                 raise ValueError(
                     f"tokenizer.{name} is a setting of the two branches of tokenizer.compression dqae: leave it out "
@@ -142,7 +137,7 @@ class TokenizerConfig:
             )
 
     def _check_windows(self) -> None:
-        if "w" not in self.encoder_spatial + self.encoder_motion + self.decoder_spatial:
+        if "w" not in self.encoder_spatial + self.decoder_spatial:
             return
         size = self.block.window_size
         grids = {"latent grid": self.grid[1:], "tokenizer.spatial_query_grid": self.spatial_query_grid}

@@ -71,9 +71,6 @@ class QueryEncoder(Encoder):
         # Temporal query n belongs to position n of the grid (row-major).
         self.temporal_queries = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
         self.temporal_positions = nn.Parameter(torch.zeros(config.num_temporal_queries, dim))
-        self.motion = None
-        if config.encoder_motion:
-            self.motion = SpatialTransformer(config.encoder_motion, **block.spatial, peg=True, norm_out=False)
         self.temporal = TemporalTransformer(config.encoder_temporal, **block.temporal, norm_out=False)
         self.temporal_query = SingleTokenTransformer(config.encoder_temporal, **block.layer, cross=True)
         self.temporal_out = latent_head(dim, latent)
@@ -82,7 +79,7 @@ class QueryEncoder(Encoder):
         patches = self.patches(video)
         if video.shape[2] == 1:
             return self.spatial_branch(patches), None
-        return self.spatial_branch(patches), self.temporal_branch(patches, self.past(video, patches))
+        return self.spatial_branch(patches), self.temporal_branch(self.motion(video, patches))
 
     def spatial_branch(self, patches: Tensor) -> Tensor:
         """Patches (B, t, h, w, D) -> (B, S, latent), before normalisation."""
@@ -93,20 +90,18 @@ class QueryEncoder(Encoder):
         x = self.spatial_query(queries, self.query_grid, contexts, self.context_grid)[-1].squeeze(1)
         return self.spatial_out(self.spatial_query.norm_out(x))
 
-    def past(self, video: Tensor, patches: Tensor) -> Tensor:
-        """What is subtracted from the time slices after the first: (B, t - 1 or 1, h, w, D)."""
+    def motion(self, video: Tensor, patches: Tensor) -> Tensor:
+        """Clip and its patches (B, t, h, w, D) -> differences of the slices after the first, (B, t - 1, h, w, D)."""
         if self.temporal_source == "first_frame_residuals":
-            return patches[:, :1]
+            return patches[:, 1:] - patches[:, :1]
         first = patches[:, :1] if self.temporal_source == "differences" else self.patches.still(video)
-        return torch.cat((first, patches[:, 1:-1]), dim=1)
+        return patches[:, 1:] - torch.cat((first, patches[:, 1:-1]), dim=1)
 
-    def temporal_branch(self, patches: Tensor, past: Tensor) -> Tensor:
-        """Patches (B, t, h, w, D) and their `past` -> (B, M, latent), before normalisation."""
-        motion = (patches[:, 1:] - past).flatten(2, 3)
-        if self.motion is not None:
-            motion = self.motion(motion, self.grid)[-1]
-        layers = self.temporal(motion.transpose(1, 2), self.grid)
-        queries = (self.temporal_queries + self.temporal_positions).expand(patches.shape[0], -1, -1)
+    def temporal_branch(self, motion: Tensor) -> Tensor:
+        """Differences (B, t - 1, h, w, D) -> (B, M, latent), before normalisation."""
+        motion = motion.flatten(2, 3).transpose(1, 2)
+        layers = self.temporal(motion, self.grid)
+        queries = (self.temporal_queries + self.temporal_positions).expand(motion.shape[0], -1, -1)
         x = self.temporal_query(queries, layers)[-1]
         return self.temporal_out(self.temporal_query.norm_out(x))
 

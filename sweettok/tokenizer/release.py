@@ -117,8 +117,8 @@ TOKENIZER = convert.Table(
 
 def check_published(config: TokenizerConfig) -> None:
     """ValueError for a tokenizer that published weights cannot fill."""
-    names = ("lookup", "compression", "codebook", "decoder_order", "encoder_motion")
-    for name in (*names, "patch_norm", "slice_positions", "cross_positions"):
+    names = ("lookup", "compression", "codebook", "decoder_order", "patch_norm", "slice_positions", "cross_positions")
+    for name in names:
         ours, published = getattr(config, name), getattr(TokenizerConfig, name)
         if ours != published:
             raise ValueError(
