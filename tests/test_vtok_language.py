@@ -295,6 +295,9 @@ def test_adapters_alone_are_trained_and_saved(tmp_path):
     again = VideoLanguageModel.from_pretrained(tmp_path / "saved")
     expected = model.generate(CAPTIONS, 0.5)
     assert again.generate(CAPTIONS, 0.5).states.equal(expected.states)
+    tiny.text_model("llava_next", len(tokenizer)).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="others than those that this model was trained with"):
+        VideoLanguageModel.from_pretrained(tmp_path / "saved")
 
 
 # --------------------------------------------------------------------------------------------------------- saved
@@ -367,8 +370,10 @@ def test_videos_and_questions_alone(model):
     [
         (lambda m: m.answer("clip.mp4", "what?"), "model.source"),
         (lambda m: m.answer(None, "what?", ["ball", "ball"]), "different answers"),
-        (lambda m: m.answer(tiny.tokens(2), ["what?"] * 3), "2 clips of 12 channels and 3 questions"),
+        (lambda m: m.answer(tiny.tokens(2), ["what?"] * 3), "2 clips and 3 questions"),
         (lambda m: m.answer(None, "what? " * 60), "96 positions"),
+        (lambda m: m.project(torch.zeros(1, 2, 8), torch.zeros(1, 2).long()), "12 channels; got 8"),
+        (lambda m: tiny.language_model(template=TEMPLATES["llama3"]), r"has <\|begin_of_text\|>, which is no token"),
         (lambda m: m.generate("ball"), "either the seconds"),
         (lambda m: m.generate([], 1.0), "at least one caption"),
         (lambda m: m.generate("ball", -1.0), "seconds must be"),

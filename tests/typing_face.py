@@ -18,6 +18,7 @@ from sweettok import (
     SweetTok,
     TokenLayout,
     TokenOutput,
+    VideoLanguageModel,
     VisualTokens,
     VTok,
     load_config,
@@ -134,3 +135,14 @@ def visual_tokens(video: Tensor) -> None:
     assert_type(tok.project(tok.features(video, 24)).to("cpu"), VisualTokens)
     assert_type(tok.num_tokens(seconds=5), int)
     tok.encode(3, fps=24)  # type: ignore[arg-type]
+
+
+def language(tokens: VisualTokens) -> None:
+    model = VideoLanguageModel.from_pretrained("folder")
+    assert_type(model, VideoLanguageModel)
+    assert_type(model.answer(tokens, "what moves?", ["ball", "box"]), str | list[str])
+    generated = model.generate("a ball falls", 5.0, seed=0, cfg_scale=2.0)
+    assert_type(generated.tokens, VisualTokens)
+    assert_type(generated.states, Tensor)
+    assert_type(model.states(["a ball falls"], tokens), Tensor)
+    model.generate(5.0, "a ball falls")  # type: ignore[arg-type]

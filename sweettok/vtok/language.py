@@ -5,9 +5,9 @@ Letters: B rows, N positions, L visual tokens, C channels, D width, U rows with 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,7 @@ from sweettok.vtok.text import dump_tokenizer, load_tokenizer, require_transform
 DecoderLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class LanguageLosses:
+class LanguageLosses(NamedTuple):
     """Losses of a batch: `total` is their weighted sum. Means over rows of the means over a row's tokens."""
 
     total: Tensor
@@ -114,7 +113,8 @@ class VideoLanguageModel(Pretrained):
         last, chosen = (predicting_states(states[rows], roles[rows], length) for states in (last, chosen))
         if draws is None:
             draws = torch.randn(*target.shape[:2], self.head.num_draws, device=target.device)
-        visual = row_means(self.head.loss(last.float(), target, draws), exists[rows])
+        with torch.autocast(target.device.type, enabled=False):
+            visual = row_means(self.head.loss(last.float(), target, draws), exists[rows])
         dec = visual.new_zeros(()) if decoder is None else decoder(chosen, exists[rows])
         total = answer + self.config.visual_weight * visual + self.config.decoder_weight * dec
         return LanguageLosses(total, answer, visual, dec, correct)
@@ -142,7 +142,10 @@ class VideoLanguageModel(Pretrained):
     # ------------------------------------------------------------------------------------------------- embeddings
 
     def project(self, values: Tensor, kinds: Tensor) -> Tensor:
-        """Visual tokens (B, L, C) with kinds (B, L) -> embeddings (B, L, D)."""
+        """Visual tokens (B, L, C) with kinds (B, L) -> embeddings (B, L, D). ValueError for another width."""
+        if values.shape[-1] != self.config.visual_dim:
+            found = f"got {values.shape[-1]}, as of another tokenizer"
+            raise ValueError(f"this model's visual tokens have {self.config.visual_dim} channels; {found}")
         if self.motion_mlp is not None:
             moved = values + self.motion_mlp(values)
             values = torch.where((kinds == MOTION)[..., None], moved, values)
@@ -172,36 +175,9 @@ class VideoLanguageModel(Pretrained):
 
     # ----------------------------------------------------------------------------------------------------- use
 
-    def answer(
-        self,
-        video: Any,
-        question: str | Sequence[str],
-        options: Sequence[str] | None = None,
-        max_new_tokens: int = 32,
-        **settings: Any,
-    ) -> str | list[str]:
-        """Answer questions about videos.
-
-        Args:
-            video: VisualTokens, or what `source` makes tokens of; None: the question alone.
-            question: one for all rows of the video's batch, or one for each.
-            options: the likeliest of these is the answer, by the log probability of all of its tokens; None: greedy
-                text.
-            settings: of `source`, such as fps.
-
-        Returns the answer; a list of them if questions are a list, or there are several rows.
-        """
-        return sampling.answer(self, video, question, options, max_new_tokens, **settings)
-
-    def option_scores(self, tokens: VisualTokens | None, questions: Sequence[str], options: Sequence[str]) -> Tensor:
-        """Log probabilities (B, options) of answers to a question for each row."""
-        return sampling.option_scores(self, tokens, questions, options)
-
-    def generate(
-        self, prompt: str | Sequence[str], seconds: float | None = None, **settings: Any
-    ) -> sampling.GeneratedTokens:
-        """Generate visual tokens for captions; see `sampling.generate` for the settings: seed, cfg_scale and others."""
-        return sampling.generate(self, prompt, seconds, **settings)
+    answer = sampling.answer
+    option_scores = sampling.option_scores
+    generate = sampling.generate
 
     def states(self, prompt: str | Sequence[str], tokens: VisualTokens) -> Tensor:
         """States (B, L, D) that predict the given tokens, as the video decoder is given them."""
@@ -223,15 +199,26 @@ class VideoLanguageModel(Pretrained):
         return cls(config, *load_model(config.base, getattr(torch, config.dtype)))
 
     def assets(self) -> dict[str, Any]:
-        return {"architecture": self.backbone.architecture, "tokenizer": dump_tokenizer(self.tokenizer)}
+        saved = {"architecture": self.backbone.architecture, "tokenizer": dump_tokenizer(self.tokenizer)}
+        return saved | {"base": self._fingerprint()}
 
     @classmethod
     def build(cls, config: LanguageConfig, assets: dict[str, Any], tensors: dict[str, Tensor]) -> VideoLanguageModel:
         require_transformers()
         if config.base is not None and (config.freeze or config.lora.rank):
-            return cls.from_base(config)
+            found = cls.from_base(config)
+            if found._fingerprint() != assets["base"]:
+                raise ValueError(f"the weights of {config.base} are others than those that this model was trained with")
+            return found
         model = build_model(assets["architecture"], getattr(torch, config.dtype))
         return cls(config, model, load_tokenizer(assets["tokenizer"]))
+
+    def _fingerprint(self) -> str:
+        """SHA-256 of the names and first values of the weights that are not saved."""
+        digest, own = hashlib.sha256(), dict(self.named_parameters(remove_duplicate=False))
+        for name in sorted(self._unsaved):
+            digest.update(f"{name} {own[name].detach().flatten()[:16].tolist()}".encode())
+        return digest.hexdigest()
 
     def _find_unsaved(self) -> set[str]:
         """Names of tensors that are not saved: of an output layer that shares its weights, and those of the base."""

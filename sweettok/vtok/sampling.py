@@ -169,11 +169,23 @@ def answer(
     model: VideoLanguageModel,
     video: Any,
     question: str | Sequence[str],
-    options: Sequence[str] | None,
-    max_new_tokens: int,
+    options: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
     **settings: Any,
 ) -> str | list[str]:
-    """See `VideoLanguageModel.answer`."""
+    """Answer questions about videos.
+
+    Args:
+        video: VisualTokens, or what the model's `source` makes tokens of; None: the question alone.
+        question: one for all clips, or a list with one for each.
+        options: the likeliest of these is the answer, by the log probability of all of its tokens; None: greedy text,
+            of at most `max_new_tokens`.
+        settings: of `source`, such as fps.
+
+    Returns the answer; a list of them if questions are a list, or there are several clips.
+
+    Raises ValueError for a video without a `source`, options that repeat, and sizes that do not fit.
+    """
     tokens = find_tokens(model, video, **settings)
     several = not isinstance(question, str) or (tokens is not None and len(tokens) > 1)
     questions = [question] * (1 if tokens is None else len(tokens)) if isinstance(question, str) else list(question)
@@ -201,7 +213,7 @@ def find_tokens(model: VideoLanguageModel, video: Any, **settings: Any) -> Visua
 def option_scores(
     model: VideoLanguageModel, tokens: VisualTokens | None, questions: Sequence[str], options: Sequence[str]
 ) -> Tensor:
-    """See `VideoLanguageModel.option_scores`."""
+    """Log probabilities (B, K) of answers to a question for each clip; tokens None: of the questions alone."""
     if isinstance(options, str) or not options or len(set(options)) != len(options) or "" in options:
         raise ValueError(f"options must be a list of different answers; got {options!r}")
     values, kinds = visual_input(model, tokens, len(questions))
@@ -254,8 +266,7 @@ def visual_input(model: VideoLanguageModel, tokens: VisualTokens | None, batch: 
     if tokens is None:
         empty = torch.zeros(batch, 0, model.config.visual_dim, device=device)
         return empty, empty[..., 0].long()
-    if len(tokens) not in (1, batch) or tokens.values.shape[-1] != model.config.visual_dim:
-        found = f"{len(tokens)} clips of {tokens.values.shape[-1]} channels and {batch} questions"
-        raise ValueError(f"expected {model.config.visual_dim} channels and a question for each clip; got {found}")
+    if len(tokens) not in (1, batch):
+        raise ValueError(f"expected a question for each clip; got {len(tokens)} clips and {batch} questions")
     values = tokens.values.to(device).expand(batch, -1, -1)
     return values, tokens.kinds.to(device).expand(values.shape[:2])

@@ -6,6 +6,7 @@ Letters: B rows, N positions, L visual tokens, C channels, U rows with questions
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,10 +37,21 @@ class Sequences:
 
     Args:
         max_length: longest row, or None.
+
+    Raises ValueError for a template with tokens, such as <s>, that the tokenizer does not have, or without an end of
+    answers.
     """
 
     def __init__(self, tokenizer: Any, template: TemplateConfig, max_length: int | None = None):
         self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
+        if not template.after_answer:
+            raise ValueError("language.template.after_answer is empty: give the token that ends an answer")
+        for token in re.findall(r"<[^<>\s]+>", "".join(vars(template).values())):
+            if len(encode(tokenizer, token)) != 1:
+                raise ValueError(
+                    f"language.template has {token}, which is no token of this model's tokenizer: use the template of "
+                    "the model, such as those in sweettok.vtok.language_config.TEMPLATES"
+                )
 
     @property
     def end_id(self) -> int:

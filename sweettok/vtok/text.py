@@ -28,8 +28,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    pad, begin, end, answer = SPECIAL
-    return _wrap(tokenizer, {"pad_token": pad, "bos_token": begin, "eos_token": end, "extra_special_tokens": [answer]})
+    return _wrap(tokenizer, dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=False)))
 
 
 def dump_tokenizer(tokenizer: Any) -> dict[str, Any]:
