@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sweettok.tokenizer.model import SweetTok as SweetTok
     from sweettok.tokenizer.output import LongTokens as LongTokens
     from sweettok.tokenizer.output import TokenOutput as TokenOutput
+    from sweettok.vtok.adapter import StateAdapter as StateAdapter
+    from sweettok.vtok.decoder import PixelFlow as PixelFlow
     from sweettok.vtok.language import VideoLanguageModel as VideoLanguageModel
     from sweettok.vtok.model import VTok as VTok
     from sweettok.vtok.output import VisualTokens as VisualTokens
@@ -28,6 +30,8 @@ _PUBLIC = {
     "TokenLayout": "sweettok.tokenizer.layout",
     "TokenOutput": "sweettok.tokenizer.output",
     "LongTokens": "sweettok.tokenizer.output",
+    "PixelFlow": "sweettok.vtok.decoder",
+    "StateAdapter": "sweettok.vtok.adapter",
     "VTok": "sweettok.vtok.model",
     "VideoLanguageModel": "sweettok.vtok.language",
     "VisualTokens": "sweettok.vtok.output",

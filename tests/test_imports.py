@@ -17,7 +17,7 @@ TREES = {path.relative_to(PACKAGE): ast.parse(path.read_text(encoding="utf-8")) 
 
 # Parts of the package from the bottom up: a part imports from itself and from parts of lower levels.
 LEVELS = [
-    {"store", "config", "pixels", "segments", "convert", "distributed"},
+    {"store", "config", "pixels", "segments", "convert", "distributed", "seeds"},
     {"hub", "priors", "layers"},
     {"data"},
     {"video"},

@@ -5,13 +5,13 @@ Letters: B samples, V words that may be drawn.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from sweettok.generator.config import SamplingConfig
+from sweettok.seeds import sample_generator
 from sweettok.segments import Segment
 
 
@@ -95,8 +95,6 @@ def random_streams(seed: int, indices: Iterable[int], length: int) -> Tensor:
     """(B, length) float64 chances in (0, 1]: a row for each sample, a function of (seed, index) alone."""
 
     def stream(index: int) -> Tensor:
-        digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        return 1 - torch.rand(length, generator=generator, dtype=torch.float64)
+        return 1 - torch.rand(length, generator=sample_generator(seed, index), dtype=torch.float64)
 
     return torch.stack([stream(index) for index in indices])

@@ -5,7 +5,6 @@ Letters: B rows, N positions, L visual tokens, C channels, D width, K options.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sweettok.seeds import sample_noise
 from sweettok.vtok.output import KEY, MOTION, VisualTokens
 from sweettok.vtok.sequences import ANSWER, PADDING, pad_rows
 
@@ -99,7 +99,7 @@ def generate(
     if cfg_scale != 1:
         rows += [model.sequences.caption(length, None)] * len(prompts)
     batch = {name: value.to(device) for name, value in pad_rows(rows, left=True).items()}
-    draws = noise(seed, indices, (length, model.head.num_draws)).to(device)
+    draws = sample_noise((length, model.head.num_draws), seed, indices).to(device)
     reader = Reader(model, batch["roles"], kinds.expand(len(rows), -1))
     prefix = (value[:, :-length] for value in batch.values())
     inputs = model.embed(*prefix, model.start.new_zeros(len(rows), 0, model.width))
@@ -153,16 +153,6 @@ def check_given(given: VisualTokens | None, batch: int, length: int) -> int:
     if len(given) != batch or count > length:
         raise ValueError(f"{len(given)} x {count} tokens are given for {batch} captions and {length} tokens of each")
     return count
-
-
-def noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) normally distributed: rows that are functions of (seed, index) alone."""
-
-    def draw(index: int) -> Tensor:
-        digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-        return torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
-
-    return torch.stack([draw(index) for index in indices])
 
 
 def answer(
