@@ -6,7 +6,7 @@ import torch
 from sweettok.vtok.decoder import LEAST_LEVEL, PixelFlow, PixelFlowConfig
 from sweettok.vtok.flow import flow_loss, shifted
 
-CONFIG = PixelFlowConfig(state_dim=12, dim=64, num_layers=2, num_heads=2, patch_size=4, shift=3.0)
+CONFIG = PixelFlowConfig(state_dim=12, dim=64, num_layers=2, num_heads=2, patch_size=4)
 FRAMES, SIZE = 5, 16
 
 

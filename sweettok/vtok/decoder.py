@@ -35,7 +35,7 @@ class PixelFlowConfig:
     num_heads: int = 4  # attention heads; must divide `dim`
     patch_size: int = 8  # pixels; edges of clips must be multiples
     temporal_patch_size: int = 4  # k, frames of a tube; clips have k * n + 1 frames
-    shift: float = 1.0  # of noise levels in training and sampling; above 1: more noise
+    shift: float = 3.0  # of noise levels in training and sampling; above 1: more noise
     state_dropout: float = 0.1  # share of training clips without their states, which guidance needs
 
     def __post_init__(self):
