@@ -55,11 +55,12 @@ def test_longer_clips_begin_like_shorter_ones(clips):
     assert all(torch.equal(synthetic_clip(i, 24, 64, seed=1).video[:, :17], clips[i].video) for i in range(8))
 
 
-def test_still_pictures_predict_badly(clips):
+def test_only_the_object_moves(clips):
+    """Most pixels never change; a copy of the first frame is still far from the clip."""
     videos = [clip.video[:, :17] for clip in clips]
+    still = [(video == video[:, :1]).all(0).all(0).float().mean() for video in videos]
     first = [psnr(video[:, :1].expand_as(video), video) for video in videos]
-    mean = [psnr(video.float().mean(1, keepdim=True).expand_as(video), video) for video in videos]
-    assert sum(first) / len(first) < 16 and sum(mean) / len(mean) < 20
+    assert 0.5 < sum(still) / len(still) < 0.9 and sum(first) / len(first) < 20
 
 
 def test_textures_are_smooth(clips):

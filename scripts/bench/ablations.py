@@ -36,18 +36,31 @@ from sweettok.eval.report import read_report
 from sweettok.store import sha256, write_aside
 
 ROOT = Path(__file__).resolve().parents[2]
-# One word per query; modifiers_per_query is unused then and must have its default.
-COMMON = ("tokenizer.lookup=union", "tokenizer.modifiers_per_query=2", "loss.auxiliary_weight=0")
-TWO_BRANCHES = ("spatial_source=all_slices", "temporal_source=differences", "decoder_order=together")
-ONE_BRANCH = tuple(f"tokenizer.{setting}" for setting in TWO_BRANCHES)  # these settings are of dqae alone
+# One word per query, whose modifiers_per_query must be the default; and the two branches as in the release, because
+# the other ways of compression have no such settings.
+COMMON = (
+    "tokenizer.lookup=union",
+    "tokenizer.modifiers_per_query=2",
+    "tokenizer.spatial_source=all_slices",
+    "tokenizer.temporal_source=differences",
+    "tokenizer.decoder_order=together",
+    "tokenizer.cross_positions=false",
+    "loss.auxiliary_weight=0",
+)
 BASE = "dqae"
 VARIANTS = {
     BASE: (),
-    "flat queries": ("tokenizer.compression=flat_queries", *ONE_BRANCH),
-    "linear down-sampling": ("tokenizer.compression=linear", *ONE_BRANCH),
+    "flat queries": ("tokenizer.compression=flat_queries",),
+    "linear down-sampling": ("tokenizer.compression=linear",),
     "plain language codebook": ("tokenizer.codebook=language",),
     "learned codebook": ("tokenizer.codebook=learned",),
     "first frame first": ("tokenizer.decoder_order=first_frame",),
+    "rotary cross-attention": ("tokenizer.cross_positions=true",),
+    "rotary cross-attention, tube differences": (
+        "tokenizer.cross_positions=true",
+        "tokenizer.spatial_source=first_frame",
+        "tokenizer.temporal_source=tube_differences",
+    ),
 }
 # Variants of each comparison in the paper, best first, with its rFVD on UCF-101.
 PAPER = {
