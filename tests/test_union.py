@@ -231,10 +231,10 @@ def test_stage1_loss_reaches_every_parameter(video):
     tokenizer = tiny.tokenizer(tiny.union_config(pixel_path="none"))
     predictor = CodePredictor(tokenizer, QuantizerLossConfig(), auxiliary=True).train()
     torch.manual_seed(0)
-    logits, terms, readout = predictor(video)
-    assert readout.shape == (3, 16, 3 * 4)
+    logits, terms, spatial, temporal = predictor(video)
+    assert spatial.shape == (3, 4, 4) and temporal.shape == (3, 16, 2 * 4)
     loss = torch.nn.functional.cross_entropy(logits, tiny.proxy().encode(video))
-    (loss + sum(terms.values()) + readout.square().mean()).backward()
+    (loss + sum(terms.values()) + spatial.square().mean() + temporal.square().mean()).backward()
     learning = {name: p for name, p in predictor.named_parameters() if p.requires_grad}
     without = [name for name, p in learning.items() if p.grad is None or not p.grad.any()]
     assert not without, f"no gradient for {without}"
