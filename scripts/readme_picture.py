@@ -26,7 +26,7 @@ def row(tok: SweetTok, path: Path) -> Tensor:
     """uint8 (3, T, H, 3 * W) of one clip."""
     clip = tok.read(path)
     out = tok.encode(clip)
-    words = overlay(clip[0], out, cell=36)
+    words = overlay(clip[0], out, cell=32)
     words = words[..., :-FOOTER, : words.shape[3] // 2]  # the panel of the temporal queries
     size = tuple(words.shape[2:])
     panels = [clip[0], to_uint8(tok.decode(out))[0]]
@@ -45,7 +45,7 @@ def main() -> None:
     paths = [sorted((args.outputs / "clips" / "videos" / name).glob("val_*.mp4"))[0] for name in CLIPS]
     video = torch.cat([row(tok, path) for path in paths], dim=2)
     frames = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in video[:, ::2].unbind(1)]
-    frames = [frame.quantize(96, dither=Image.Dither.NONE) for frame in frames]
+    frames = [frame.quantize(112, dither=Image.Dither.NONE) for frame in frames]
     with write_aside(args.out) as aside:
         frames[0].save(
             aside,
