@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -173,10 +174,13 @@ def test_a_process_that_makes_no_step_ends_and_shows_where_it_waited(tmp_path):
             out = os.open(tmp_path / "out.txt", os.O_WRONLY | os.O_CREAT)
             os.dup2(out, 1), os.dup2(out, 2)
             fit(ToyTask(run, change_loss=hangs_for_ever), run)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    lines = (tmp_path / "out.txt").read_text().splitlines()
+    status, text = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), (tmp_path / "out.txt").read_text()
+    assert status == 1, text
+    lines = text.splitlines()
     assert any("in hangs_for_ever" in line for line in lines)
     assert lines[-1].startswith("error: no progress for 1 seconds (train.step_timeout)")
 

@@ -14,7 +14,9 @@ import sweettok
 from sweettok import (
     Generator,
     LongTokens,
+    PixelFlow,
     ProxyTokenizer,
+    StateAdapter,
     SweetTok,
     TokenLayout,
     TokenOutput,
@@ -146,3 +148,12 @@ def language(tokens: VisualTokens) -> None:
     assert_type(generated.states, Tensor)
     assert_type(model.states(["a ball falls"], tokens), Tensor)
     model.generate(5.0, "a ball falls")  # type: ignore[arg-type]
+
+
+def video_decoder(states: Tensor, video: Tensor) -> None:
+    decoder = PixelFlow.from_pretrained("folder")
+    assert_type(decoder, PixelFlow)
+    assert_type(decoder.loss(video, states), Tensor)
+    assert_type(decoder.sample(states, 17, 64, seed=0), Tensor)
+    assert_type(StateAdapter.from_pretrained("folder"), StateAdapter)
+    decoder.sample(states, 17, "64")  # type: ignore[arg-type]
