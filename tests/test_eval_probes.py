@@ -71,9 +71,9 @@ def test_intervals():
 
 def test_ridge_regression_is_the_closed_form():
     train, test = torch.randn(N, 30, generator=torch.Generator().manual_seed(0)).double(), torch.eye(30).double()
-    told = probes.ridge(train, LABELS, test, 4)
+    predicted = probes.ridge(train, LABELS, test, 4)
     targets, centred = torch.eye(4).double()[LABELS], train - train.mean(0)
-    for penalty, classes in zip(probes.PENALTIES, told, strict=True):
+    for penalty, classes in zip(probes.PENALTIES, predicted, strict=True):
         gram = centred.T @ centred + penalty * centred.square().sum() * torch.eye(30)
         weights = torch.linalg.solve(gram, centred.T @ (targets - targets.mean(0)))
         assert torch.equal(classes, ((test - train.mean(0)) @ weights + targets.mean(0)).argmax(1))

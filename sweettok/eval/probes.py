@@ -165,7 +165,8 @@ def ridge(train: Tensor, labels: Tensor, test: Tensor, num_classes: int) -> Tens
 def linear(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> dict[str, Any]:
     """Accuracy of ridge regression on the test clips (M, F), fitted to the training clips (N, F).
 
-    The penalty is the largest of those with the best accuracy on training clips, each told by a fit to the other folds.
+    The penalty is the largest of those with the best accuracy on training clips, each fold of which is predicted by a
+    fit to the others.
     """
     num_classes = int(labels.max()) + 1
     folds = torch.empty_like(labels)  # every class is spread over all folds
@@ -173,8 +174,8 @@ def linear(train: Tensor, labels: Tensor, test: Tensor, truth: Tensor) -> dict[s
     right = torch.zeros(len(PENALTIES))
     for fold in folds.unique():
         inside = folds != fold
-        told = ridge(train[inside], labels[inside], train[~inside], num_classes)
-        right += (told == labels[~inside]).sum(1)
+        predicted = ridge(train[inside], labels[inside], train[~inside], num_classes)
+        right += (predicted == labels[~inside]).sum(1)
     best = int((right == right.max()).nonzero().max())
     found = accuracy(ridge(train, labels, test, num_classes)[best], truth)
     return {**found, "penalty": float(PENALTIES[best]), "training_folds": float(right[best]) / len(labels)}
@@ -195,9 +196,9 @@ def few_shot(train: Tensor, test: Tensor, episodes: Sequence[Episode]) -> dict[s
     return {"accuracy": mean, "interval95": [max(mean - half, 0.0), min(mean + half, 1.0)]}
 
 
-def accuracy(told: Tensor, truth: Tensor) -> dict[str, Any]:
+def accuracy(predicted: Tensor, truth: Tensor) -> dict[str, Any]:
     """Fraction of equal classes, with its 95% Wilson interval."""
-    right = int((told == truth).sum())
+    right = int((predicted == truth).sum())
     low, high = binomtest(right, len(truth)).proportion_ci(method="wilson")
     return {"accuracy": right / len(truth), "interval95": [low, high], "right": right, "clips": len(truth)}
 

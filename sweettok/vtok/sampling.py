@@ -80,17 +80,7 @@ def generate(
     Raises ValueError for settings out of range, and guidance of a model trained without caption dropout;
     FloatingPointError for tokens that are not finite.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    indices = list(range(len(prompts)) if indices is None else indices)
-    if not prompts or len(indices) != len(prompts):
-        raise ValueError(f"expected at least one caption, and an index for each; got {len(prompts)}, {len(indices)}")
-    if not 0 <= cfg_scale < math.inf:
-        raise ValueError(f"cfg_scale must be a number of at least 0; got {cfg_scale}")
-    if cfg_scale != 1 and not model.config.caption_dropout:
-        raise ValueError(
-            "guidance needs a model trained without some captions, and this one was not: use cfg_scale=1, or train "
-            "with language.caption_dropout above 0"
-        )
+    prompts, indices = check_prompts(model, prompt, cfg_scale, indices)
     device = model.start.device
     times, kinds = layout(model, seconds, like, len(prompts), device)
     length = len(kinds)
@@ -118,12 +108,35 @@ def generate(
         if progress is not None:
             progress(1)
     found = torch.stack(values, 1)
-    bad = (~found.isfinite().all(-1)).nonzero()
+    check_finite(found, indices)
+    key = torch.zeros(len(prompts), dtype=torch.long, device=device) if like is None else like.key_frame.to(device)
+    return GeneratedTokens(VisualTokens(times=times, kinds=kinds, key_frame=key, values=found), torch.stack(states, 1))
+
+
+def check_prompts(
+    model: VideoLanguageModel, prompt: str | Sequence[str], cfg_scale: float, indices: Sequence[int] | None
+) -> tuple[list[str], list[int]]:
+    """Captions and the index of each sample. Raises ValueError for settings that do not fit."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    indices = list(range(len(prompts)) if indices is None else indices)
+    if not prompts or len(indices) != len(prompts):
+        raise ValueError(f"expected at least one caption, and an index for each; got {len(prompts)}, {len(indices)}")
+    if not 0 <= cfg_scale < math.inf:
+        raise ValueError(f"cfg_scale must be a number of at least 0; got {cfg_scale}")
+    if cfg_scale != 1 and not model.config.caption_dropout:
+        raise ValueError(
+            "guidance needs a model trained without some captions, and this one was not: use cfg_scale=1, or train "
+            "with language.caption_dropout above 0"
+        )
+    return prompts, indices
+
+
+def check_finite(values: Tensor, indices: Sequence[int]) -> None:
+    """FloatingPointError naming the first token (B, L, C) that is not finite, and its sample."""
+    bad = (~values.isfinite().all(-1)).nonzero()
     if len(bad):
         row, place = bad[bad[:, 1].argmin()].tolist()
         raise FloatingPointError(f"token {place} of sample {indices[row]} is not finite: look for NaN in the weights")
-    key = torch.zeros(len(prompts), dtype=torch.long, device=device) if like is None else like.key_frame.to(device)
-    return GeneratedTokens(VisualTokens(times=times, kinds=kinds, key_frame=key, values=found), torch.stack(states, 1))
 
 
 def layout(

@@ -66,7 +66,8 @@ class WordTokens:
             codes = [code for code in tok.codes(out.ids) if code is not None]
             values, lengths = torch.cat(codes, dim=1), [code.shape[1] for code in codes]
         device, clips = values.device, len(values)
-        kinds = torch.cat([torch.full((n,), kind, device=device) for n, kind in zip(lengths, KINDS, strict=False)])
+        pairs = zip(lengths, KINDS[: len(lengths)], strict=True)  # images have no temporal tokens
+        kinds = torch.cat([torch.full((n,), kind, device=device) for n, kind in pairs])
         middle = torch.zeros(clips)
         if out.num_frames is not None and out.num_frames > 1:
             middle = (out.num_frames - 1) / 2 / self._rates(source, fps, options, clips)
@@ -80,10 +81,13 @@ class WordTokens:
             check_fps(fps)
         elif isinstance(source, Tensor):
             raise ValueError("fps is unknown: a tensor has no frame rate, give fps=, its number of frames per second")
-        paths = [] if isinstance(source, Tensor) else [source] if isinstance(source, str | Path) else source
-        rates = [fps or (None if is_image(path) else probe(path).fps) for path in paths] or [fps] * clips
-        for path, rate in zip(paths, rates, strict=False):
+        if isinstance(source, Tensor):
+            return torch.tensor([fps] * clips)
+        rates = []
+        for path in [source] if isinstance(source, str | Path) else source:
+            rate = fps or (None if is_image(path) else probe(path).fps)
             if rate is None:
                 raise ValueError(f"{path} has no frame rate: give fps=, its number of frames per second")
-        stride = self.tokenizer.config.preprocessing.override(stride=options.get("stride")).stride if paths else 1
+            rates.append(rate)
+        stride = self.tokenizer.config.preprocessing.override(stride=options.get("stride")).stride
         return torch.tensor(rates) / stride

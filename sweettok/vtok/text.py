@@ -28,7 +28,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer, dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL, strict=False)))
+    return _wrap(tokenizer, dict(zip(("pad_token", "bos_token", "eos_token"), SPECIAL[:3], strict=True)))
 
 
 def dump_tokenizer(tokenizer: Any) -> dict[str, Any]:
