@@ -391,12 +391,12 @@ class FakeModel(torch.nn.Module):
         self.table = torch.nn.Parameter(torch.randn(size, size, generator=rng))
         self.config = SimpleNamespace(max_position_embeddings=64)
 
-    def forward(self, input_ids, past_key_values=None, use_cache=True):
-        before = 0 if past_key_values is None else past_key_values[0]
+    def forward(self, input_ids, cache=None, use_cache=True):
+        before = 0 if cache is None else cache[0]
         sums = self.table[input_ids].cumsum(1) + before
-        if past_key_values is not None:
-            past_key_values[0] = sums[:, -1:]  # in place, as caches are
-        return SimpleNamespace(logits=sums, past_key_values=past_key_values or [sums[:, -1:]])
+        if cache is not None:
+            cache[0] = sums[:, -1:]  # in place, as caches are
+        return SimpleNamespace(logits=sums, cache=cache or [sums[:, -1:]])
 
     def generate(self, fed, max_new_tokens, **options):
         assert options["do_sample"] is False

@@ -28,8 +28,7 @@ class Backbone(nn.Module):
     def __init__(self, model: Any):
         super().__init__()
         body, head = model.get_decoder(), model.get_output_embeddings()
-        accepted = signature(body.forward).parameters
-        if head is None or not {"inputs_embeds", "position_ids"} <= set(accepted):
+        if head is None or not {"inputs_embeds", "position_ids", "cache"} <= set(signature(body.forward).parameters):
             raise ValueError(f"{type(model).__name__} is no causal language model that reads embeddings")
         self.body, self.head = body, head
         self.architecture = {"class": type(model).__name__, "config": model.config.to_dict()}
@@ -38,7 +37,6 @@ class Backbone(nn.Module):
         rope = getattr(body.config, "rope_parameters", None) or getattr(body.config, "rope_scaling", None) or {}
         self.reads_grids = "mrope_section" in rope
         self.tied = head.weight is self.embeddings.weight
-        self._cache_name = "cache" if "cache" in accepted else "past_key_values"  # renamed in transformers 5.24
 
     @property
     def embeddings(self) -> nn.Module:
@@ -55,7 +53,7 @@ class Backbone(nn.Module):
             cache: of earlier positions, extended in place.
             layer: index of transformers' `hidden_states`, negative.
         """
-        more = {self._cache_name: cache, "use_cache": cache is not None}
+        more = {"cache": cache, "use_cache": cache is not None}
         if layer != -1:
             more["output_hidden_states"] = True
         inputs = inputs.to(self.embeddings.weight.dtype)

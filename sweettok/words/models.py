@@ -115,11 +115,11 @@ class LocalModel:
             raise ValueError("the tokens of the prompt and of its answers have no common prefix")
         prefix = torch.tensor([sequences[0][:shared]], device=self.device)
         output = self.model(prefix, use_cache=True, **self._last_only)
-        last, cache, scores = output.logits[:, -1:], output.past_key_values, {}
+        last, cache, scores = output.logits[:, -1:], output.cache, {}
         for name, ids in zip(candidates, sequences, strict=True):
             rest, logits = torch.tensor([ids[shared:]], device=self.device), last
             if rest.shape[1] > 1:
-                more = self.model(rest[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True).logits
+                more = self.model(rest[:, :-1], cache=copy.deepcopy(cache), use_cache=True).logits
                 logits = torch.cat((last, more), dim=1)
             scores[name] = logits.float().log_softmax(-1).gather(2, rest[..., None]).sum().item()
         return Answer(
