@@ -18,7 +18,12 @@ SMALLEST = 1e-5  # standard deviation, of channels that do not vary
 
 
 class TokenStatistics(nn.Module):
-    """Mean and variance of each channel over all tokens seen, apart for key-frame and motion tokens."""
+    """Mean and variance of each channel over all tokens seen, apart for key-frame and motion tokens.
+
+    With `fixed`, `update` does nothing.
+    """
+
+    fixed = False
 
     count: Tensor
     mean: Tensor
@@ -33,6 +38,8 @@ class TokenStatistics(nn.Module):
     @torch.no_grad()
     def update(self, values: Tensor, kinds: Tensor, mask: Tensor) -> None:
         """Add the tokens (B, L, C) with kinds (B, L) where `mask` (B, L) is set, of all processes."""
+        if self.fixed:
+            return
         ours = torch.stack([mask & (kinds == kind) for kind in (0, 1)]).flatten(1).float()
         values = values.float().flatten(0, 1)
         shifted = [values - mean for mean in self.mean]  # near zero, so that squares lose nothing

@@ -20,6 +20,7 @@ from sweettok.vtok.heads import TokenStatistics, build_head
 from sweettok.vtok.language_card import CARD
 from sweettok.vtok.language_config import LanguageConfig
 from sweettok.vtok.output import MOTION, VisualTokens
+from sweettok.vtok.parts import Parts
 from sweettok.vtok.sequences import CAPTION, PADDING, START, VISUAL, Sequences, grid_positions, text_positions
 from sweettok.vtok.text import dump_tokenizer, load_tokenizer, require_transformers, train_tokenizer
 
@@ -35,6 +36,16 @@ class LanguageLosses(NamedTuple):
     visual: Tensor  # L_visLM
     decoder: Tensor  # L_dec; 0 without a decoder
     correct: Tensor  # share of the answers' tokens that are the likeliest
+    rows: RowLosses
+
+
+class RowLosses(NamedTuple):
+    """The same for each row: U with questions, G with captions."""
+
+    answer: Tensor  # (U,)
+    right: Tensor  # (U,) 1 where the whole answer is what greedy decoding gives, else 0
+    visual: Tensor  # (G,)
+    constant: Tensor  # (G,) squared error of the mean token, with which `mse` compares
 
 
 class VideoLanguageModel(Pretrained):
@@ -44,6 +55,10 @@ class VideoLanguageModel(Pretrained):
 
     Args:
         model, tokenizer: of transformers.
+
+    Attributes:
+        source: makes tokens of a video for `answer`; that of the tokenizer in `parts`, or set by the caller.
+        parts: see `attach`.
     """
 
     config_class = LanguageConfig
@@ -52,7 +67,7 @@ class VideoLanguageModel(Pretrained):
     def __init__(self, config: LanguageConfig, model: Any, tokenizer: Any):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.source: Callable[..., VisualTokens] | None = None  # makes tokens of a video for `answer`; not saved
+        self.source: Callable[..., VisualTokens] | None = None
         self.backbone = Backbone(model)
         if config.positions == "grid" and not self.backbone.reads_grids:
             name = type(model).__name__
@@ -70,9 +85,16 @@ class VideoLanguageModel(Pretrained):
             self.backbone.add_lora(config.lora)
         if config.gradient_checkpointing:
             self.backbone.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._unsaved = self._find_unsaved()
+        self.attach(Parts())
         self.register_state_dict_post_hook(_leave_out)
         self.register_load_state_dict_pre_hook(_put_back)
+
+    def attach(self, parts: Parts) -> None:
+        """Set the parts that are saved with this model: tokenizer, video decoder, and the adapter in front of it."""
+        self.parts = parts
+        source = parts.source()
+        self.source = None if source is None else source.encode
+        self._unsaved = self._find_unsaved()
 
     @property
     def width(self) -> int:
@@ -109,15 +131,17 @@ class VideoLanguageModel(Pretrained):
             mask = mask & ~(torch.cat((none, dropped))[:, None] & (roles == CAPTION))
         inputs = self.embed(batch["ids"], roles, self._read(values, kinds, target))
         last, chosen = self.backbone(inputs, mask, self.positions(mask, roles, kinds), layer=self.config.state_layer)
-        answer, correct = self._answer_loss(last[:num_questions], batch["ids"], batch["answers"])
+        answer, correct, right = self._answer_loss(last[:num_questions], batch["ids"], batch["answers"])
         last, chosen = (predicting_states(states[rows], roles[rows], length) for states in (last, chosen))
         if draws is None:
             draws = torch.randn(*target.shape[:2], self.head.num_draws, device=target.device)
         with torch.autocast(target.device.type, enabled=False):
-            visual = row_means(self.head.loss(last.float(), target, draws), exists[rows])
+            visual = row_values(self.head.loss(last.float(), target, draws), exists[rows])
+        each = RowLosses(answer, right, visual, row_values(target.square().mean(-1), exists[rows]))
+        answer, visual, correct = (values.sum() / max(len(values), 1) for values in (answer, visual, correct))
         dec = visual.new_zeros(()) if decoder is None else decoder(chosen, exists[rows])
         total = answer + self.config.visual_weight * visual + self.config.decoder_weight * dec
-        return LanguageLosses(total, answer, visual, dec, correct)
+        return LanguageLosses(total, answer, visual, dec, correct, each)
 
     def _read(self, values: Tensor, kinds: Tensor, target: Tensor) -> Tensor:
         """Embeddings (B, L, D) of all rows; in rows with captions, of what would be read in generation."""
@@ -130,14 +154,17 @@ class VideoLanguageModel(Pretrained):
             return torch.cat((questions, self.project(written, kinds[num_questions:]).detach()))
         return self.project(torch.cat((values[:num_questions], written)), kinds)
 
-    def _answer_loss(self, states: Tensor, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """States (U, N, D), ids (B, N), positions of the answers' tokens (U, A) -> mean loss and share correct."""
+    def _answer_loss(self, states: Tensor, ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """States (U, N, D), ids (B, N), positions of the answers' tokens (U, A) -> of each row (U,) the loss, the share
+        of tokens that are the likeliest, and whether all are."""
         places, exists = answers.clamp_min(0), answers >= 0
         before = (places - 1).clamp_min(0)[..., None].expand(-1, -1, states.shape[-1])
         logits = self.backbone.logits(states.gather(1, before))
         target = ids[: len(answers)].gather(1, places)
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-        return row_means(loss, exists), row_means((logits.argmax(-1) == target).float(), exists)
+        correct = logits.argmax(-1) == target
+        right = (correct | ~exists).all(1).float()
+        return row_values(loss, exists), row_values(correct.float(), exists), right
 
     # ------------------------------------------------------------------------------------------------- embeddings
 
@@ -178,6 +205,7 @@ class VideoLanguageModel(Pretrained):
     answer = sampling.answer
     option_scores = sampling.option_scores
     generate = sampling.generate
+    generate_video = sampling.generate_video
 
     def states(self, prompt: str | Sequence[str], tokens: VisualTokens) -> Tensor:
         """States (B, L, D) that predict the given tokens, as the video decoder is given them."""
@@ -200,23 +228,28 @@ class VideoLanguageModel(Pretrained):
 
     def assets(self) -> dict[str, Any]:
         saved = {"architecture": self.backbone.architecture, "tokenizer": dump_tokenizer(self.tokenizer)}
-        return saved | {"base": self._fingerprint()}
+        return saved | {"base": self._fingerprint(), **self.parts.to_dict()}
 
     @classmethod
     def build(cls, config: LanguageConfig, assets: dict[str, Any], tensors: dict[str, Tensor]) -> VideoLanguageModel:
         require_transformers()
         if config.base is not None and (config.freeze or config.lora.rank):
             found = cls.from_base(config)
-            if found._fingerprint() != assets["base"]:
-                raise ValueError(f"the weights of {config.base} are others than those that this model was trained with")
-            return found
-        model = build_model(assets["architecture"], getattr(torch, config.dtype))
-        return cls(config, model, load_tokenizer(assets["tokenizer"]))
+        else:
+            model = build_model(assets["architecture"], getattr(torch, config.dtype))
+            found = cls(config, model, load_tokenizer(assets["tokenizer"]))
+        parts = {name.removeprefix("parts."): value for name, value in tensors.items() if name.startswith("parts.")}
+        found.attach(Parts.from_dict(assets, parts))
+        if found._fingerprint() != assets["base"]:
+            named = " and ".join(filter(None, (config.base, "the image encoder" if found.parts.left_out() else "")))
+            raise ValueError(f"the weights of {named} are others than those that this model was trained with")
+        return found
 
     def _fingerprint(self) -> str:
-        """SHA-256 of the names and first values of the weights that are not saved."""
+        """SHA-256 of the names and first values of the weights that are not saved, because they are published."""
         digest, own = hashlib.sha256(), dict(self.named_parameters(remove_duplicate=False))
-        for name in sorted(self._unsaved):
+        shared = {"backbone.head.weight"} if self.backbone.tied else set()
+        for name in sorted(self._unsaved - shared):
             digest.update(f"{name} {own[name].detach().flatten()[:16].tolist()}".encode())
         return digest.hexdigest()
 
@@ -226,7 +259,7 @@ class VideoLanguageModel(Pretrained):
         if self.config.base is not None:
             parameters = self.backbone.named_parameters(remove_duplicate=False)
             names |= {name for name, param in parameters if not param.requires_grad}
-        return {f"backbone.{name}" for name in names}
+        return {f"backbone.{name}" for name in names} | {f"parts.{name}" for name in self.parts.left_out()}
 
 
 def _leave_out(model: VideoLanguageModel, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
@@ -263,7 +296,6 @@ def predicting_states(states: Tensor, roles: Tensor, length: int) -> Tensor:
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def row_means(losses: Tensor, exists: Tensor) -> Tensor:
-    """Losses (B, n) -> the mean over rows of the mean over those that exist (B, n); 0 without rows."""
-    means = (losses * exists).sum(1) / exists.sum(1).clamp_min(1)
-    return means.sum() / max(len(means), 1)
+def row_values(losses: Tensor, exists: Tensor) -> Tensor:
+    """Losses (B, n) -> (B,), the mean of those of each row that exist."""
+    return (losses * exists).sum(1) / exists.sum(1).clamp_min(1)

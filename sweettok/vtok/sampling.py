@@ -113,6 +113,56 @@ def generate(
     return GeneratedTokens(VisualTokens(times=times, kinds=kinds, key_frame=key, values=found), torch.stack(states, 1))
 
 
+@torch.no_grad()
+def generate_video(
+    model: VideoLanguageModel,
+    prompt: str | Sequence[str],
+    *,
+    seed: int = 0,
+    cfg_scale: float = 1.0,
+    indices: Sequence[int] | None = None,
+    decoder_scale: float = 1.0,
+    steps: int | None = None,
+    frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    tokens: GeneratedTokens | None = None,
+) -> Tensor:
+    """Generate visual tokens, and from them videos (B, 3, T, H, W) in [-0.5, 0.5] by the model's video decoder.
+
+    Args:
+        prompt, seed, cfg_scale, indices: as in `generate`.
+        decoder_scale: guidance of the decoder; of decoders that did not learn to go without states, away from those of
+            an empty caption.
+        steps: of the decoder; None: its default.
+        frames, size: T and (H, W); None: those of the clips in training. They set the number of tokens.
+        tokens: what `generate` gave for these prompts and this length, to decode it.
+
+    Raises ValueError as `generate` and the decoder do, and for a model without a decoder.
+    """
+    about, device = model.parts.settings, model.start.device
+    decoder: Any = model.parts.decoder(device)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    frames, size = frames or about.frames, size or (about.height, about.width)
+    seconds = (frames - 1) / about.fps
+    settings: dict[str, Any] = {"seed": seed, "indices": indices}
+    found = tokens or generate(model, prompts, seconds, cfg_scale=cfg_scale, **settings)
+    if decoder_scale != 1 and "decoder" not in model.parts:
+        settings["negative"] = generate(model, [""] * len(prompts), seconds, **settings).states
+    if steps is not None:
+        settings["steps"] = steps
+    return decoder.sample(
+        found.states, frames, size, cfg_scale=decoder_scale, **settings, **text_inputs(decoder, prompts)
+    )
+
+
+def text_inputs(decoder: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """What a decoder wants to know of the prompts besides the states: HunyuanVideo, their CLIP vectors."""
+    inner = getattr(decoder, "decoder", decoder)
+    if getattr(getattr(inner, "pipeline", None), "text_encoder_2", None) is None or not hasattr(inner, "pooled"):
+        return {}
+    return {"pooled": inner.pooled(list(prompts))}
+
+
 def check_prompts(
     model: VideoLanguageModel, prompt: str | Sequence[str], cfg_scale: float, indices: Sequence[int] | None
 ) -> tuple[list[str], list[int]]:

@@ -5,6 +5,7 @@ Letters: B clips, L tokens, C channels.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from sweettok.data.reader import is_image, probe
 from sweettok.video.clips import Source
 from sweettok.vtok.config import check_fps
-from sweettok.vtok.output import KEY, MOTION, VisualTokens
+from sweettok.vtok.output import KEY, MOTION, FrameFeatures, VisualTokens
 
 if TYPE_CHECKING:
     from sweettok.tokenizer.model import SweetTok
@@ -75,6 +76,18 @@ class WordTokens:
         times = torch.stack((start, middle), dim=1).to(device)[:, kinds]
         return VisualTokens(values.float(), times, kinds, torch.zeros(clips, dtype=torch.int64, device=device))
 
+    def features(self, source: Source, fps: float | None = None, **options: Any) -> FrameFeatures:
+        """The same tokens in the form in which `sweettok.vtok.cache` stores them."""
+        return stored_form(self.encode(source, fps, **options))
+
+    def features_hash(self) -> str:
+        """SHA-256 of everything that the tokens depend on."""
+        return hashlib.sha256(f"{self.tokenizer.ids_hash()} {self.unit}".encode()).hexdigest()
+
+    def project(self, features: FrameFeatures) -> VisualTokens:
+        """Stored tokens -> tokens."""
+        return from_stored(features)
+
     def _rates(self, source: Source, fps: float | None, options: dict[str, Any], clips: int) -> Tensor:
         """Frames per second of each clip (B,)."""
         if fps is not None:
@@ -91,3 +104,17 @@ class WordTokens:
             rates.append(rate)
         stride = self.tokenizer.config.preprocessing.override(stride=options.get("stride")).stride
         return torch.tensor(rates) / stride
+
+
+def stored_form(tokens: VisualTokens) -> FrameFeatures:
+    """Tokens of any tokenizer as features that need no projection: residuals of one patch each."""
+    key = tokens.kinds == KEY
+    values = tokens.values
+    return FrameFeatures(values[:, key], values[:, ~key, None], tokens.times, tokens.kinds, tokens.key_frame)
+
+
+def from_stored(features: FrameFeatures) -> VisualTokens:
+    """Inverse of `stored_form`; of residuals of several patches, their mean."""
+    values = torch.cat((features.key, features.residuals.mean(2)), dim=1)
+    order = features.kinds.argsort(stable=True).argsort()
+    return VisualTokens(values[:, order], features.times, features.kinds, features.key_frame)
