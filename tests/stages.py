@@ -132,7 +132,8 @@ def begin(task, run):
 
 
 def first_batch(task, count: int = 4) -> dict:
-    return default_collate([task.train_dataset[index] for index in range(count)])
+    collate = getattr(task.train_dataset, "collate", default_collate)
+    return collate([task.train_dataset[index] for index in range(count)])
 
 
 def log_lines(folder: Path, kind: str = "train/") -> list[dict]:

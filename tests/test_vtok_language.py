@@ -404,5 +404,6 @@ def test_mixed_batches_have_the_stated_ratio(model):
     batch = model.sequences.collate([mixed[2], mixed[0]])
     assert len(batch["answers"]) == 4 and batch["order"].tolist() == [0, 1, 3, 4, 2, 5]
     assert (batch["roles"] == CAPTION).any(1).tolist() == [False] * 4 + [True] * 2
-    with pytest.raises(ValueError, match="of at least 1"):
-        Mixed(questions, captions, (0, 1))
+    assert [len(Mixed(questions, captions, ratio)) for ratio in ((1, 0), (0, 1))] == [5, 3]
+    with pytest.raises(ValueError, match="not both 0"):
+        Mixed(questions, captions, (0, 0))

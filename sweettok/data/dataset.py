@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from sweettok.data.backends import ClipError
 from sweettok.data.lists import ClipList
@@ -192,17 +192,22 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(dataset: Dataset, sampler: GlobalBatchSampler | Sequence[Sequence[int]], workers: int) -> DataLoader:
-    """The loader of one process: endless batches of a GlobalBatchSampler, or the listed ones."""
-    return DataLoader(dataset, batch_sampler=sampler, **_loading(workers))
+    """The loader of one process: endless batches of a GlobalBatchSampler, or the listed ones.
+
+    A dataset may have a method `collate`, which makes a batch of a list of items.
+    """
+    return DataLoader(dataset, batch_sampler=sampler, **_loading(dataset, workers))
 
 
 def make_eval_loader(dataset: Dataset, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> DataLoader:
     """One pass over the items rank, rank + world_size, ..., without padding."""
-    return DataLoader(dataset, batch_size, sampler=range(rank, len(dataset), world_size), **_loading(workers))
+    return DataLoader(dataset, batch_size, sampler=range(rank, len(dataset), world_size), **_loading(dataset, workers))
 
 
-def _loading(workers: int) -> dict[str, Any]:
-    return {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+def _loading(dataset: Dataset, workers: int) -> dict[str, Any]:
+    whole = dataset.dataset if isinstance(dataset, Subset) else dataset
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": torch.cuda.is_available()}
+    return {**options, "collate_fn": getattr(whole, "collate", None)}
 
 
 class LoaderError(OSError):

@@ -93,7 +93,7 @@ class Parts(nn.ModuleDict):
     def __init__(self, settings: DecoderConfig | None = None, unit: str = UNITS[-1], **parts: Pretrained):
         super().__init__({name: part for name, part in parts.items() if part is not None})
         self.settings, self.unit = settings or DecoderConfig(), unit
-        self._opened: VideoDecoder | None = None
+        self.opened: tuple[VideoDecoder, ...] = ()  # the published decoder, once it is loaded; it is no part
         for name in self.keys() - {"adapter"}:
             self[name].requires_grad_(False)
 
@@ -110,16 +110,16 @@ class Parts(nn.ModuleDict):
         tokenizer: Any = self["tokenizer"]
         return tokenizer if isinstance(tokenizer, VTok) else WordTokens(tokenizer, self.unit)
 
-    def decoder(self, device: torch.device | str = "cpu") -> VideoDecoder:
+    def open_decoder(self, device: torch.device | str = "cpu") -> VideoDecoder:
         """The video decoder on a device; one of diffusers is loaded at the first call.
 
         Raises ValueError for a model that was trained without one.
         """
         if self.settings.kind == "none":
             raise ValueError("this model was trained without a video decoder: train it with decoder.kind and path")
-        found: Any = dict(self.items()).get("decoder", self._opened)
-        if found is None:
-            found = self._opened = self.settings.open()
+        if "decoder" not in self and not self.opened:
+            self.opened = (self.settings.open(),)
+        found: Any = self["decoder"] if "decoder" in self else self.opened[0]
         found = found.to(device)
         return AdaptedDecoder(self["adapter"], found) if "adapter" in self else found
 

@@ -140,7 +140,7 @@ def generate_video(
     Raises ValueError as `generate` and the decoder do, and for a model without a decoder.
     """
     about, device = model.parts.settings, model.start.device
-    decoder: Any = model.parts.decoder(device)
+    decoder: Any = model.parts.open_decoder(device)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     frames, size = frames or about.frames, size or (about.height, about.width)
     seconds = (frames - 1) / about.fps

@@ -166,18 +166,19 @@ def grid_positions(mask: Tensor, roles: Tensor, kinds: Tensor, grid: int) -> Ten
 class Mixed(Dataset):
     """Groups of items, so that every batch has questions and captions in the stated ratio, shuffled or not.
 
-    An item is a list for `Sequences.collate`, which takes a list of such lists.
+    An item is a list for `Sequences.collate`, which takes a list of such lists. An index may be (epoch, index).
 
     Args:
         questions, captions: data sets of items; the shorter one is repeated.
-        ratio: (questions, captions) of a group; both at least 1, because the losses of every batch need both.
+        ratio: (questions, captions) of a group; one of them may be 0.
     """
 
     def __init__(self, questions: Dataset, captions: Dataset, ratio: tuple[int, int] = (1, 1)):
-        self.parts = tuple(zip((questions, captions), ratio, strict=True))
-        if min(ratio) < 1 or not min(len(questions), len(captions)):
+        pairs = zip((questions, captions), ratio, strict=True)
+        self.parts = tuple((data, share) for data, share in pairs if share)
+        if min(ratio) < 0 or not self.parts or not min(len(data) for data, _ in self.parts):
             raise ValueError(
-                f"expected a ratio of whole numbers of at least 1, and items of both kinds; got {tuple(ratio)}, "
+                f"expected a ratio of whole numbers, not both 0, and items of what it counts; got {tuple(ratio)}, "
                 f"{len(questions)} questions and {len(captions)} captions"
             )
 
@@ -185,5 +186,7 @@ class Mixed(Dataset):
         """Groups until each item has come at least once."""
         return max(-(-len(data) // share) for data, share in self.parts)
 
-    def __getitem__(self, index: int) -> list[Mapping[str, Any]]:
-        return [data[(index * share + i) % len(data)] for data, share in self.parts for i in range(share)]
+    def __getitem__(self, item: int | tuple[int, int]) -> list[Mapping[str, Any]]:
+        epoch, index = item if isinstance(item, tuple) else (None, item)
+        places = [(data, (index * share + i) % len(data)) for data, share in self.parts for i in range(share)]
+        return [data[place if epoch is None else (epoch, place)] for data, place in places]
