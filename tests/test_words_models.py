@@ -361,6 +361,7 @@ def test_an_endpoint_is_compared_with_the_baselines(server, work, tmp_path, caps
 
 # ------------------------------------------------------------------------------------------------------- local model
 
+pytestmark = pytest.mark.filterwarnings("error::FutureWarning")  # of names that transformers will remove
 LETTERS = sorted(set("".join(NAMES)) | set("Output: adnsky\n"))
 
 

@@ -46,6 +46,7 @@ SHARED = {
 VIDEOS = 5  # of each prompt
 FLICKERING_VIDEOS = 25  # of each prompt of temporal_flickering
 LONGEST = 255  # bytes of a file name
+LARGEST = 1.001  # of a score; means of cosines may exceed 1 by rounding
 
 
 def folder_of(dimension: str) -> str:
@@ -128,6 +129,8 @@ def read_results(paths: Sequence[str | Path]) -> dict[str, float]:
         try:
             for dimension, (score, *_) in json.loads(file.read_text(encoding="utf-8")).items():
                 folder_of(dimension)
+                if not 0 <= score <= LARGEST:  # not NaN either
+                    raise ValueError(f"{dimension} is {score}, expected a number from 0 to 1")
                 scores[dimension] = float(score)
                 times[dimension] += 1
         except (AttributeError, TypeError, ValueError) as error:

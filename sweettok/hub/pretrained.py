@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -203,7 +204,9 @@ class Pretrained(nn.Module):
             model.load_state_dict(tensors)
             model._loaded = saved["weights_sha256"], saved["training"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{source}: {CONFIG} and {WEIGHTS} do not fit together: {error}") from error
+            raise ValueError(
+                f"{source}: {CONFIG} and {WEIGHTS} do not fit together: {shorten(str(error), 400)}"
+            ) from error
         return model.eval()
 
 

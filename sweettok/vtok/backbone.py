@@ -33,6 +33,7 @@ class Backbone(nn.Module):
         self.body, self.head = body, head
         self.architecture = {"class": type(model).__name__, "config": model.config.to_dict()}
         self.width: int = body.config.hidden_size
+        self.num_layers: int = body.config.num_hidden_layers
         self.max_length: int | None = getattr(body.config, "max_position_embeddings", None)
         rope = getattr(body.config, "rope_parameters", None) or getattr(body.config, "rope_scaling", None) or {}
         self.reads_grids = "mrope_section" in rope
@@ -106,7 +107,7 @@ def scratch_model(config: ScratchConfig, tokenizer: Any) -> Any:
 def load_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """A model and its tokenizer from a folder or a repository of the Hub; no code of it is run.
 
-    Raises FileNotFoundError if there is none, ValueError if it is of another kind.
+    Raises FileNotFoundError if there is none, ValueError if it is of another kind, or lacks weights or tokenizer.
     """
     require_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
@@ -118,10 +119,16 @@ def load_model(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(name, **safe)
     except OSError as error:
         raise FileNotFoundError(f"there is no language model {name}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} is no model of transformers: {str(error).splitlines()[0]}") from error
     several = hasattr(config, "vision_config")
     loader = AutoModelForImageTextToText if several else AutoModelForCausalLM
-    model = loader.from_pretrained(name, dtype=dtype, use_safetensors=True, **safe)
-    return model, AutoTokenizer.from_pretrained(name, **safe)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+        return loader.from_pretrained(name, dtype=dtype, use_safetensors=True, **safe), tokenizer
+    except (OSError, ValueError) as error:
+        expected = "a causal language model with safetensors weights and a tokenizer"
+        raise ValueError(f"{name} is not {expected}: {str(error).splitlines()[0]}") from error
 
 
 def build_model(architecture: dict[str, Any], dtype: torch.dtype) -> Any:

@@ -7,6 +7,7 @@ A folder holds manifest.json, clips.txt and shard-*.safetensors with "key" (rows
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,11 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sweettok.config import choice
 from sweettok.data.lists import clips_hash
 from sweettok.data.manifest import FORMAT, MANIFEST, ShardedRows
 from sweettok.data.tokens import ShardDataset, ShardWriter
+from sweettok.store import check_output_folder
+from sweettok.video.chunks import check_least
 from sweettok.video.clips import in_order
 from sweettok.vtok.model import VTok
+from sweettok.vtok.moments import Moments
 from sweettok.vtok.output import KEY, FrameFeatures
 
 DTYPES = {"float32": "F32", "float16": "F16"}
@@ -131,17 +136,18 @@ def cache_features(
 
     Args:
         keys: names of the videos, in their order; with `ClipList`, `clips.keys` and `clips.paths`.
-        videos: paths or tensors (1, 3, T, H, W), taken when needed by `workers` threads ahead of the encoder.
+        videos: paths or tensors (1, 3, T, H, W), taken when needed; `workers` threads read the first frames of the next
+            videos while one is encoded.
         fps: of all videos; needed for tensors. Default: that of each file.
         options: of `VTok.features`, but no function as key frame.
 
     Raises ValueError for videos that do not fit, for clips with other numbers of tokens than the first, and for a
     folder with another manifest, InUseError while another call writes into it.
     """
-    if len(keys) != len(videos) or not keys:
-        raise ValueError(f"there must be a key for each video, at least one; got {len(keys)} and {len(videos)}")
-    if callable(options.get("key_frame")):
-        raise ValueError("key_frame must be a name or an index, since a function cannot be kept in the manifest")
+    _check(keys, videos, dtype, options)
+    check_least("rows_per_shard", rows_per_shard)
+    check_least("workers", workers)
+    check_output_folder(out)
     first = model.features(videos[0], fps, **options)
     about = FeatureManifest(
         tokenizer_hash=model.features_hash(),
@@ -154,17 +160,36 @@ def cache_features(
         rows_per_shard=rows_per_shard,
         settings={"fps": fps, **{name: value for name, value in options.items() if name != "batch_size"}},
     )
+    key, reading = options.get("key_frame"), {name: value for name, value in options.items() if name != "key_frame"}
     writer = ShardWriter(out, about, keys)
     try:
         for rows in writer.pending():
-            with closing(in_order((partial(videos.__getitem__, row) for row in rows), workers, workers)) as read:
-                features = [model.features(video, fps, **options) for video in read]
+            tasks = (partial(_begin, model, videos, row, fps, reading) for row in rows)
+            with closing(in_order(tasks, workers, workers)) as begun:
+                features = [FrameFeatures.join(list(model.moment_features(moments, key))) for moments in begun]
             for row, found in zip(rows, features, strict=True):
                 _check_like(first, found, keys[row])
             writer.save(rows, _arrays(FrameFeatures.stack(features), dtype))
     finally:
         writer.close()
     return FeatureDataset(out)
+
+
+def _check(keys: Sequence[str], videos: Sequence[Any], dtype: str, options: dict[str, Any]) -> None:
+    if len(keys) != len(videos) or not keys:
+        raise ValueError(f"there must be a key for each video, at least one; got {len(keys)} and {len(videos)}")
+    if repeated := [key for key, times in Counter(keys).items() if times > 1]:
+        raise ValueError(f"keys must differ; {repeated[0]!r} is that of several videos")
+    if callable(options.get("key_frame")):
+        raise ValueError("key_frame must be a name or an index, since a function cannot be kept in the manifest")
+    choice("dtype", dtype, tuple(DTYPES))
+    paths = [video for video in videos if isinstance(video, str | Path)] if isinstance(videos, list | tuple) else []
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise FileNotFoundError(f"{len(missing)} of {len(paths)} videos are missing, the first is {missing[0]}")
+
+
+def _begin(model: VTok, videos: Sequence[Any], row: int, fps: float | None, options: dict[str, Any]) -> Moments:
+    return model.moments(videos[row], fps, **options).begin()
 
 
 def _check_like(first: FrameFeatures, found: FrameFeatures, key: str) -> None:

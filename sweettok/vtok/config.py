@@ -48,8 +48,8 @@ class VTokConfig:
             grid = getattr(self, name)
             if grid is None:
                 continue
-            if len(grid) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in grid):
-                raise ValueError(f"vtok.{name} must be two whole numbers, rows and columns; got {list(grid)}")
+            if isinstance(grid, int) or len(grid) != 2 or not all(isinstance(edge, int) and edge > 0 for edge in grid):
+                raise ValueError(f"vtok.{name} must be two whole numbers, rows and columns; got {grid}")
             object.__setattr__(self, name, tuple(grid))
         positive(self, "vtok", "tokens_per_second", "segment_threshold")
         whole(self, "vtok", 1, "frames_per_token", "projection_hidden")

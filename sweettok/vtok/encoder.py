@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -109,8 +110,11 @@ def load_weights(visual: nn.Module, path: str | Path) -> None:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} holds no weights: {error}; expected a safetensors file") from error
     state = {name.split("visual.", 1)[1]: tensor for name, tensor in state.items() if "visual." in name}
+    if not state:
+        raise ValueError(
+            f"{path} holds no image encoder: expected the weights of a CLIP model, visual.conv1.weight, ..."
+        )
     try:
         visual.load_state_dict(state)
     except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise ValueError(f"{path} does not fit vtok.architecture: {' '.join(lines[:2])}") from error
+        raise ValueError(f"{path} does not fit vtok.architecture: {shorten(str(error), 300)}") from error

@@ -72,6 +72,9 @@ class VideoLanguageModel(Pretrained):
         if config.positions == "grid" and not self.backbone.reads_grids:
             name = type(model).__name__
             raise ValueError(f"{name} has no positions in time, height and width: set language.positions=text")
+        if -config.state_layer > self.backbone.num_layers + 1:
+            deepest = f"{-self.backbone.num_layers - 1}, the embeddings of this model"
+            raise ValueError(f"language.state_layer must be from {deepest}, to -1; got {config.state_layer}")
         width, table = self.backbone.width, self.backbone.embeddings.weight
         self.sequences = Sequences(tokenizer, config.template, self.backbone.max_length)
         self.projector = Projector(config.visual_dim, table, find_projector(model))

@@ -54,6 +54,10 @@ class VTok(Pretrained):
         self.config, self.sizes = config, architecture(config) if sizes is None else sizes
         self.encoder = build_encoder(config, self.sizes, load)
         self.dim = self.encoder.dim  # C
+        for name, grid in (("grid", config.grid), ("motion_grid", config.motion_grid or (1, 1))):
+            if grid[0] > self.encoder.grid[0] or grid[1] > self.encoder.grid[1]:
+                sizes = " is finer than the encoder's features, ".join(f"{r}x{c}" for r, c in (grid, self.encoder.grid))
+                raise ValueError(f"vtok.{name} {sizes}")
         rows, columns = self.patches
         hidden = config.projection_hidden or self.dim
         self.projection = Projection(config.projection, self.dim, hidden, rows * columns)
@@ -119,6 +123,25 @@ class VTok(Pretrained):
             with torch.no_grad():
                 yield self.project(part)
 
+    def moments(
+        self,
+        source: Video,
+        fps: float | None = None,
+        *,
+        resize: str | None = None,
+        stride: int | None = None,
+        **options: Any,
+    ) -> Moments:
+        """The sampled frames of a single video; arguments and errors as in `features`."""
+        how = self.config.preprocessing.override(resize=resize, stride=stride)
+        return Moments(source, fps, self.config, self.encoder, how, **options)
+
+    def moment_features(self, moments: Moments, key_frame: KeyFrame | None = None) -> Iterator[FrameFeatures]:
+        """Features of sampled frames, in consecutive parts."""
+        if self.config.segment_threshold and key_frame not in (None, "first"):
+            raise ValueError(f"with segments the key frame is the first of each segment; got {key_frame!r}")
+        return features(moments, self._key_frame(key_frame), self.patches)
+
     def project(self, features: FrameFeatures) -> VisualTokens:
         """Features, computed now or stored -> tokens, with gradients to `projection`."""
         motion = self.projection(features.residuals).float()
@@ -182,12 +205,6 @@ class VTok(Pretrained):
         source: Video,
         fps: float | None,
         key_frame: KeyFrame | None,
-        resize: str | None = None,
-        stride: int | None = None,
         **options: Any,
     ) -> Iterator[FrameFeatures]:
-        if self.config.segment_threshold and key_frame not in (None, "first"):
-            raise ValueError(f"with segments the key frame is the first of each segment; got {key_frame!r}")
-        how = self.config.preprocessing.override(resize=resize, stride=stride)
-        moments = Moments(source, fps, self.config, self.encoder, how, **options)
-        yield from features(moments, self._key_frame(key_frame), self.patches)
+        yield from self.moment_features(self.moments(source, fps, **options), key_frame)

@@ -5,7 +5,7 @@ Letters: B clips, T sampled frames (moments), n of them together, S tokens of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -81,9 +81,20 @@ class Moments:
             raise ValueError(f"video must be a path, a list of paths or a tensor (B, 3, T, H, W), got {found}")
         self.source, self.fps, self.config, self.encoder, self.how = source, fps, config, encoder, how
         self.max_frames, self.batch_size = max_frames, batch_size
+        self._begun: Iterator[Group] | None = None
 
-    def groups(self) -> Iterator[Group]:
+    def begin(self) -> Moments:
+        """Read the first group for the next call of `groups`, to be called in a thread while others are in use."""
+        groups = self.groups()
+        self._begun = chain([next(groups)], groups)
+        return self
+
+    def groups(self) -> Generator[Group, None, None]:
         """All moments, in order; the next group is read while one is in use."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            yield from begun
+            return
         with self._frames() as (frames, fps, still), closing(one_ahead(self._sampled(frames, fps, still))) as groups:
             yield from groups
 

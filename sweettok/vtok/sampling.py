@@ -167,7 +167,7 @@ def check_prompts(
     model: VideoLanguageModel, prompt: str | Sequence[str], cfg_scale: float, indices: Sequence[int] | None
 ) -> tuple[list[str], list[int]]:
     """Captions and the index of each sample. Raises ValueError for settings that do not fit."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
     indices = list(range(len(prompts)) if indices is None else indices)
     if not prompts or len(indices) != len(prompts):
         raise ValueError(f"expected at least one caption, and an index for each; got {len(prompts)}, {len(indices)}")
@@ -232,16 +232,18 @@ def answer(
         video: VisualTokens, or what the model's `source` makes tokens of; None: the question alone.
         question: one for all clips, or a list with one for each.
         options: the likeliest of these is the answer, by the log probability of all of its tokens; None: greedy text,
-            of at most `max_new_tokens`.
+            of at most `max_new_tokens`, and as many as the model has positions for.
         settings: of `source`, such as fps.
 
     Returns the answer; a list of them if questions are a list, or there are several clips.
 
-    Raises ValueError for a video without a `source`, options that repeat, and sizes that do not fit.
+    Raises ValueError for a video without a `source`, no question, options that repeat, and sizes that do not fit.
     """
     tokens = find_tokens(model, video, **settings)
     several = not isinstance(question, str) or (tokens is not None and len(tokens) > 1)
-    questions = [question] * (1 if tokens is None else len(tokens)) if isinstance(question, str) else list(question)
+    questions = [question] * (1 if tokens is None else len(tokens)) if isinstance(question, str) else question
+    if not questions or not all(isinstance(text, str) and text.strip() for text in questions):
+        raise ValueError(f"expected a question, or a list with one for each clip; got {question!r}")
     if options is None:
         found = greedy(model, tokens, questions, max_new_tokens)
     else:
@@ -267,7 +269,8 @@ def option_scores(
     model: VideoLanguageModel, tokens: VisualTokens | None, questions: Sequence[str], options: Sequence[str]
 ) -> Tensor:
     """Log probabilities (B, K) of answers to a question for each clip; tokens None: of the questions alone."""
-    if isinstance(options, str) or not options or len(set(options)) != len(options) or "" in options:
+    known = [] if isinstance(options, str) else [text.strip() for text in options if isinstance(text, str)]
+    if not known or "" in known or len(set(known)) != len(options):
         raise ValueError(f"options must be a list of different answers; got {options!r}")
     values, kinds = visual_input(model, tokens, len(questions))
     rows = [model.sequences.question(values.shape[1], q, option) for q in questions for option in options]
@@ -295,6 +298,8 @@ def greedy(
         raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     values, kinds = visual_input(model, tokens, len(questions))
     rows = [model.sequences.question(values.shape[1], question) for question in questions]
+    if model.backbone.max_length is not None:
+        max_new_tokens = min(max_new_tokens, model.backbone.max_length + 1 - max(len(row.ids) for row in rows))
     batch = {name: value.to(values.device) for name, value in pad_rows(rows, left=True).items()}
     inputs = model.embed(batch["ids"], batch["roles"], model.project(values, kinds))
     following = batch["roles"].new_full((len(questions), max_new_tokens), ANSWER)

@@ -99,6 +99,9 @@ class Sequences:
             padding, and order (B,): the index of each row's item.
         """
         items = [item for group in items for item in (group if isinstance(group, list) else [group])]
+        for item in items:
+            if not ({"question", "answer"} <= item.keys() or "caption" in item):
+                raise ValueError(f"an item needs a question and its answer, or a caption; got {', '.join(item)}")
         order = sorted(range(len(items)), key=lambda i: "question" not in items[i])
         items = [items[i] for i in order]
         rows = []

@@ -15,9 +15,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         texts: captions, questions and answers of the training data.
         vocab_size: most ids, of which 4 are special tokens and 256 are bytes.
 
-    Raises ImportError if transformers is not installed.
+    Raises ImportError if transformers is not installed, ValueError without texts.
     """
     require_transformers()
+    texts = [] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError("texts must be the captions, questions and answers of the training data, at least one")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
