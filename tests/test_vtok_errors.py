@@ -1,4 +1,4 @@
-"""Bad input at the public faces of VTok: one clear line each, before work starts. Others are in the tests of each part."""
+"""Bad input to VTok: one clear line each, before work starts. More is in the tests of each part."""
 
 import json
 import shutil
@@ -129,7 +129,7 @@ def test_missing_extras(folder, monkeypatch, library, call):
         ("data scenes {0}/s --num-train 0 --num-val 0", "clips must be at least 1, got 0"),
         ("data scenes {0}/s --size 16", "argument --size: expected a whole number of at least 32, got '16'"),
         ("data scenes {0}/tok", "the folder of a saved model"),
-        ("eval tvalign-prompts {0}/t.txt", "must end in .jsonl"),
+        ("eval tvalign-prompts {0}/t.txt", "that ends in .jsonl"),
         ("eval tvalign --triplets {0}/t --videos {0} --out {0}/r.json", "t: No such file or directory"),
         ("eval tvalign --triplets {0}/tok/config.json --videos {0} --out {0}/r.json", "line 1 is not a triplet"),
         ("eval tvalign --triplets {0}/t --videos {0} --out {0}/r.json --judge human", "invalid choice: 'human'"),

@@ -111,9 +111,7 @@ def load_weights(visual: nn.Module, path: str | Path) -> None:
         raise ValueError(f"{path} holds no weights: {error}; expected a safetensors file") from error
     state = {name.split("visual.", 1)[1]: tensor for name, tensor in state.items() if "visual." in name}
     if not state:
-        raise ValueError(
-            f"{path} holds no image encoder: expected the weights of a CLIP model, visual.conv1.weight, ..."
-        )
+        raise ValueError(f"{path} holds no image encoder: expected weights of CLIP, visual.conv1.weight, ...")
     try:
         visual.load_state_dict(state)
     except RuntimeError as error:
