@@ -7,11 +7,14 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from sweettok.segments import SegmentLayout
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = 2
 KINDS = ("tokenized", "generated")
@@ -40,6 +43,28 @@ class ShardedRows:
     num_clips: int
     rows_per_shard: int
     views: int
+    contents: ClassVar[tuple[str, str]]  # what the rows are, and what writes them, for errors
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """The manifest of a folder. Raises FileNotFoundError, or ValueError for a damaged one."""
+        path, (what, writer) = Path(folder) / MANIFEST, cls.contents
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: expected a folder of {what}, as {writer} writes")
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            version = about.pop("format")
+            if version != FORMAT:
+                raise ValueError(f"format {version}, this version reads {FORMAT}")
+            return cls.from_dict(about)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path} is no manifest of {what}: {reason}") from error
+
+    @classmethod
+    def from_dict(cls, about: dict[str, Any]) -> Self:
+        """The manifest of `to_dict`, without its format."""
+        return cls(**about)
 
     @property
     def num_rows(self) -> int:
@@ -97,6 +122,8 @@ class TokenManifest(ShardedRows):
     rows_per_shard: int = 256
     settings: dict[str, Any] = field(default_factory=dict)
 
+    contents = "tokens", "sweettok tokenize"
+
     def __post_init__(self):
         object.__setattr__(self, "layout", StoredLayout.of(self.layout))
         if self.kind not in KINDS:
@@ -128,22 +155,10 @@ class TokenManifest(ShardedRows):
         return {"ids": one} if self.given_frames is None else {"ids": one, "given": one}
 
     @classmethod
-    def read(cls, folder: str | Path) -> TokenManifest:
-        """The manifest of a folder. Raises FileNotFoundError, or ValueError for a damaged one."""
-        path = Path(folder) / MANIFEST
-        if not path.is_file():
-            raise FileNotFoundError(f"no {path}: expected a folder of tokens, as sweettok tokenize writes")
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            version = about.pop("format")
-            if version != FORMAT:
-                raise ValueError(f"format {version}, this version reads {FORMAT}")
-            names, stored = about.pop("class_names"), about.pop("layout")
-            layout = StoredLayout(tuple((n, int(k), int(v)) for n, k, v in stored["segment_sizes"]), stored["fields"])
-            return cls(layout=layout, class_names=tuple(names) if names is not None else None, **about)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"it has no entry {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path} is no manifest of tokens: {reason}") from error
+    def from_dict(cls, about: dict[str, Any]) -> Self:
+        names, stored = about.pop("class_names"), about.pop("layout")
+        layout = StoredLayout(tuple((n, int(k), int(v)) for n, k, v in stored["segment_sizes"]), stored["fields"])
+        return cls(layout=layout, class_names=tuple(names) if names is not None else None, **about)
 
 
 def shard_name(shard: int) -> str:

@@ -6,7 +6,6 @@ A folder holds manifest.json, clips.txt and shard-*.safetensors with "key" (rows
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from sweettok.config import choice
 from sweettok.data.lists import clips_hash
-from sweettok.data.manifest import FORMAT, MANIFEST, ShardedRows
+from sweettok.data.manifest import ShardedRows
 from sweettok.data.tokens import ShardDataset, ShardWriter
 from sweettok.store import check_output_folder
 from sweettok.video.chunks import check_least
@@ -57,6 +56,7 @@ class FeatureManifest(ShardedRows):
     settings: dict[str, Any] = field(default_factory=dict)
     kind: str = "features"
 
+    contents = "features", "cache_features"
     views = 1
     num_classes = 0
 
@@ -80,21 +80,6 @@ class FeatureManifest(ShardedRows):
             "times": ((len(self.kinds),), "F32"),
             "key_frame": ((), "I64"),
         }
-
-    @classmethod
-    def read(cls, folder: str | Path) -> FeatureManifest:
-        """The manifest of a folder. Raises FileNotFoundError, or ValueError for a damaged one."""
-        path = Path(folder) / MANIFEST
-        if not path.is_file():
-            raise FileNotFoundError(f"no {path}: expected a folder of features, as cache_features writes")
-        try:
-            about = json.loads(path.read_text(encoding="utf-8"))
-            version = about.pop("format")
-            if version != FORMAT:
-                raise ValueError(f"format {version}, this version reads {FORMAT}")
-            return cls(**about)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no manifest of features: {error}") from error
 
 
 class FeatureDataset(ShardDataset):
