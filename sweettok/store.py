@@ -94,6 +94,16 @@ def take_lock(path: str | Path, seconds: float = 0) -> Callable[[], None]:
     return held.release
 
 
+def cache_folder() -> Path | None:
+    """Folder for what is computed again if it is missing: SWEETTOK_CACHE, by default sweettok in the user's cache.
+
+    None if SWEETTOK_CACHE is empty: then nothing is kept.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sweettok")
+    chosen = os.environ.get("SWEETTOK_CACHE", str(default))
+    return Path(chosen).expanduser() if chosen else None
+
+
 def sha256(*paths: str | Path) -> str:
     """SHA-256 of the bytes of a file, or of several joined."""
     digest = hashlib.sha256()

@@ -7,11 +7,12 @@ after a seek into files with B-frames, so it decodes from the start, as in the r
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sweettok.data.packets import PacketTable, StoredTable
 
 Scale = Callable[[int, int], tuple[int, int]]  # upright native (height, width) -> (height, width) the decoder scales to
 MAX_PIXELS = 1 << 27  # of a frame (16K video); with a damaged header, a frame could take all memory
@@ -29,15 +30,6 @@ class CannotOpen(Exception):
     """This decoder cannot read the container or the codec; the message is the reason."""
 
 
-@dataclass(frozen=True)
-class _Packet:
-    """Facts that identify a packet of the stream."""
-
-    pts: int | None
-    size: int
-    is_keyframe: bool
-
-
 class _WrongPacket(Exception):
     """The packets after a seek differ from the packet table."""
 
@@ -53,16 +45,22 @@ class PyAVVideo:
         self.path = path
         self._error = (av.FFmpegError, IndexError)  # IndexError: packets of a stream that is not in the header
         self._container = None
+        self._stored = StoredTable(path, av.library_versions["libavformat"])
         try:
             self._open()
-            shown = filter(self._is_shown, self._container.demux(self._stream))
-            self._packets = [_Packet(p.pts, p.size, p.is_keyframe) for p in shown]
+            self._packets = self._stored.read() or self._demux()
         except self._error as error:
             self.close()
             raise CannotOpen(f"PyAV cannot open it ({_reason(error)})") from error
         self.num_frames = len(self._packets)
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.fps = float(rate) if rate else None
+
+    def _demux(self) -> PacketTable:
+        """The packet table, by reading the whole file."""
+        table = PacketTable.of(filter(self._is_shown, self._container.demux(self._stream)))
+        self._stored.keep(table)
+        return table
 
     def _open(self) -> None:
         import av
@@ -102,18 +100,29 @@ class PyAVVideo:
         None when the file ends before the last of them; `num_frames` is then corrected.
         """
         convert = _Converter(self.path, scale)
-        frames = self._after_seek(wanted, convert)
+        key = self._keyframe(wanted)
+        frames = self._after_seek(wanted, convert, key) if key is not None else None
+        if frames is None and key is not None and self._packets.stored:
+            # Some formats seek well only after the whole file was read, and the file may have changed unseen.
+            self._open()
+            count, self._packets = len(self._packets), self._demux()
+            if len(self._packets) == count:
+                return self.frames(wanted, scale)
+            self.num_frames = len(self._packets)
+            return None
         return self._from_start(wanted, convert) if frames is None else frames
 
-    def _after_seek(self, wanted: range, convert: "_Converter") -> list[np.ndarray] | None:
-        """Frames decoded from the last keyframe before them; None where seeking is useless or unreliable."""
-        stamps = sorted(p.pts for p in self._packets if p.pts is not None)
-        if len(set(stamps)) < self.num_frames:
+    def _keyframe(self, wanted: range) -> int | None:
+        """Timestamp of the last keyframe before the frames; None where seeking is useless or cannot be checked."""
+        stamps = self._packets.stamps()
+        if len(np.unique(stamps)) < max(1, self.num_frames):
             return None
-        span = stamps[wanted[0] : wanted[-1] + 1]
-        key = max((p.pts for p in self._packets if p.is_keyframe and p.pts <= span[0]), default=stamps[0])
-        if key in (stamps[0], self._packets[0].pts):
-            return None
+        key = self._packets.keyframe_before(stamps[wanted[0]])
+        return None if key is None or key in (stamps[0], self._packets.pts[0]) else key
+
+    def _after_seek(self, wanted: range, convert: "_Converter", key: int) -> list[np.ndarray] | None:
+        """Frames decoded from the keyframe at timestamp `key`; None where this is unreliable."""
+        span = self._packets.stamps()[wanted[0] : wanted[-1] + 1].tolist()
         frames, seen = [], 0
         try:
             for frame in self._decode_from(key):
@@ -138,13 +147,11 @@ class PyAVVideo:
         Timestamps are not enough: MPEG program streams number frames differently after a seek.
         """
         self._container.seek(key, stream=self._stream, backward=True)
-        rest: Iterator[_Packet] | None = None
+        place: int | None = None
         for packet in self._container.demux(self._stream):
             if self._is_shown(packet):
-                found = _Packet(packet.pts, packet.size, packet.is_keyframe)
-                if rest is None and found.is_keyframe and found in self._packets:
-                    rest = iter(self._packets[self._packets.index(found) :])
-                if rest is None or next(rest, None) != found:
+                place = self._packets.find_keyframe(packet) if place is None else place + 1
+                if place is None or not self._packets.holds(place, packet):
                     raise _WrongPacket
             yield from packet.decode()
 
