@@ -1,4 +1,4 @@
-"""Cache of the features of real clips."""
+"""Cache of what an evaluation computes of real clips."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from sweettok.store import sha256, write_aside
 # Fields of a protocol that do not affect the features of real clips.
 UNRELATED = ("name", "split", "num_fake", "paired", "codec", "autocast", "ddof", "root", "dtype")
 PACKAGES = ("av", "decord", "torch", "torchvision")  # decode, resize and compute features
-FORMAT = 2  # increase when the file or the way in which frames are read changes
+FORMAT = 3  # increase when the file or the way in which frames are read changes
 
 
 class RealCache:
-    """Files in `folder` with the features and pixel statistics of real clips; with folder None nothing is cached.
+    """Files in `folder` with features, and other `columns`, of real clips; with folder None nothing is cached.
 
     The file name is a hash of the protocol (with the hash of the detector's weights), the contents of the video files
     and the versions of PACKAGES.
     """
 
-    def __init__(self, folder: str | Path | None, protocol: Protocol, clips: ClipList):
-        self.folder, self.protocol, self.clips = folder, protocol, clips
+    def __init__(
+        self, folder: str | Path | None, protocol: Protocol, clips: ClipList, columns: Sequence[str] = ("real_pixels",)
+    ):
+        self.folder, self.protocol, self.clips, self.columns = folder, protocol, clips, columns
         self.path: Path | None = None
 
     def find(self) -> list[dict[str, Any]] | None:
@@ -42,19 +44,22 @@ class RealCache:
         self.path = Path(self.folder) / f"{self._key()}.safetensors"
         try:
             with safe_open(self.path, framework="numpy") as file:
-                pixels = json.loads(file.metadata()["pixels"])
+                rows = json.loads(file.metadata()["columns"])
                 features = file.get_tensor("features")
         except (FileNotFoundError, SafetensorError):  # a damaged file will be replaced
             return None
-        return [{"real_features": row, "real_pixels": facts} for row, facts in zip(features, pixels, strict=True)]
+        if any(name not in row for row in rows for name in self.columns):  # kept by another evaluation
+            return None
+        return [{**row, "real_features": vector} for row, vector in zip(rows, features, strict=True)]
 
     def keep(self, clips: Sequence[dict[str, Any]]) -> None:
         """Write the file that `find` looked for."""
         if self.path is not None:
-            features = np.stack([clip["real_features"] for clip in clips])
-            pixels = json.dumps([clip["real_pixels"] for clip in clips])
+            empty = np.zeros(0)  # without a detector
+            features = np.stack([clip.get("real_features", empty) for clip in clips])
+            rows = json.dumps([{name: clip[name] for name in self.columns} for clip in clips])
             with write_aside(self.path) as aside:
-                save_file({"features": features}, aside, metadata={"pixels": pixels})
+                save_file({"features": features}, aside, metadata={"columns": rows})
 
     def _key(self) -> str:
         fields = {name: value for name, value in self.protocol.to_dict().items() if name not in UNRELATED}

@@ -6,8 +6,9 @@ Letters: B clips, T frames, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ PEAK = 255.0
 MAX_PSNR = 100.0  # dB, for identical pixels, whose PSNR is infinite
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
+CACHED = 1 << 17  # values of frames that are compared at a time on a CPU
 
 
 def _check(real: Tensor, fake: Tensor) -> None:
@@ -75,31 +77,81 @@ def ssim(real: Tensor, fake: Tensor) -> Tensor:
     range 255, weighted (not sample) covariances; then the mean over pixels, channels and frames.
     """
     _check(real, fake)
-    batch, _, _, height, width = real.shape
+    return _ssim(real, [fake])[0]
+
+
+def compare(real: Tensor, fakes: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """`psnr`, `ssim` and `motion_psnr` as "psnr", "ssim" and "motion", each (B,), of several clips by name.
+
+    A fake of one frame (B, 3, 1, H, W) stands for a clip that repeats it. What depends on `real` alone, or on one
+    frame, is computed once.
+    """
+    still = None
+    found = {}
+    for (name, fake), similarity in zip(fakes.items(), _ssim(real, list(fakes.values())), strict=True):
+        error = _error(real, fake.expand_as(real) if fake.shape[2] == 1 else fake)
+        if fake.shape[2] == 1:  # the changes of the error are those of the clip
+            still = motion = _psnr(real.int().diff(dim=2), (1, 2, 3, 4)) if still is None else still
+        else:
+            motion = _psnr(error.diff(dim=2), (1, 2, 3, 4))
+        found[name] = {"psnr": _psnr(error, (1, 2, 3, 4)), "ssim": similarity, "motion": motion}
+    return found
+
+
+def _ssim(real: Tensor, fakes: Sequence[Tensor]) -> list[Tensor]:
+    """`ssim` of several fakes, whose frames may be one for all.
+
+    Frames are taken in groups, whose intermediate values fit in a processor's cache.
+    """
+    height, width = real.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW}x{SSIM_WINDOW}, got {height}x{width}")
-    # Values around zero lose less precision when squared in float32; the shift is added to the means again.
-    shift = PEAK / 2
-    x, y = (video.reshape(-1, 1, height, width).float() - shift for video in (real, fake))
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x = _blur(x * x) - mean_x * mean_x
-    var_y = _blur(y * y) - mean_y * mean_y
-    covariance = _blur(x * y) - mean_x * mean_y
-    mean_x, mean_y = mean_x + shift, mean_y + shift
+    size = max(1, CACHED // (3 * height * width)) if real.device.type == "cpu" else real.shape[2]
+    rows = []
+    for clip, *others in zip(real, *fakes, strict=True):
+        moments = [_Moments.of(other) if other.shape[1] == 1 else None for other in others]
+        total = torch.zeros(len(fakes), dtype=torch.float64, device=real.device)
+        for start in range(0, clip.shape[1], size):
+            frames = slice(start, start + size)
+            x = _Moments.of(clip[:, frames])
+            parts = [_similarity(x, y or _Moments.of(o[:, frames])) for o, y in zip(others, moments, strict=True)]
+            total += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+        rows.append(total / (3 * clip.shape[1] * (height - SSIM_WINDOW + 1) * (width - SSIM_WINDOW + 1)))
+    return list(torch.stack(rows, dim=1).cpu())
+
+
+class _Moments(NamedTuple):
+    """Frames (3, T, H, W), float around zero, and their mean and variance in every window."""
+
+    values: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, frames: Tensor) -> _Moments:
+        values = frames.float() - PEAK / 2  # values around zero lose less precision when squared in float32
+        mean = _blur(values)
+        return cls(values, mean, _blur(values * values).addcmul_(mean, mean, value=-1))
+
+
+def _similarity(x: _Moments, y: _Moments) -> Tensor:
+    """(3, T, H - 10, W - 10)"""
     c1, c2 = (SSIM_K1 * PEAK) ** 2, (SSIM_K2 * PEAK) ** 2
-    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return similarity.view(batch, -1).mean(1).cpu().double()
+    covariance = _blur(x.values * y.values).addcmul_(x.mean, y.mean, value=-1)
+    mean_x, mean_y = x.mean + PEAK / 2, y.mean + PEAK / 2
+    similarity = (mean_x * mean_y).mul_(2).add_(c1).mul_(covariance.mul_(2).add_(c2))
+    return similarity.div_((mean_x.square_() + mean_y.square_()).add_(c1).mul_((x.variance + y.variance).add_(c2)))
 
 
-def _blur(images: Tensor) -> Tensor:
-    """(M, 1, H, W) -> (M, 1, H - 10, W - 10), Gaussian window."""
+def _blur(frames: Tensor) -> Tensor:
+    """(C, T, H, W) -> (C, T, H - 10, W - 10), Gaussian window."""
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    window = (window / window.sum()).to(images)
-    count = len(images)  # as channels: convolving a batch of one-channel images is ten times slower on CPUs
-    down = F.conv2d(images.movedim(1, 0), window.view(1, 1, -1, 1).expand(count, 1, -1, -1), groups=count)
-    return F.conv2d(down, window.view(1, 1, 1, -1).expand(count, 1, -1, -1), groups=count).movedim(0, 1)
+    window = (window / window.sum()).to(frames)
+    images = frames.flatten(0, 1)  # as channels: convolving a batch of one-channel images is ten times slower on CPUs
+    down = F.conv2d(images, window.view(1, 1, -1, 1).expand(len(images), 1, -1, -1), groups=len(images))
+    both = F.conv2d(down, window.view(1, 1, 1, -1).expand(len(images), 1, -1, -1), groups=len(images))
+    return both.unflatten(0, frames.shape[:2])
 
 
 def mean_with_interval(values: Sequence[float]) -> dict[str, float | int | None]:

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from sweettok.eval.checks import order_errors, order_notes, pixel_facts, pixel_notes, pixel_summary
 from sweettok.eval.features import FeatureExtractor, clip_features, detector_frames
-from sweettok.eval.metrics import frame_distance, mean_with_interval, motion_psnr, psnr, ssim
+from sweettok.eval.metrics import compare, frame_distance, mean_with_interval
 from sweettok.eval.protocol import Protocol
 from sweettok.eval.sources import autocast
 from sweettok.eval.tokenizers import UsageCounter, round_trip
 from sweettok.pixels import to_float, to_uint8
 
-METRICS = {"psnr": psnr, "ssim": ssim, "motion": motion_psnr}
 MEANING = {
     "psnr": "dB per clip over its whole volume, rounded bytes, peak 255, at most 100",
     "ssim": "per frame and channel, Gaussian 11x11 sigma 1.5, data range 255, rounded bytes",
@@ -32,6 +31,8 @@ MEANING = {
     "lpips": "VGG-16 version 0.1, mean over frames, rounded bytes",
 }
 LARGEST_CLAMPED = 0.05  # fraction of decoded values outside of the range without a note
+BASELINES = ("first frame", "mean frame")
+REAL = ("real_pixels", *BASELINES)  # columns that depend on the real clips alone, beside their features
 Perceptual = Callable[[Tensor, Tensor], Tensor]  # two float image batches (N, 3, H, W) -> (N,)
 
 
@@ -51,7 +52,7 @@ class Scorer:
     """Scores batches {"video": uint8 (B, 3, T, H, W), "fake": the same or float, "key": names, optional "trip"}.
 
     A call returns columns with one value per clip, for `summarize` and `find_notes`; `usage` counts the ids of all
-    batches. real_known: do not compute the features of the real clips.
+    batches. real_known: leave out the columns of REAL, which depend on the real clips alone.
     """
 
     protocol: Protocol
@@ -64,13 +65,19 @@ class Scorer:
         video, fake, trip = batch["video"], batch["fake"], batch.get("trip")
         shown = fake if fake.dtype == torch.uint8 else to_uint8(fake)
         columns: dict[str, Sequence] = {"key": batch["key"], "order": order_errors(video, shown)}
-        columns["reconstruction"] = _metrics(video, shown, self.lpips)
-        for name, output in baselines(to_float(video)).items():
-            columns[name] = _metrics(video, to_uint8(output))
+        still = {} if self.real_known else baselines(to_float(video))
+        outputs = {"reconstruction": shown} | {name: to_uint8(output[:, :, :1]) for name, output in still.items()}
+        for name, scores in compare(video, outputs).items():
+            values = {metric: score.tolist() for metric, score in scores.items()}
+            if name == "reconstruction" and self.lpips is not None:
+                values["lpips"] = frame_distance(self.lpips, video, shown)
+            columns[name] = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
         for side, given in (("real", video), ("fake", fake)):
+            if side == "real" and self.real_known:
+                continue
             frames = detector_frames(given, self.protocol, side == "fake")
             columns[f"{side}_pixels"] = pixel_facts(frames)
-            if self.extractor is not None and not (side == "real" and self.real_known):
+            if self.extractor is not None:
                 columns[f"{side}_features"] = clip_features(self.extractor, frames, batch["key"])
         if trip is not None:
             self.usage = self.usage or UsageCounter(trip.sizes)
@@ -103,7 +110,7 @@ def summarize(clips: Sequence[dict[str, Any]], usage: UsageCounter | None) -> di
     """Results of all clips: means with intervals, scores of each clip, usage and bits of the ids."""
     means = {
         kind: {name: mean_with_interval([clip[kind][name] for clip in clips]) for name in clips[0][kind]}
-        for kind in ("reconstruction", "first frame", "mean frame")
+        for kind in ("reconstruction", *BASELINES)
     }
     return {
         "num_clips": len(clips),
@@ -130,11 +137,3 @@ def _clamped(clips: Sequence[dict[str, Any]]) -> float | None:
     if "clamped" not in clips[0]:
         return None
     return sum(clip["clamped"] for clip in clips) / len(clips)
-
-
-def _metrics(video: Tensor, shown: Tensor, lpips: Perceptual | None = None) -> list[dict[str, float]]:
-    """The metrics of each clip."""
-    columns = {name: metric(video, shown).tolist() for name, metric in METRICS.items()}
-    if lpips is not None:
-        columns["lpips"] = frame_distance(lpips, video, shown)
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

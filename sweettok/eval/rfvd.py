@@ -13,7 +13,7 @@ from sweettok.eval.checks import pixel_summary
 from sweettok.eval.distance import cautions, measure, stack_features
 from sweettok.eval.pipeline import Options, check_agreement, collect, in_order, precision
 from sweettok.eval.protocol import Protocol
-from sweettok.eval.reconstruction import MEANING, Scorer, find_notes, reconstructed, summarize
+from sweettok.eval.reconstruction import MEANING, REAL, Scorer, find_notes, reconstructed, summarize
 from sweettok.eval.report import distance_name, make_report
 from sweettok.eval.sources import Sets
 from sweettok.eval.tokenizers import merge_usage
@@ -47,7 +47,7 @@ def run(
     extractor, protocol, refused = options.open_detector(protocol, count)
     files = from_main(lambda: _lpips_files(lpips, vgg))
     perceptual = together(lambda: load_lpips(files["vgg"], files["lpips"]).to(device)) if files else None
-    store = RealCache(options.cache if extractor else None, protocol, sets.real.list)
+    store = RealCache(options.cache, protocol, sets.real.list, REAL)
     known = from_main(store.find)
     scorer = Scorer(protocol, extractor, perceptual, known is not None)
 
@@ -59,11 +59,13 @@ def run(
 
     with precision(protocol.tf32), torch.no_grad():
         clips = in_order(*gather_objects(together(score)))
+    if known is None:
+        from_main(lambda: store.keep(clips))
+    else:
+        clips = [{**clip, **stored} for clip, stored in zip(clips, known, strict=True)]
     results, notes = summarize(clips, merge_usage(gather_objects(scorer.usage))), find_notes(clips)
     if extractor is not None:
-        if known is None:
-            from_main(lambda: store.keep(clips))
-        sides = stack_features(known or clips, "real"), stack_features(clips, "fake")
+        sides = stack_features(clips, "real"), stack_features(clips, "fake")
         results[distance_name("rfvd", protocol)] = from_main(lambda: measure(*sides, protocol, options.bootstrap))
         notes = cautions(count, count, extractor.width) + notes
     weights = sets.weights | {name: sha256(files[name]) if files else None for name in ("lpips", "vgg")}
