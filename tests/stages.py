@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import default_collate
 
 from sweettok.cli.main import main as command
+from sweettok.data.scene_files import write_scenes
 from sweettok.data.synthetic import write_synthetic
 from sweettok.priors import save_prior
 from sweettok.priors.build import build_prior
@@ -53,6 +54,16 @@ TOKENIZER = {
 ADVERSARIAL = {"perceptual": {"kind": "none"}, "adversarial": {"start_step": 0}}
 GENERATOR = {"dim": 16, "num_layers": 2, "num_heads": 2}
 DISCRIMINATOR = {"base_channels": 4, "num_layers": 2}
+# Of VTok, which has no published stages: 9 frames of scenes, 4 + 2 tokens.
+VTOK = {
+    "pretrained": None,
+    "architecture": {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 6, "head_width": 8},
+    },
+    "grid": [2, 2],
+}
+TEXT = {"width": 16, "layers": 4, "heads": 2, "vocab_size": 300, "context_length": 24}
 TRAIN = {
     "max_steps": STEPS,
     "global_batch_size": 4,
@@ -71,6 +82,8 @@ def prepare(folder: Path) -> None:
     save_prior(build_prior((json.loads(line)["words"] for line in captions), dim=4), folder / "prior")
     data = {"train": str(clips / "train.txt"), "validation": str(clips / "val.txt"), "num_workers": 0}
     game = {"loss": ADVERSARIAL, "discriminator": DISCRIMINATOR}
+    scenes = write_scenes(folder / "scenes", num_train=8, num_val=3, frames=9, size=32)
+    annotated = {"train": str(scenes / "train.txt"), "validation": str(scenes / "val.txt"), "num_workers": 0}
     stages = {
         "proxy": {"proxy": PROXY, **game},
         "spatial": {
@@ -91,6 +104,21 @@ def prepare(folder: Path) -> None:
             "tokenizer": str(folder / "stage2" / "final"),
             "generator": {**GENERATOR, "class_dropout": 0.5},
             "data": {"train": str(folder / "tokens"), "validation": str(folder / "tokens"), "num_workers": 0},
+        },
+        "vtok_encoder": {
+            "vtok": VTOK,
+            "text": TEXT,
+            "num_frames": 9,
+            "frames_per_clip": 3,
+            "loss": {"group": 1},
+            "data": annotated,
+        },
+        "vtok_decoder": {
+            "tokenizer": str(folder / "vtok_encoder" / "final"),
+            "decoder": {"dim": 16, "num_layers": 6, "num_heads": 2},
+            "num_frames": 9,
+            "data": {**annotated, "features": str(folder / "features"), "keep": True},
+            "sample_steps": 2,
         },
     }
     for name, settings in stages.items():

@@ -1,4 +1,4 @@
-"""The first 20 steps of every stage, trained by its command as a user types it, have the losses on file.
+"""The first 20 steps of every stage of SweetTok, trained by its command as a user types it, have the losses on file.
 
     python tests/test_golden_losses.py [FILE]      writes tests/golden_losses.json anew, where other losses are meant
 
@@ -24,12 +24,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from stages import ROOT, STAGES, log_lines, prepare, tokenize
+from stages import ROOT, log_lines, prepare, tokenize
 
 from sweettok.data import synthetic
 from sweettok.data.writer import write_video
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
+STAGES = ("proxy", "spatial", "stage1", "stage2", "generator")  # those of SweetTok
 TOLERANCE, ELSEWHERE = 5e-5, 3e-2  # relative
 STEPS = 20
 SETTINGS = [f"train.max_steps={STEPS}", f"train.save_every={STEPS}", "train.sample_every=0", "train.eval_every=0"]

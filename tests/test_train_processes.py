@@ -73,7 +73,8 @@ def folder(runs, tmp_path_factory):
     lines = (runs / "clips" / "train.txt").read_text().splitlines(keepends=True)
     (runs / "clips" / "three.txt").write_text("".join(lines[:3]))
     for stage in STAGES:
-        more = [f"data.validation={runs / 'clips' / 'three.txt'}"] if stage != "generator" else ["train.eval_clips=3"]
+        on_clips = stage in ("proxy", "spatial", "stage1", "stage2")
+        more = [f"data.validation={runs / 'clips' / 'three.txt'}"] if on_clips else ["train.eval_clips=3"]
         late = ["loss.adversarial.start_step=5", "discriminator_optimizer.eps=1e-3"]
         more += late if stage in ("proxy", "stage2") else []
         one, two = (

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 pytest.importorskip("transformers", reason="not installed: pip install -e '.[vtok]'")
 
-from sweettok.vtok.heads import TokenStatistics, build_head
+from sweettok.vtok.heads import build_head
 from sweettok.vtok.language import VideoLanguageModel
 from sweettok.vtok.language_config import HEADS, TEMPLATES, HeadConfig, LanguageConfig, LoraConfig, ScratchConfig
 from sweettok.vtok.sequences import CAPTION, VISUAL, Mixed, grid_positions
+from sweettok.vtok.statistics import TokenStatistics
 
 CLASSES = ("llama", "llava_next", "qwen2_5_vl")
 CAPTIONS = ["a red ball moves left", "two squares"]

@@ -48,3 +48,24 @@ class TokenDataConfig:
 
     def __post_init__(self):
         whole(self, "data", 0, "num_workers")
+
+
+@dataclass(frozen=True)
+class AnnotatedDataConfig:
+    """Clips with captions, as `sweettok data scenes` writes them: a list with captions.jsonl beside it.
+
+    questions.jsonl and scenes.jsonl are used where they are. How frames are resized is the tokenizer's setting.
+    """
+
+    train: str = MISSING  # clips to train on
+    validation: str | None = None  # clips to validate on; null: no validation
+    root: str | None = None  # folder of the annotations, to which paths of a list are relative; null: that of the list
+    # Folder of the features of the frozen encoder, which runs may share; null: `features` in the output folder.
+    features: str | None = None
+    keep: bool = False  # keep the pixels of all clips in memory, in each process that reads clips
+    num_workers: int = 8  # processes that read clips, for each device
+    read_timeout: float = 120.0  # seconds after which a clip counts as damaged; training then takes another one
+
+    def __post_init__(self):
+        positive(self, "data", "read_timeout")
+        whole(self, "data", 0, "num_workers")

@@ -14,10 +14,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import Dataset
 
 from sweettok.config import build
-from sweettok.data.config import DataConfig
+from sweettok.data.annotations import AnnotatedClips, load_annotated
+from sweettok.data.config import AnnotatedDataConfig, DataConfig
 from sweettok.data.dataset import ClipDataset
-from sweettok.data.lists import load_clips
+from sweettok.data.frames import KeptClips
+from sweettok.data.lists import ClipList, load_clips
 from sweettok.data.manifest import StoredLayout, TokenManifest
+from sweettok.data.preprocess import Preprocessing
 from sweettok.data.tokens import TokenDataset
 from sweettok.generator.config import GeneratorConfig
 from sweettok.hub import find_shipped
@@ -31,6 +34,11 @@ from sweettok.tokenizer.base import codebook_prefix
 from sweettok.tokenizer.config import TokenizerConfig, WordsConfig
 from sweettok.tokenizer.layout import TokenLayout
 from sweettok.tokenizer.model import SweetTok
+from sweettok.train.config import TrainConfig
+from sweettok.vtok.cache import FeatureDataset
+from sweettok.vtok.config import VTokConfig
+from sweettok.vtok.datasets import open_features
+from sweettok.vtok.model import VTok
 
 WORD_DIM, NUM_CLASSES = 512, 101  # assumed if unknown: width of CLIP's word vectors, classes of UCF-101
 
@@ -94,6 +102,34 @@ class Inputs:
         """Token shards; `generator` and `tokenizer` are the run's settings."""
         return TokenDataset(folder)
 
+    def vtok(self, path: str) -> VTok:
+        """The VTok in a folder, frozen."""
+        return VTok.from_pretrained(path).requires_grad_(False)
+
+    def annotated(self, source: str, data: AnnotatedDataConfig) -> AnnotatedClips:
+        """Clips of a list or folder with their annotations."""
+        return load_annotated(source, data.root)
+
+    def pixels(
+        self,
+        clips: ClipList,
+        data: AnnotatedDataConfig,
+        frames: int,
+        size: tuple[int, int],
+        how: Preprocessing,
+        training: bool,
+    ) -> Dataset:
+        """The first `frames` frames of clips at a size. In training, unreadable clips are replaced."""
+        options = {"timeout": data.read_timeout, "substitute": training}
+        found = ClipDataset(clips, frames, size, "first", how.stride, how.resize, how.short, **options)
+        return KeptClips(found) if data.keep else found
+
+    def features(
+        self, tokenizer: VTok, clips: ClipList, data: AnnotatedDataConfig, train: TrainConfig, frames: int
+    ) -> FeatureDataset:
+        """Features of the first `frames` frames of clips; missing ones are computed."""
+        return open_features(tokenizer, clips, data.features or Path(train.output_dir) / "features", frames)
+
 
 class SizesOnly(Inputs):
     """Inputs without values, with the sizes of existing files, of other runs' outputs, or else of the release.
@@ -150,6 +186,19 @@ class SizesOnly(Inputs):
             if seed is not None:
                 self.notes.append(f"epochs are unknown: {str(error).splitlines()[0]}")
             return range(0)
+
+    def vtok(self, path):
+        folder = Path(path)
+        if folder in self.outputs:
+            return self.outputs[folder](self)
+        if (folder / "config.json").is_file():
+            about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return VTok(build(VTokConfig, about["config"]), False, about["assets"]["architecture"])
+        self.notes.append(f"no VTok at {path}: CLIP ViT-L/14 at 336 pixels assumed; plan the run that writes it too")
+        return VTok(VTokConfig(), load=False)
+
+    def annotated(self, source, data):
+        return self.clips(source, data, None)
 
     def tokens(self, folder, generator, tokenizer):
         if (Path(folder) / "manifest.json").is_file():

@@ -68,6 +68,11 @@ class StepContext:
         """CPU generator seeded by (seed, step, purpose), equal on all processes."""
         return torch.Generator().manual_seed(self._number(purpose))
 
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """CPU generators for each clip of this micro-batch, seeded by (seed, step, purpose, index of the clip)."""
+        clips = range(self.batch_start, self.batch_start + self.batch_size)
+        return [torch.Generator().manual_seed(self._number(f"{purpose}/{clip}")) for clip in clips]
+
     def own(self, draws: Tensor) -> Tensor:
         """(global_batch, ...) drawn for all clips of the step -> (batch_size, ...) of this micro-batch."""
         if len(draws) != self.global_batch:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sweettok.config import positive
 from sweettok.hub import CardInfo, Pretrained
-from sweettok.vtok.flow import VideoDecoder
+from sweettok.vtok.flow import Generators, VideoDecoder
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class AdaptedDecoder(nn.Module):
         video: Tensor,
         states: Tensor,
         mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         **extra: Any,
     ) -> Tensor:
         return self.decoder.loss(video, self.adapter(states), mask, generator, **extra)

@@ -14,12 +14,24 @@ from torch import Tensor, nn
 
 from sweettok.config import positive
 from sweettok.hub import CardInfo, Pretrained
+from sweettok.layers.checkpointing import Checkpointed
 from sweettok.layers.norm import EPS
 from sweettok.layers.patching import PatchEmbed, Unpatch
 from sweettok.layers.positions import sinusoids
 from sweettok.pixels import check_video
 from sweettok.seeds import sample_noise
-from sweettok.vtok.flow import check_batch, check_indices, check_size, check_states, flow_loss, shifted
+from sweettok.vtok.flow import (
+    Generators,
+    check_batch,
+    check_indices,
+    check_size,
+    check_states,
+    draw,
+    flow_loss,
+    shifted,
+)
+from sweettok.vtok.output import VisualTokens
+from sweettok.vtok.statistics import TokenStatistics
 
 LEAST_LEVEL = 0.05  # of noise in training; predicted clips divide by the level
 TIMESTEPS = 1000  # of level 1, for the sinusoids of the level
@@ -72,7 +84,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale) + shift
 
 
-class PixelFlow(Pretrained):
+class PixelFlow(Pretrained, Checkpointed):
     """Makes clips from states by flow matching in pixels.
 
     The transformer predicts the clean clip, and the velocity follows from it: noise of whole patches has more
@@ -93,6 +105,7 @@ class PixelFlow(Pretrained):
         super().__init__()
         self.config, dim = config, config.dim
         self.state_dim = config.state_dim
+        self.statistics = TokenStatistics(config.state_dim)  # of the tokens that it was trained on, if it was
         self.patches = PatchEmbed(dim, config.patch_size, config.temporal_patch_size, norm=False)
         self.states = nn.Linear(config.state_dim, dim)
         self.no_states = nn.Parameter(torch.zeros(dim))  # in place of dropped states
@@ -125,20 +138,30 @@ class PixelFlow(Pretrained):
         level = self.level(level_sinusoids(levels, x.shape[2])) + self.pooled(masked_mean(condition, mask))
         modulation = self.modulation(F.silu(level)).unflatten(1, (8, 1, -1))
         for block in self.blocks:
-            x = block(x, modulation[:, :6], allowed)
+            x = self.recomputed(block, x, modulation[:, :6], allowed)
         x = modulate(x[:, -count:], modulation[:, 6], modulation[:, 7]).view_as(grid)
         return (noisy - self.unpatch(x)) / levels.clamp(min=LEAST_LEVEL).view(-1, 1, 1, 1, 1)
 
-    def loss(
-        self, video: Tensor, states: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+    def loss(self, video: Tensor, states: Tensor, mask: Tensor | None = None, generator: Generators = None) -> Tensor:
+        """Flow-matching loss, a scalar; arguments and errors as in `losses`."""
+        return self.losses(video, states, mask, generator).mean()
+
+    def losses(
+        self,
+        video: Tensor,
+        states: Tensor,
+        mask: Tensor | None = None,
+        generator: Generators = None,
+        drop: Tensor | None = None,
     ) -> Tensor:
-        """Flow-matching loss, a scalar.
+        """Flow-matching loss of each clip (B,).
 
         Args:
             video: (B, 3, T, H, W) uint8, or float in [-0.5, 0.5].
             states: (B, L, C).
             mask: (B, L) bool, False for states to ignore.
             generator: for levels, noise and state dropout.
+            drop: (B,) bool, True for clips without states; by default random in training, none in evaluation.
 
         Raises ValueError for other shapes, and sizes that do not divide into patches.
         """
@@ -147,13 +170,17 @@ class PixelFlow(Pretrained):
         check_batch(clean, states)
 
         def velocity(noisy: Tensor, levels: Tensor) -> Tensor:
-            drop = None
-            if self.training and self.config.state_dropout:
-                chance = torch.rand(levels.shape, generator=generator, device=levels.device)
-                drop = (chance < self.config.state_dropout).to(noisy.device)
-            return self(noisy, levels.to(noisy.device), states, mask, drop)
+            dropped = drop
+            if drop is None and self.training and self.config.state_dropout:
+                dropped = draw(torch.rand, levels.shape, generator, levels.device) < self.config.state_dropout
+            dropped = None if dropped is None else dropped.to(noisy.device)
+            return self(noisy, levels.to(noisy.device), states, mask, dropped)
 
         return flow_loss(velocity, clean, self.config.shift, generator, LEAST_LEVEL)
+
+    def from_tokens(self, tokens: VisualTokens) -> Tensor:
+        """Tokens -> states (B, L, C) of a decoder that was trained on tokens: standardised as in training."""
+        return self.statistics.standardise(tokens.values, tokens.kinds.expand(tokens.values.shape[:2]))
 
     @torch.no_grad()
     def sample(

@@ -6,11 +6,13 @@ A clip z and normal noise e are mixed at level s in (0, 1]: x = (1 - s) z + s e,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+# Of a batch, or one for each clip, whose draws then do not depend on the batch. None: torch's own.
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class VideoDecoder(Protocol):
@@ -20,7 +22,7 @@ class VideoDecoder(Protocol):
     state_layer: int  # which hidden state of the language model: -1 is its output, -3 the third from last
 
     def loss(
-        self, video: Tensor, states: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+        self, video: Tensor, states: Tensor, mask: Tensor | None = None, generator: Generators = None
     ) -> Tensor: ...
 
     def sample(
@@ -43,14 +45,23 @@ def shifted(levels: Tensor, shift: float) -> Tensor:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
+def draw(function: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: Any = None) -> Tensor:
+    """torch.rand or torch.randn of a shape (B, ...), on the generator's device, without one on `device`."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return function(tuple(shape), generator=generator, device=device if generator is None else generator.device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"there must be a generator for each clip; got {len(generator)} for {shape[0]}")
+    return torch.stack([function(tuple(shape[1:]), generator=one, device=one.device) for one in generator])
+
+
 def flow_loss(
     velocity: Callable[[Tensor, Tensor], Tensor],
     clean: Tensor,
     shift: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     least: float = 0.0,
 ) -> Tensor:
-    """Mean squared error of `velocity(noisy, levels)` against noise - clean, a scalar in float32.
+    """Mean squared error of `velocity(noisy, levels)` against noise - clean, of each clip: (B,) in float32.
 
     Args:
         velocity: of (B, ...) noisy and (B,) levels, which are on the CPU unless the generator is not.
@@ -59,13 +70,12 @@ def flow_loss(
         generator: for levels and noise. Default: torch's own, with the noise drawn on the device of `clean`.
         least: smallest level before the shift.
     """
-    where = clean.device if generator is None else generator.device
-    uniform = 1 - torch.rand(len(clean), generator=generator, device=None if generator is None else where)
+    uniform = 1 - draw(torch.rand, (len(clean),), generator)
     levels = shifted(least + (1 - least) * uniform, shift)
-    noise = torch.randn(clean.shape, generator=generator, device=where).to(clean.device)
+    noise = draw(torch.randn, clean.shape, generator, clean.device).to(clean.device)
     share = levels.to(clean.device).view(-1, *[1] * (clean.ndim - 1))
     predicted = velocity((1 - share) * clean + share * noise, levels)
-    return F.mse_loss(predicted.float(), noise - clean)
+    return (predicted.float() - (noise - clean)).square().flatten(1).mean(1)
 
 
 def check_states(states: Tensor, mask: Tensor | None, width: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sweettok.pixels import check_video
 from sweettok.seeds import sample_noise
-from sweettok.vtok.flow import check_batch, check_indices, check_size, check_states, flow_loss
+from sweettok.vtok.flow import Generators, check_batch, check_indices, check_size, check_states, flow_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -84,7 +84,7 @@ class FrozenDecoder(nn.Module):
         video: Tensor,
         states: Tensor,
         mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         **extra: Tensor,
     ) -> Tensor:
         """Flow-matching loss of the latents of a video, a scalar.
@@ -106,7 +106,7 @@ class FrozenDecoder(nn.Module):
         def velocity(noisy: Tensor, levels: Tensor) -> Tensor:
             return self.velocity(noisy.to(self.transformer.dtype), levels, inputs)
 
-        return flow_loss(velocity, self.latents(video, generator), self.shift, generator)
+        return flow_loss(velocity, self.latents(video, generator), self.shift, generator).mean()
 
     @torch.no_grad()
     def sample(
@@ -161,7 +161,7 @@ class FrozenDecoder(nn.Module):
         return output.frames.float().transpose(1, 2) - 0.5
 
     @torch.no_grad()
-    def latents(self, video: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def latents(self, video: Tensor, generator: Generators = None) -> Tensor:
         """Video (B, 3, T, H, W) in [-0.5, 0.5] -> latents of unit scale, float32, drawn from the VAE's posterior."""
         posterior = self.vae.encode((2 * video).to(self.vae.device, self.vae.dtype)).latent_dist
         return self.normalize(posterior.sample(generator).float())

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from sweettok.hub import Pretrained
 from sweettok.vtok import sampling
 from sweettok.vtok.backbone import Backbone, Projector, build_model, load_model, scratch_model
-from sweettok.vtok.heads import TokenStatistics, build_head
+from sweettok.vtok.heads import build_head
 from sweettok.vtok.language_card import CARD
 from sweettok.vtok.language_config import LanguageConfig
 from sweettok.vtok.output import MOTION, VisualTokens
 from sweettok.vtok.parts import Parts
 from sweettok.vtok.sequences import CAPTION, PADDING, START, VISUAL, Sequences, grid_positions, text_positions
+from sweettok.vtok.statistics import TokenStatistics
 from sweettok.vtok.text import dump_tokenizer, load_tokenizer, require_transformers, train_tokenizer
 
 # Loss of the video decoder: states (G, L, D) of the rows with captions, and which tokens (G, L) there are -> a scalar.
