@@ -62,6 +62,7 @@ VTOK = {
         "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 6, "head_width": 8},
     },
     "grid": [2, 2],
+    "projection": "identity",
 }
 TEXT = {"width": 16, "layers": 4, "heads": 2, "vocab_size": 300, "context_length": 24}
 TRAIN = {

@@ -49,7 +49,8 @@ def describe(cls: type, sections: dict[type, None]) -> str:
             text = text or inspect.getdoc(kind).splitlines()[0]
             rows.append(f"| `{field.name}` | [{kind.__name__}](#{kind.__name__.lower()}) | {default} | {text} |")
         else:
-            default = "" if field.default == MISSING else f"`{plain(field.default)}`"
+            value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            default = "" if value == MISSING else f"`{plain(value)}`"
             rows.append(f"| `{field.name}` | {type_name(kind)} | {default} | {text[:1].upper()}{text[1:]} |")
     return f"{inspect.getdoc(cls)}\n\n" + "\n".join(rows) + "\n"
 

@@ -71,6 +71,7 @@ class VTokEncoderTask(Task):
     def __init__(self, run: VTokEncoderRun, inputs: Inputs | None = None):
         self.run, inputs = run, inputs or Inputs()
         self.vtok = VTok(run.vtok)
+        self.vtok.projection.requires_grad_(False)
         clips = inputs.annotated(run.data.train, run.data)
         texts, rates = survey(clips) if inputs.readable else ((), torch.zeros(len(FACTS)))
         self.ids = CaptionIds(train_tokenizer(texts, run.text.vocab_size), run.text.context_length)
