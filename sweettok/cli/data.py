@@ -13,11 +13,12 @@ from sweettok.cli.main import Command
 from sweettok.cli.options import add_checkpoint, add_seed, add_workers, integer, real
 from sweettok.data.config import DataConfig
 from sweettok.data.importers import import_k600, import_ucf101
-from sweettok.data.lists import list_lines, read_entries, write_list
+from sweettok.data.lists import SUFFIXES, list_lines, local_file, read_entries, relative_path, some, write_list
 from sweettok.data.manifest import TokenManifest
 from sweettok.data.scan import KINDS, scan
 from sweettok.data.scene_files import write_scenes
 from sweettok.data.scenes import LEAST_FRAMES
+from sweettok.data.shards import expand_shards, index_shards, is_local
 from sweettok.data.synthetic import write_synthetic
 from sweettok.data.tokens import verify
 from sweettok.data.writer import write_lines
@@ -55,12 +56,12 @@ def _scan(args: argparse.Namespace) -> int:
         raise ValueError(f"--write-clean must be in {base}, to which its paths are relative, or --root must be given")
     entries, _ = read_entries(args.list, args.root)
     against = read_entries(args.against, args.against_root)[0] if args.against else []
-    inputs = {args.list, args.against, *(entry.path for entry in (*entries, *against))} - {None}
-    inputs = [source for source in inputs if not source.is_dir()]
+    files = {local_file(entry) for entry in (*entries, *against)}
+    inputs = [source for source in {args.list, args.against, *files} - {None} if not source.is_dir()]
     if args.report:
         check_output(args.report, (".json",), inputs)
     if args.write_clean:
-        lines = set(list_lines((os.path.relpath(entry.path, base), entry.label) for entry in entries))
+        lines = set(list_lines((relative_path(entry.path, base), entry.label) for entry in entries))
 
         def of_this_list(path: Path) -> bool:
             return lines.issuperset(path.read_text(encoding="utf-8", errors="replace").splitlines())
@@ -89,7 +90,7 @@ def _scan(args: argparse.Namespace) -> int:
     clean = [entry for entry in entries if entry.where not in bad]
     if not clean:
         raise ValueError(f"{args.list}: every clip has a problem, so {args.write_clean} is not written")
-    write_list(args.write_clean, ((os.path.relpath(entry.path, base), entry.label) for entry in clean))
+    write_list(args.write_clean, ((relative_path(entry.path, base), entry.label) for entry in clean))
     print(f"{args.write_clean}: {len(clean)} clips")
     return 0
 
@@ -160,6 +161,31 @@ def _import_k600(args: argparse.Namespace) -> None:
         print(f"{args.out / split}.txt: {written} clips, paths relative to {args.root}; {lost} clips not found")
 
 
+def _index_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "tar files: paths, http(s) URLs or pipe: commands, with braces as in train-{000..099}.tar"
+    add("shards", nargs="+", metavar="SHARDS", help=text)
+    add("--out", type=Path, required=True, metavar="LIST", help="list file to write")
+    add("--workers", type=integer(), default=8, metavar="N", help="shards read at a time (default: 8)")
+
+
+def _index(args: argparse.Namespace) -> None:
+    shards = expand_shards(args.shards)
+    local = [Path(shard) for shard in shards if is_local(shard)]
+    check_output(args.out, (".txt",), local)
+    found = list(index_shards(shards, SUFFIXES, args.workers))
+    if not found:
+        raise ValueError(f"no videos in {len(shards)} shards, the first is {shards[0]}")
+    bare = [clip.member for clip in found if clip.label is None]
+    if 0 < len(bare) < len(found):
+        raise ValueError(
+            f"{len(bare)} of {len(found)} clips have no .cls file and no label in a .json file{some(bare)}"
+        )
+    base = args.out.parent
+    write_list(args.out, ((relative_path(clip.member, base), clip.label) for clip in found))
+    print(f"{args.out}: {len(found)} clips of {len(shards)} shards, with{'out' if bare else ''} labels")
+
+
 def _folder_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of token shards")
 
@@ -199,6 +225,7 @@ COMMANDS = {
     "scenes": Command("write a dataset of scenes with captions and questions", _scenes_arguments, _scenes),
     "import-ucf101": Command("write lists from the official UCF-101 split files", _ucf101_arguments, _import_ucf101),
     "import-k600": Command("write lists from a Kinetics-600 annotation CSV", _k600_arguments, _import_k600),
+    "index": Command("write the list of the clips in tar shards (WebDataset)", _index_arguments, _index),
     "tokens": Command("show the contents of a folder of token shards", _folder_argument, _tokens),
     "verify": Command("read all token shards of a folder and compare their SHA-256", _folder_argument, _verify),
 }

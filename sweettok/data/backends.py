@@ -5,6 +5,7 @@ without timestamps. PyAV seeks, and every seek is checked against the table of p
 after a seek into files with B-frames, so it decodes from the start, as in the release.
 """
 
+import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sweettok.data.packets import PacketTable, StoredTable
+from sweettok.data.shards import Member
 
 Scale = Callable[[int, int], tuple[int, int]]  # upright native (height, width) -> (height, width) the decoder scales to
 MAX_PIXELS = 1 << 27  # of a frame (16K video); with a damaged header, a frame could take all memory
@@ -39,16 +41,17 @@ class PyAVVideo:
 
     name = "pyav"
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Member):
         import av
 
         self.path = path
+        self._content = path.read() if isinstance(path, Member) else None
         self._error = (av.FFmpegError, IndexError)  # IndexError: packets of a stream that is not in the header
         self._container = None
-        self._stored = StoredTable(path, av.library_versions["libavformat"])
+        self._stored = StoredTable(path, av.library_versions["libavformat"]) if self._content is None else None
         try:
             self._open()
-            self._packets = self._stored.read() or self._demux()
+            self._packets = (self._stored and self._stored.read()) or self._demux()
         except self._error as error:
             self.close()
             raise CannotOpen(f"PyAV cannot open it ({_reason(error)})") from error
@@ -59,14 +62,16 @@ class PyAVVideo:
     def _demux(self) -> PacketTable:
         """The packet table, by reading the whole file."""
         table = PacketTable.of(filter(self._is_shown, self._container.demux(self._stream)))
-        self._stored.keep(table)
+        if self._stored:
+            self._stored.keep(table)
         return table
 
     def _open(self) -> None:
         import av
 
         self.close()
-        self._container = av.open(str(self.path), metadata_errors="replace")  # titles may have any encoding
+        source = str(self.path) if self._content is None else _named(self._content, self.path.name)
+        self._container = av.open(source, metadata_errors="replace")  # titles may have any encoding
         self._stream = self._container.streams.best("video")
         if self._stream is None or self._stream.codec_context is None:
             self.close()
@@ -183,6 +188,13 @@ class PyAVVideo:
         self.num_frames = count
 
 
+def _named(content: bytes, name: str) -> io.BytesIO:
+    """A file in memory with a name, by which PyAV guesses its format."""
+    file = io.BytesIO(content)
+    file.name = name
+    return file
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
@@ -192,7 +204,7 @@ class _Converter:
 
     TURNS = {0: [], 90: ["cclock"], -90: ["clock"], 180: ["clock", "clock"], -180: ["clock", "clock"]}
 
-    def __init__(self, path: Path, scale: Scale):
+    def __init__(self, path: Path | Member, scale: Scale):
         self.path, self.scale = path, scale
         self.kind: tuple | None = None
 
@@ -231,11 +243,12 @@ class DecordVideo:
     name = "decord"
     LOSES_FRAMES = (".ts", ".mts", ".m2ts")  # decord starts transport streams at their second keyframe
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Member):
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)
         self.path = path
+        self._content = path.read() if isinstance(path, Member) else None
         self._errors = (decord.DECORDError, RuntimeError, StopIteration)
         if path.suffix.lower() in self.LOSES_FRAMES:
             raise CannotOpen("decord loses the first frames of transport streams; use backend='pyav'")
@@ -246,7 +259,8 @@ class DecordVideo:
         import decord
 
         try:
-            return decord.VideoReader(str(self.path), width=width, height=height, num_threads=1)
+            source = str(self.path) if self._content is None else _named(self._content, self.path.name)
+            return decord.VideoReader(source, width=width, height=height, num_threads=1)
         except self._errors as error:
             raise CannotOpen("decord cannot open it") from error
 

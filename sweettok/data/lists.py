@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from sweettok.data.shards import Member, as_source, is_local
 from sweettok.data.writer import write_lines
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = VIDEO_SUFFIXES + IMAGE_SUFFIXES
 MAX_CLASSES = 1_000_000  # labels above it are taken for mistakes
 SHOWN = 10  # items named in an error
 
@@ -28,7 +30,7 @@ SHOWN = 10  # items named in an error
 class ClipList:
     """Clips in a fixed order. `labels` are class indices from 0; `keys` are unique: relative paths without suffix."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path | Member, ...]
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...] | None
     keys: tuple[str, ...]
@@ -64,7 +66,7 @@ def clips_hash(keys: Sequence[str], labels: Sequence[int] | None = None) -> str:
 class Entry:
     """One clip of a source."""
 
-    path: Path
+    path: Path | Member
     key: str
     label: int | None  # class index
     where: str  # file and line that list it
@@ -80,6 +82,7 @@ def load_clips(
     Args:
         source: a text file with `path TAB label` lines (the release's lists) or only paths; a `.csv` file with the
             column `path` and optionally `label`; a folder of class folders; or a folder of clips without classes.
+            A path may be of a file in a tar shard, see `sweettok.data.shards`.
             Images in a folder that has videos are left out, with a warning.
         root: the folder that paths in a file are relative to; by default the file's.
         classes: class names in order, a file with one name a line, or their number. Labels must be in range.
@@ -106,6 +109,8 @@ def read_entries(
     source: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None
 ) -> tuple[list[Entry], tuple[str, ...] | None]:
     """All clips of a source, without checking files and repetitions; and the class names of a folder."""
+    if str(source).endswith(".tar"):
+        raise ValueError(f"{source}: tar shards are read by a list: sweettok data index SHARDS --out LIST")
     source = Path(source)
     if source.is_dir():
         if root is not None:
@@ -191,9 +196,13 @@ def _entry(source: Path, root: Path, number: int, path: str, label: str | None) 
     where = f"{source}, line {number}"
     if label is not None and not label.removeprefix("-").isdecimal():
         raise ValueError(f"{where}: the label must be a whole number from 1, got {label!r}")
+    index = None if label is None else int(label) - 1
+    source = as_source(path)
+    if isinstance(source, Member):
+        return Entry(source.moved(root / source.shard) if is_local(source.shard) else source, source.key, index, where)
     full = root / path
     name = full.relative_to(root) if full.is_relative_to(root) else full
-    return Entry(full, _key(name), None if label is None else int(label) - 1, where)
+    return Entry(full, _key(name), index, where)
 
 
 def _key(name: Path) -> str:
@@ -201,7 +210,7 @@ def _key(name: Path) -> str:
 
 
 def _read_folder(source: Path, names: Sequence[str] | None) -> tuple[list[Entry], tuple[str, ...] | None]:
-    files = [path.relative_to(source) for path in find_files(source, VIDEO_SUFFIXES + IMAGE_SUFFIXES)]
+    files = [path.relative_to(source) for path in find_files(source, SUFFIXES)]
     images = [str(file) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if 0 < len(images) < len(files):
         text = f"{source} has videos, so its {len(images)} images are left out; to use them too, list them in a file"
@@ -231,8 +240,9 @@ def _class_names(classes: int | Sequence[str] | str | Path | None) -> tuple[str,
 
 def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
     wanted = defaultdict(list)
-    for entry in entries:
-        wanted[entry.path.parent].append(entry.path)
+    for path in dict.fromkeys(map(local_file, entries)):
+        if path is not None:
+            wanted[path.parent].append(path)
     missing = []
     for folder, paths in wanted.items():  # one listing per folder: checking file by file is slow on network disks
         present = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -242,6 +252,20 @@ def _check_files(entries: Sequence[Entry], source: str | Path) -> None:
         if missing[0].split()[-1].isdecimal():
             hint = " (path and label must be separated by a TAB; official UCF-101 split files need import-ucf101)"
         raise FileNotFoundError(f"{source}: {len(missing)} of {len(entries)} clips are missing{hint}{some(missing)}")
+
+
+def local_file(entry: Entry) -> Path | None:
+    """The file or the shard of a clip, if it is on this machine."""
+    if isinstance(entry.path, Member):
+        return Path(entry.path.shard) if is_local(entry.path.shard) else None
+    return entry.path
+
+
+def relative_path(path: Path | Member, base: Path) -> str:
+    """The path of a clip in a list whose paths are relative to `base`."""
+    if isinstance(path, Member):
+        return path.moved(os.path.relpath(path.shard, base)) if is_local(path.shard) else path
+    return os.path.relpath(path, base)
 
 
 def some(items: Iterable[str]) -> str:

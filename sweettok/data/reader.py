@@ -1,6 +1,7 @@
 """Reading a few frames of a video file, exactly and without decoding all of it, and still images."""
 
 import ctypes
+import io
 import random
 import stat
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor
 from sweettok.data.backends import CannotOpen, ClipError, DecordVideo, PyAVVideo, Scale
 from sweettok.data.lists import IMAGE_SUFFIXES
 from sweettok.data.resize import RESIZES, Fit, center
+from sweettok.data.shards import Member, as_source
 
 POSITIONS = ("first", "center", "last", "random", "even")
 SHORT = ("black", "repeat", "error")
@@ -157,7 +159,7 @@ def read_clip(
 
 def is_image(path: str | Path) -> bool:
     """Whether a file is a still image, by its suffix."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    return as_source(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
@@ -168,9 +170,10 @@ def read_image(path: str | Path, size: Size, resize: str = "stretch") -> Tensor:
     from PIL import Image, ImageOps
 
     scale, target = _scaling(size, resize)
-    _check_file(path)
+    source = as_source(path)
+    _check_file(source)
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(source.read()) if isinstance(source, Member) else source) as file:
             if file.format in ("WEBP", "PNG") and getattr(file, "n_frames", 1) > 1:
                 reason = f"an animation of {file.n_frames} frames, not a still image: convert it to GIF or MP4"
                 raise ClipError(f"{path}: {reason}", permanent=True)
@@ -220,7 +223,7 @@ def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | 
     """Open a file with the first decoder that can read it. Raises ClipError."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    path = Path(path)
+    path = as_source(path)
     _check_file(path)
     kinds = {"pyav": (PyAVVideo,), "decord": (DecordVideo,), "auto": (PyAVVideo, DecordVideo)}[backend]
     reasons = []
@@ -231,6 +234,8 @@ def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | 
             reasons.append(str(error))
         except ImportError as error:
             reasons.append(f"{kind.name} is not installed ({error})")
+        except OSError as error:  # of a shard
+            raise ClipError(f"{path}: {error.strerror or error}") from error
         else:
             break
     else:
@@ -243,7 +248,10 @@ def open_video(path: str | Path, backend: str = "auto") -> Iterator[PyAVVideo | 
         video.close()
 
 
-def _check_file(path: str | Path) -> None:
+def _check_file(path: Path | Member) -> None:
+    """Raise ClipError for a missing or empty file; files in shards are known to be there."""
+    if isinstance(path, Member):
+        return
     try:
         found = Path(path).stat()
     except OSError as error:

@@ -14,7 +14,7 @@ from sweettok.data.backends import ClipError
 from sweettok.data.config import DataConfig
 from sweettok.data.lists import MAX_CLASSES, Entry
 from sweettok.data.reader import count_frames, is_image, read_image, read_within
-from sweettok.store import sha256
+from sweettok.data.shards import digest
 
 KINDS = {
     "missing": "there is no such file",
@@ -75,7 +75,7 @@ def scan(
     facts = dict(_map(partial(inspect, timeout=timeout), entries, workers, progress, "decoding"))
     compared = dict(_map(partial(inspect, timeout=timeout, decode=False), against, workers, progress, "comparing"))
     others = {compared[e.path].digest: e for e in against if compared[e.path].digest}
-    other_paths = {e.path.resolve(): e for e in against}
+    other_paths = {_resolved(e): e for e in against}
     groups = {_group(e): e for e in against if _group(e)}
     span = (frames - 1) * stride + 1
     seen: dict[str, Entry] = {}
@@ -93,7 +93,7 @@ def scan(
         seen.update((name, entry) for name in names if name not in seen)
         if entry.label is not None and not 0 <= entry.label < MAX_CLASSES:
             problems.append(Problem("label", entry, f"{entry.label + 1}, expected 1..{MAX_CLASSES}"))
-        same = others.get(fact.digest) or other_paths.get(entry.path.resolve())
+        same = others.get(fact.digest) or other_paths.get(_resolved(entry))
         if same is not None:
             problems.append(Problem("shared", entry, f"{same.where}: {same.path}"))
         elif _group(entry) in groups:
@@ -113,9 +113,9 @@ def inspect(path: Path, timeout: float, decode: bool = True) -> Facts:
 def _inspect(path: Path, decode: bool) -> Facts:
     content, num_frames = None, 0
     try:
-        if not path.is_file():
+        if isinstance(path, Path) and not path.is_file():
             return Facts(kind="missing", detail="check the list and its root")
-        content = sha256(path)
+        content = digest(path)
         if decode:
             num_frames = read_image(path, None).shape[1] if is_image(path) else count_frames(path)
     except (ClipError, OSError) as error:
@@ -125,6 +125,10 @@ def _inspect(path: Path, decode: bool) -> Facts:
 
 def _reason(path: Path, error: Exception) -> str:
     return str(error).removeprefix(f"{path}: ")
+
+
+def _resolved(entry: Entry) -> Path | str:
+    return entry.path.resolve() if isinstance(entry.path, Path) else entry.path
 
 
 def _group(entry: Entry) -> str | None:
@@ -139,7 +143,7 @@ def _map(
 
     When a process dies, files are read one by one until the harmful one is found.
     """
-    paths, done, alone = sorted({entry.path for entry in entries}), 0, False
+    paths, done, alone = sorted({entry.path for entry in entries}, key=str), 0, False
     with tqdm(total=len(paths), desc=title, disable=not progress or not paths) as bar:
 
         def count(facts: Facts) -> tuple[Path, Facts]:

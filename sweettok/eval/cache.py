@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sweettok.data.lists import ClipList
+from sweettok.data.shards import digest
 from sweettok.eval.protocol import Protocol
-from sweettok.store import sha256, write_aside
+from sweettok.store import write_aside
 
 # Fields of a protocol that do not affect the features of real clips.
 UNRELATED = ("name", "split", "num_fake", "paired", "codec", "autocast", "ddof", "root", "dtype")
@@ -63,6 +64,6 @@ class RealCache:
 
     def _key(self) -> str:
         fields = {name: value for name, value in self.protocol.to_dict().items() if name not in UNRELATED}
-        contents = [sha256(path) for path in self.clips.paths]
+        contents = [digest(path) for path in self.clips.paths]
         versions = {name: version(name) if find_spec(name) else None for name in PACKAGES}
         return hashlib.sha256(json.dumps([FORMAT, fields, contents, versions], sort_keys=True).encode()).hexdigest()

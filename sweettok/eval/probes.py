@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sweettok.data.episodes import Episode, EpisodeConfig, draw, episodes_hash
 from sweettok.data.lists import ClipList, load_clips, some
+from sweettok.data.shards import digest
 from sweettok.data.synonyms import read_attribute
 from sweettok.distributed import join_processes
 from sweettok.eval.metrics import mean_with_interval
@@ -26,7 +27,6 @@ from sweettok.eval.report import checkpoint_hashes, versions
 from sweettok.eval.sources import describe
 from sweettok.eval.tokenizers import clip_batches, preprocessing_of, small_pixels
 from sweettok.proxy.model import ProxyTokenizer
-from sweettok.store import sha256
 from sweettok.tokenizer.histograms import histograms, nearest_by_product, word_counts
 from sweettok.tokenizer.layout import KINDS
 from sweettok.tokenizer.model import SweetTok
@@ -226,8 +226,8 @@ def class_indices(train: Sequence[str], test: Sequence[str]) -> tuple[Tensor, Te
 
 def check_disjoint(train: ClipList, test: ClipList) -> None:
     """Raise ValueError if a test clip has the bytes of a training clip."""
-    seen = {sha256(path) for path in train.paths}
-    if shared := [str(path) for path in test.paths if sha256(path) in seen]:
+    seen = {digest(path) for path in train.paths}
+    if shared := [str(path) for path in test.paths if digest(path) in seen]:
         raise ValueError(f"{len(shared)} test clips are also training clips: use held-out clips{some(shared)}")
 
 
