@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "decode": "decode a file of token ids into a video",
     "tokenize": "encode a list of videos into token shards",
     "sample": "generate videos with a trained generator",
+    "export": "write models for other programs: transformers, torch.export",
     "words": "show and evaluate the words of video tokens",
     "eval": "evaluate reconstruction and generation",
     "demo": "serve a page in the browser to try a tokenizer",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sweettok.generator.card import CARD
 from sweettok.generator.config import GeneratorConfig, SamplingConfig
+from sweettok.generator.export import write_transformers
 from sweettok.generator.sampling import check_finite, choose, drawable, guide, random_streams, scale_at
 from sweettok.generator.sequence import SequenceLayout
 from sweettok.generator.transformer import Cache, CausalTransformer
@@ -53,6 +55,14 @@ class Generator(Pretrained):
     @classmethod
     def build(cls, config: GeneratorConfig, assets: dict[str, Any], tensors: dict[str, Tensor]) -> Generator:
         return cls(config, assets["class_names"])
+
+    def to_transformers(self, folder: str | Path) -> None:
+        """Write a folder that transformers' `AutoModelForCausalLM` and serving engines load, with equal logits.
+
+        GPT-2 with learned positions, GPT-NeoX with rotary ones; `qk_norm` needs `trust_remote_code=True`. The folder's
+        sequence.json says which ids may stand where; `sweettok.generator.serving.LegalIds` reads it.
+        """
+        write_transformers(self, folder)
 
     def classes(self, labels: Sequence[int | str] | Tensor) -> Tensor:
         """Class numbers (B,) from numbers or names; ValueError for an unknown name."""

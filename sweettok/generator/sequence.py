@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,15 @@ _SEPARATORS = {
 # Start token and separators in the order of their ids.
 _SPECIALS = {"union": ("sos", "ss", "sn", "ts", "tn")}
 _SPECIALS["modifiers_and_head"] = (*_SPECIALS["union"], "sms", "smn", "tms", "tmn")
+
+
+class Run(NamedTuple):
+    """Consecutive positions of the target with the same allowed ids, [first, stop)."""
+
+    name: str  # of the segment or the separator
+    length: int
+    first: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,17 @@ class SequenceLayout:
             end = starts[-1] + segment.length
         return tuple(starts)
 
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The target from its first to its last position."""
+        runs, names = [], {number: name for name, number in self.special_ids.items()}
+        for separators, segment in zip(self.separators, self.layout.segments, strict=True):
+            runs += [Run(names[number], 1, number, number + 1) for number in separators]
+            first = self.word_start + segment.vocab_start
+            runs.append(Run(segment.name, segment.length, first, first + segment.vocab_size))
+        last = self.special_ids["tn"]
+        return (*runs, Run("tn", 1, last, last + 1))
+
     @property
     def target_length(self) -> int:
         return self.segment_starts[-1] + self.layout.segments[-1].length + 1
@@ -113,6 +134,15 @@ class SequenceLayout:
         for separators, segment in zip(self.separators, self.layout.segments, strict=True):
             parts += [*(_column(separator, words) for separator in separators), words[:, segment.places]]
         return torch.cat([*parts, _column(self.special_ids["tn"], words)], dim=1)
+
+    def ids(self, target: Tensor) -> Tensor:
+        """Target (B, R), or all but its last id -> global ids (B, L). Raises ValueError for other ids or lengths."""
+        if target.ndim != 2 or target.shape[1] not in (self.target_length, self.target_length - 1):
+            raise ValueError(f"expected targets (B, {self.target_length}); got {tuple(target.shape)}")
+        runs = zip(self.segment_starts, self.layout.segments, strict=True)
+        ids = torch.cat([target[:, start : start + segment.length] for start, segment in runs], dim=1)
+        self.layout.check(ids - self.word_start)
+        return ids - self.word_start
 
     def prompt(
         self,

@@ -13,18 +13,21 @@ L ids per clip, C width of a code.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sweettok import pixels
+from sweettok.layers.precision import without_autocast
 from sweettok.priors.graph import Prior, WordGraph
 from sweettok.proxy.model import PixelDecoder
 from sweettok.tokenizer.base import check_words, make_quantizer, word_graphs
 from sweettok.tokenizer.compression import make_decoder, make_encoder
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.tokenizer.output import QueryFeatures, TokenOutput
+from sweettok.tokenizer.packages import write_packages
 from sweettok.tokenizer.quantizer import Quantized
 from sweettok.tokenizer.release import ReleaseMethods
 from sweettok.video.clips import Source
@@ -95,7 +98,7 @@ class SweetTok(ReleaseMethods):
         decoder = self.require_pixel_decoder()
         if self.config.pixel_path == "argmax":
             return decoder(decoder.codebook(logits.argmax(1)))
-        with torch.autocast(logits.device.type, enabled=False):
+        with without_autocast(logits.device):
             vectors = logits.float().movedim(1, -1).softmax(-1) @ decoder.codebook.embeddings
         return decoder(vectors)
 
@@ -167,3 +170,12 @@ class SweetTok(ReleaseMethods):
         self.check_precision()
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
             return QueryFeatures(*self.encoder(self.prepare(source, **options)))
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write `encode.pt2` and `decode.pt2`: packages of torch.export with any batch size, without this library.
+
+        `torch.export.load(file).module()` maps float32 clips (B, 3, T, H, W) in [-0.5, 0.5], of the configured shape,
+        to ids (B, L), and ids to clips. They run on the device of the weights, and do not check their input. Returns
+        the paths. Raises ValueError in training mode, and without a pixel decoder.
+        """
+        return write_packages(self, folder)

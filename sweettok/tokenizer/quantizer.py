@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sweettok.layers.lookup import nearest
+from sweettok.layers.precision import without_autocast
 from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.tokenizer.layout import LOOKUPS
 
@@ -63,7 +64,7 @@ class LanguageQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> Quantized:
         """z (B, N, latent) -> nearest words by squared distance, in float32 whatever the autocast."""
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             tables = self.tables()
             parts = z.float().chunk(len(tables), dim=-1)
             searched = zip(parts, tables, self.words_per_query, strict=True)
