@@ -8,6 +8,7 @@ import torch
 from test_generator import VARIANTS, make
 from test_graphs import PROXY, SHALLOW
 from test_sequence import SMALL, SMALL_UNION, some_ids
+from test_variants import tokenizer as variant_tokenizer
 
 from sweettok.cli.main import main
 from sweettok.generator.serving import LegalIds
@@ -96,8 +97,9 @@ def test_packages_of_encode_and_decode(tmp_path, monkeypatch, capsys):
 
 
 def test_packages_of_another_recipe(tmp_path):
-    recipe = {"codebook": "language", "lookup": "union", "pixel_path": "argmax", "decoder_order": "first_frame"}
-    tokenizer = tiny.tokenizer(tiny.tokenizer_config(PROXY, **SHALLOW, **recipe))
+    """One codebook for both branches, one word for each query, the likeliest code."""
+    recipe = {"pixel_path": "argmax", "decoder_order": "first_frame"}
+    tokenizer = variant_tokenizer("language", proxy=PROXY, **SHALLOW, **recipe)
     encode, decode = (torch.export.load(path).module() for path in tokenizer.export(tmp_path))
     clips = tiny.clips(0)
     ids = tokenizer.encode(clips).ids
