@@ -73,7 +73,7 @@ class VTokEncoderTask(Task):
         self.vtok = VTok(run.vtok)
         self.vtok.projection.requires_grad_(False)
         clips = inputs.annotated(run.data.train, run.data)
-        texts, rates = survey(clips) if inputs.readable else ((), torch.zeros(len(FACTS)))
+        texts, rates = survey(clips) if inputs.readable else (("unknown",), torch.zeros(len(FACTS)))
         self.ids = CaptionIds(train_tokenizer(texts, run.text.vocab_size), run.text.context_length)
         self.model = ContrastiveModel(self.vtok, run.text, self.ids.tokenizer, rates)
         self.model.clip.set_grad_checkpointing(run.train.gradient_checkpointing)
