@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from sweettok.store import cache_folder, write_aside
 
@@ -20,7 +21,7 @@ LEAST = 5_000  # packets of a file whose table is kept: about 3 minutes; reading
 LIMIT = 1 << 30  # bytes of all tables, some 5,000 hours of video; the ones written first are removed
 SETTLED = 10  # seconds after which a changed file counts as complete
 NO_PTS = np.iinfo(np.int64).min
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (OSError, ValueError, KeyError, SafetensorError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class StoredTable:
         self.video, self.demuxer = video, demuxer
         self.key, self.changed = self._key()
         folder = cache_folder()
-        self.path = folder / "packets" / f"{self.key}.npz" if folder else None
+        self.path = folder / "packets" / f"{self.key}.safetensors.z" if folder else None
 
     def _key(self) -> tuple[str, float]:
         found = self.video.stat()
@@ -93,9 +94,8 @@ class StoredTable:
         if self.path is None:
             return None
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                pts, size = np.cumsum(file["steps"]), file["size"]
-                return PacketTable(pts, size, np.unpackbits(file["key"], count=len(size)).astype(bool), stored=True)
+            arrays = load(zlib.decompress(self.path.read_bytes()))
+            return PacketTable(np.cumsum(arrays["steps"]), arrays["size"], arrays["key"].astype(bool), stored=True)
         except _DAMAGED:
             return None
 
@@ -107,7 +107,8 @@ class StoredTable:
         try:
             with write_aside(self.path) as aside:
                 steps = np.diff(table.pts, prepend=0)  # compress better than timestamps
-                np.savez_compressed(aside, steps=steps, size=table.size, key=np.packbits(table.key))
+                arrays = {"steps": steps, "size": table.size, "key": table.key.astype(np.uint8)}
+                aside.write_bytes(zlib.compress(save(arrays)))
             _make_room(self.path.parent)
         except OSError:
             return
