@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.signal import convolve2d
 
-from sweettok.eval.metrics import frame_psnr, mean_with_interval, motion_psnr, psnr, ssim
+from sweettok.eval.metrics import compare, frame_psnr, mean_with_interval, motion_psnr, psnr, ssim
 from sweettok.eval.tokenizers import UsageCounter, merge_usage
 
 
@@ -146,3 +146,15 @@ def test_usage_refuses_unknown_lists_and_ids():
         counter.update({"noun": torch.tensor([0, 4])})
     with pytest.raises(ValueError, match="no word list 'verb'"):
         counter.update({"verb": torch.tensor([0])})
+
+
+@pytest.mark.parametrize("cached", [1, 1 << 30])
+def test_several_at_once_equal_each_alone(monkeypatch, cached):
+    """However many frames are taken at a time; one frame stands for a clip that repeats it."""
+    monkeypatch.setattr("sweettok.eval.metrics.CACHED", cached)
+    real, fake = noise(0), noise(1)
+    still = {"first": real[:, :, :1], "other": noise(2)[:, :, :1]}
+    found = compare(real, {"fake": fake, **still})
+    for name, other in {"fake": fake, **{name: frame.expand_as(real) for name, frame in still.items()}}.items():
+        for metric, function in {"psnr": psnr, "ssim": ssim, "motion": motion_psnr}.items():
+            torch.testing.assert_close(found[name][metric], function(real, other), rtol=1e-6, atol=1e-7)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sweettok.cli.main import main as cli
 from sweettok.data.reader import probe, read_clip
 from sweettok.data.writer import TITLE, enlarge, write_video
-from sweettok.eval import frechet_distance
+from sweettok.eval import frechet_distance, reconstruction
 from sweettok.eval.distance import cautions, measure, refusal, stack_features
 from sweettok.eval.features import EXTRACTORS, I3DFeatures
 from sweettok.eval.metrics import motion_psnr, psnr, ssim
@@ -247,9 +247,13 @@ def rfvd(folder, *more, checkpoint="tok"):
     return main(["rfvd", "--checkpoint", str(folder / checkpoint), *data, "--workers", "0", *map(str, more)])
 
 
-def test_report_without_weights(folder, tmp_path, capsys):
-    for name, size in (("a", 2), ("b", 2), ("c", 3)):
-        assert rfvd(folder, "--out", tmp_path / name, "--batch-size", size) == 0
+def test_report_without_weights(folder, tmp_path, capsys, monkeypatch):
+    cache = ("--cache", tmp_path / "cache")
+    assert rfvd(folder, "--out", tmp_path / "a", "--batch-size", 2, *cache) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert rfvd(folder, "--out", tmp_path / "c", "--batch-size", 3) == 0
+    monkeypatch.setattr(reconstruction, "baselines", lambda video: pytest.fail("computed again"))
+    assert rfvd(folder, "--out", tmp_path / "b", "--batch-size", 2, *cache) == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     report = json.loads((tmp_path / "a").read_text())
     other = json.loads((tmp_path / "c").read_text())

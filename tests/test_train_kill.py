@@ -14,10 +14,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from forks import fork_server
 from stages import ROOT, command, log_lines
 from test_train_loop import assert_equal, assert_same_weights, results
 from toy_task import ToyTask, toy_run
 
+from sweettok import store
 from sweettok.cli.main import STOPPED
 from sweettok.data.dataset import GlobalBatchSampler, LoaderError
 from sweettok.train import checkpoint
@@ -27,7 +29,8 @@ from sweettok.train.loop import fit
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-KILLS, SAVE_EVERY = 30, 4
+KILLS, SAVE_EVERY = 12, 4
+EVENTS = 24  # steps and flushes of files, of two checkpoints, after one of which a run is killed
 
 
 class Signal:
@@ -55,13 +58,13 @@ def assert_same_checkpoint(one, other):
 # ------------------------------------------------------------------------------------------------------ killed
 
 
-def test_thirty_kills(tmp_path):
+def test_kills_at_any_step_and_write(tmp_path):
     """In a process of its own, which does not wait for imports when it starts a run anew."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    kills, torn, last = map(int, done.stdout.split())
+    process = multiprocessing.get_context(fork_server()).Process(target=drive, args=(tmp_path,))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "out.txt").read_text()[-3000:]
+    kills, torn, last = map(int, (tmp_path / "found.txt").read_text().split())
     assert kills == KILLS and torn > 0  # some of them while it was saving
 
     folder, unbroken = tmp_path / "killed", tmp_path / "unbroken"
@@ -77,6 +80,8 @@ def test_thirty_kills(tmp_path):
 def drive(folder: Path) -> None:
     """Kill a run again and again, look at what it left each time; then end it after a known step, and one unbroken."""
     torch.set_num_threads(1)
+    out = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1), os.dup2(out, 2)
     rng, killed, torn = random.Random(0), folder / "killed", 0
     for _ in range(KILLS):
         before = latest_step(killed)
@@ -91,13 +96,14 @@ def drive(folder: Path) -> None:
     last = latest_step(killed) + 3
     for path in (killed, folder / "unbroken"):
         pid, reader = start_run(path, Signal(last - 1))
-        os.close(reader)
+        with open(reader, "rb") as events:
+            events.read()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == STOPPED
-    print(KILLS, torn, last)
+    (folder / "found.txt").write_text(f"{KILLS} {torn} {last}")
 
 
 def start_run(folder: Path, change_loss=None) -> tuple[int, int]:
-    """A process that trains, and a pipe that says when its first step begins."""
+    """A process that trains, and a pipe that it writes to at each step and before each flush of a file."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -105,13 +111,16 @@ def start_run(folder: Path, change_loss=None) -> tuple[int, int]:
         return pid, reader
 
     def tell(context, loss):
-        if writer_open:
-            os.close(writer_open.pop())
+        os.write(writer, b"s")
         return change_loss(context, loss) if change_loss is not None else loss
 
-    writer_open, status = [writer], 1
+    def flush(path):
+        os.write(writer, b"f")
+        store_sync(path)
+
+    status, store_sync = 1, store.sync
     try:
-        os.dup2(os.open(folder.parent / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        store.sync = checkpoint.sync = flush
         run = killed_run(folder)
         status = 0 if fit(ToyTask(run, change_loss=tell), run) else STOPPED
     finally:
@@ -119,11 +128,10 @@ def start_run(folder: Path, change_loss=None) -> tuple[int, int]:
 
 
 def kill(rng: random.Random, run: tuple[int, int]) -> None:
-    """After a random time, counted from its first step or, sometimes, from its start."""
+    """After a random number of its events."""
     pid, reader = run
-    if rng.random() < 0.8:
-        os.read(reader, 1)  # its end
-    time.sleep(rng.uniform(0, 0.2))
+    for _ in range(rng.randrange(EVENTS)):
+        os.read(reader, 1)
     os.kill(pid, signal.SIGKILL)
     os.close(reader)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, "the run ended by itself"
@@ -174,8 +182,7 @@ def train_and_hang(folder: Path) -> None:
 
 
 def test_a_process_that_makes_no_step_ends_and_shows_where_it_waited(tmp_path):
-    # Not forked: torch refuses a backward pass in a fork of a process that has made one.
-    process = multiprocessing.get_context("spawn").Process(target=train_and_hang, args=(tmp_path,))
+    process = multiprocessing.get_context(fork_server()).Process(target=train_and_hang, args=(tmp_path,))
     process.start()
     process.join()
     text = (tmp_path / "out.txt").read_text()
@@ -221,15 +228,25 @@ def test_exit_statuses(runs, tmp_path, monkeypatch, capsys):
         assert capsys.readouterr().err.endswith(f"error: {error}\n")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_launcher_passes_signals_and_statuses_on(runs, tmp_path, processes):
-    environment = {
-        **os.environ,
-        "NUM_PROCESSES": str(processes),
-        "OMP_NUM_THREADS": "1",
-        "VIRTUAL_ENV": sys.prefix,
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+def launching(processes):
+    """The launcher's command and environment."""
+    names = {"NUM_PROCESSES": str(processes), "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix}
+    return ["bash", str(ROOT / "scripts" / "launch.sh")], {**os.environ, **names, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_the_launcher_passes_signals_and_statuses_on_to_one_process(tmp_path):
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); "
+    code += "print('ready', flush=True); time.sleep(99)"
+    launch, environment = launching(1)
+    launched = subprocess.Popen([*launch, "-c", code], env=environment, stdout=subprocess.PIPE)
+    assert launched.stdout.readline() == b"ready\n"
+    launched.send_signal(signal.SIGTERM)
+    launched.communicate(timeout=120)
+    assert launched.returncode == STOPPED == 75
+
+
+def test_the_launcher_passes_signals_and_statuses_on_to_several(runs, tmp_path):
+    launch, environment = launching(2)
     settings = [
         f"train.output_dir={tmp_path}",
         "train.max_steps=100000",
@@ -237,7 +254,7 @@ def test_the_launcher_passes_signals_and_statuses_on(runs, tmp_path, processes):
         "train.eval_every=0",
         "train.save_every=100000",
     ]
-    launch = ["bash", str(ROOT / "scripts" / "launch.sh"), "-m", "sweettok", "train", str(runs / "proxy.yaml")]
+    launch += ["-m", "sweettok", "train", str(runs / "proxy.yaml")]
     with (tmp_path / "out.txt").open("w") as out:
         launched = subprocess.Popen([*launch, *settings], env=environment, stdout=out, stderr=out)
         while not log_text(tmp_path) and launched.poll() is None:
@@ -247,7 +264,3 @@ def test_the_launcher_passes_signals_and_statuses_on(runs, tmp_path, processes):
     reported = (tmp_path / "out.txt").read_text()
     assert status == STOPPED, reported[-2000:]
     assert latest_step(tmp_path) > 0 and "stopped by a signal: saved after step" in reported
-
-
-if __name__ == "__main__":
-    drive(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Two processes of every stage equal one: gradients of a step, and losses and weights over twenty steps."""
+"""Two processes of every stage equal one: gradients of a step, and losses and weights over ten steps."""
 
 import os
 import subprocess
@@ -18,14 +18,14 @@ from sweettok.train.loop import fit
 ONE_STEP = ["train.max_steps=1", "train.sample_every=0", "train.eval_every=0"]
 # Without accumulation, since the discriminator's norms are over micro-batches. With this epsilon, a gradient that is
 # zero but for rounding makes AdamW take a step that is too, and not a whole one.
-TWENTY = [
-    "train.max_steps=20",
+TEN = [
+    "train.max_steps=10",
     "train.global_batch_size=4",
     "train.sample_every=0",
-    "train.eval_every=7",
-    "train.save_every=20",
+    "train.eval_every=4",
+    "train.save_every=10",
     "train.log_every=1",
-    "optimizer.warmup_steps=3",
+    "optimizer.warmup_steps=2",
     "optimizer.eps=1e-3",
 ]
 RUNNER = """
@@ -67,7 +67,7 @@ def launch(folder, *runs):
 
 @pytest.fixture(scope="module")
 def folder(runs, tmp_path_factory):
-    """Of every stage, twenty steps by one process in `one` and by two in `two`, with 3 clips to validate on; and in
+    """Of every stage, ten steps by one process in `one` and by two in `two`, with 3 clips to validate on; and in
     `step` one step by two processes, the first of those in `runs`."""
     folder, twos = tmp_path_factory.mktemp("processes"), []
     lines = (runs / "clips" / "train.txt").read_text().splitlines(keepends=True)
@@ -75,11 +75,10 @@ def folder(runs, tmp_path_factory):
     for stage in STAGES:
         on_clips = stage in ("proxy", "spatial", "stage1", "stage2")
         more = [f"data.validation={runs / 'clips' / 'three.txt'}"] if on_clips else ["train.eval_clips=3"]
-        late = ["loss.adversarial.start_step=5", "discriminator_optimizer.eps=1e-3"]
+        late = ["loss.adversarial.start_step=3", "discriminator_optimizer.eps=1e-3"]
         more += late if stage in ("proxy", "stage2") else []
         one, two = (
-            config_of(runs, stage, *TWENTY, *more, f"train.output_dir={folder / name / stage}")
-            for name in ("one", "two")
+            config_of(runs, stage, *TEN, *more, f"train.output_dir={folder / name / stage}") for name in ("one", "two")
         )
         AcceleratorState._reset_state(reset_partial_state=True)
         task = make_task(build_task, one)
@@ -121,10 +120,10 @@ def test_a_step_of_two_processes_is_that_of_one(runs, folder, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_twenty_steps_of_two_processes_are_those_of_one(folder, stage):
+def test_ten_steps_of_two_processes_are_those_of_one(folder, stage):
     one, two = folder / "one" / stage, folder / "two" / stage
     slack = 10 if stage == "proxy" else 1  # rounding may choose another code, and that is no longer rounding
-    for kind, count in (("train/", 20), ("eval/", 3)):
+    for kind, count in (("train/", 10), ("eval/", 3)):
         mine, others = log_lines(one, kind), log_lines(two, kind)
         assert len(mine) == len(others) == count
         for first, second in zip(mine, others, strict=True):
@@ -133,7 +132,7 @@ def test_twenty_steps_of_two_processes_are_those_of_one(folder, stage):
             assert found == pytest.approx(expected, rel=1e-4 * slack, abs=1e-6), first["step"]
     start = torch.load(folder / f"{stage}.pt", weights_only=True)
     for file in ("model", "ema"):
-        weights, others = (load_file(folder / "checkpoint-20" / f"{file}.safetensors") for folder in (one, two))
+        weights, others = (load_file(folder / "checkpoint-10" / f"{file}.safetensors") for folder in (one, two))
         moved = distance(weights, start)
         assert moved > 0 and distance(weights, others) < 1e-3 * slack * moved, file
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from forks import fork_server
 from safetensors.torch import load_file, save_file
 from test_train_loop import assert_equal, log_lines, results
 from torch import nn
@@ -127,7 +128,8 @@ def spawn(*jobs, world_size=2, launcher=FSDP):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (world_size, port, launcher, jobs), nprocs=world_size)
+    arguments = (world_size, port, launcher, jobs)
+    torch.multiprocessing.start_processes(_process, arguments, nprocs=world_size, start_method=fork_server())
 
 
 def _process(rank, world_size, port, launcher, jobs):

@@ -2,14 +2,19 @@
 
     python scripts/bench/eval.py [--clips 16] [--size 64] [--frames 17] [--workers 2] [--repeats 2]
                                   [--memory 64 512]
+    python scripts/bench/eval.py --against REV [--clips 16] [--size 64] [--frames 17] [--repeats 5]
 
 Clips are synthetic files. The tokenizer (unless --checkpoint is given) and I3D have random weights, on which speed does
 not depend. Memory is measured over a whole rfvd in a separate process, with pooling to 400 values instead of I3D to
-save time.
+save time. With --against only whole runs of rfvd without a detector are measured: by this revision, by it with a cache
+of an earlier run, and by REV, each in a process of its own with one thread; they take turns, and clips are read by the
+process that scores them.
 """
 
 import argparse
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -127,6 +132,50 @@ def memory_of(count: int, folder: Path, checkpoint: Path, args: argparse.Namespa
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
+WHOLE = """
+import sys, time, torch
+torch.hub.get_dir = lambda: sys.argv[1]  # no weights of detectors
+from accelerate import PartialState
+from sweettok.eval.pipeline import Options
+from sweettok.eval.protocol import PRESETS
+from sweettok.eval.rfvd import run
+from sweettok.eval.sources import open_tokenizer
+PartialState(cpu=True)
+sets, protocol = open_tokenizer(sys.argv[1] + "/tokenizer", sys.argv[1] + "/clips", PRESETS["exact"])
+for line in sys.stdin:
+    start = time.perf_counter(), time.process_time()
+    run(sets, protocol, Options(cache=sys.argv[2] or None, workers=0))
+    print(time.perf_counter() - start[0], time.process_time() - start[1], flush=True)
+"""
+
+
+def compare(folder: Path, clips: int, repeats: int, revision: str) -> None:
+    """Print the time of rfvd now, with a cache, and at another revision, and the median ratios of neighbouring runs."""
+    root, old = Path(__file__).resolve().parents[2], folder / "before"
+    command = ["git", "-C", str(root), "archive", revision, "sweettok", "configs"]
+    archive = subprocess.run(command, check=True, capture_output=True)
+    old.mkdir()
+    subprocess.run(["tar", "-x", "-C", str(old)], input=archive.stdout, check=True)
+    processes = {}
+    for name, tree, cache in (("before", old, ""), ("now", root, ""), ("now, cached", root, str(folder / "cache"))):
+        environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", WHOLE, str(folder), cache]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        processes[name] = subprocess.Popen(command, text=True, env=environment, cwd=tree, **pipes)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
+    for turn in range(repeats + 1):  # the first is not counted
+        for name, process in list(processes.items())[:: 1 if turn % 2 else -1]:
+            process.stdin.write("run\n")
+            process.stdin.flush()
+            times[name].append(tuple(map(float, process.stdout.readline().split())))
+    for name, found in times.items():
+        processes[name].stdin.close()
+        pairs = list(zip(times["before"][1:], found[1:], strict=True))
+        wall, cpu = (statistics.median(old[i] / own[i] for old, own in pairs) for i in range(2))
+        seconds = statistics.median(own[0] for _, own in pairs)
+        print(f"{name:12} {clips / seconds:8.2f} clips/s, {wall:5.2f} times as fast, by processor time {cpu:5.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=16)
@@ -137,6 +186,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--memory", type=int, nargs="*", default=[64, 512])
     parser.add_argument("--checkpoint", type=Path, help="folder of a tokenizer; sets frames and size")
+    parser.add_argument("--against", metavar="REV", help="compare whole runs of rfvd with this revision")
     parser.add_argument("--inside", nargs=2, metavar=("COUNT", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
@@ -149,11 +199,14 @@ def main() -> None:
         if args.checkpoint is None:
             small_tokenizer(args.frames, args.size).save_pretrained(checkpoint)
         config = load_tokenizer(checkpoint).config
-        for number in range(max(args.clips, *args.memory, 0)):
+        for number in range(max(args.clips, *([] if args.against else args.memory), 0)):
             clip = synthetic_clip(number, config.num_frames + 8, config.height)
             write_video(folder / "clips" / f"{number:05d}.mp4", clip.video, 12)
         clips = f"{config.num_frames}x{config.height}x{config.width}, batch {args.batch}"
         print(f"{clips}, {state.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+        if args.against:
+            compare(folder, args.clips, args.repeats, args.against)
+            return
         speeds(folder, checkpoint, args, state)
         for count in args.memory:
             command = [sys.executable, __file__, "--inside", str(count), str(folder), "--checkpoint", str(checkpoint)]
