@@ -402,6 +402,6 @@ def test_the_launcher_s_configuration_is_used(tmp_path, config, expected):
         "ACCELERATE_CONFIG": f"configs/accelerate/{config}.yaml",
     }
     command = ["bash", str(ROOT / "scripts" / "launch.sh"), str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split("\n")[0] == expected
