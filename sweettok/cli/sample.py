@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_batch_size(parser, 8)
     add("--fps", type=real(positive=True), default=8.0, help="frames per second of the videos (default: 8)")
     add("--no-videos", action="store_true", help="write only the contact sheets, no video of each sample")
-    add("--precision", choices=("no", "bf16"), default="no", help="no: float32; bf16: faster, some ids differ")
+    text = "no: float32; bf16: faster, some ids differ (default: bf16, on CPUs no)"
+    add("--precision", choices=("auto", "no", "bf16"), default="auto", help=text)
 
 
 def run(args: argparse.Namespace) -> None:

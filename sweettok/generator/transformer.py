@@ -39,19 +39,23 @@ class Cache:
 
 
 class Linear(nn.Linear):
-    """nn.Linear that multiplies its weights in blocks when sampling 3 to 16 rows on a CPU.
+    """nn.Linear for sampling up to 16 rows on a CPU, where matrix libraries repack large weights for every product.
 
-    Matrix libraries repack large weights for every product, which costs more than a product of few rows. Blocks that
-    fit a core's cache take up to a third less time (scripts/bench/generator.py).
+    The transposed product of 2 to 4 rows, and for more rows blocks of weights that fit a core's cache, take up to a
+    third less time (scripts/bench/generator.py). Weights that fit the cache as they are stay whole.
     """
 
     BLOCK = 256
+    CACHED = 2**18  # weights
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.bias is None:
             return super().forward(x)
-        if not 2 < x.numel() // self.in_features <= 16:
+        rows = x.numel() // self.in_features
+        if not 1 < rows <= 16 or self.weight.numel() <= self.CACHED:
             return super().forward(x)
+        if rows <= 4:
+            return torch.addmm(self.bias[:, None], self.weight, x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
         blocks = zip(self.weight.split(self.BLOCK), self.bias.split(self.BLOCK), strict=True)
         return torch.cat([F.linear(x, weight, bias) for weight, bias in blocks], dim=-1)
 

@@ -18,7 +18,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class SampleSettings:
     batch_size: int = 8  # clips drawn or decoded at once, on each device
     fps: float = 8.0  # frames per second of the videos
     videos: bool = True  # write a video of each sample; the contact sheets are always written
-    precision: str = "no"  # "no" is float32; "bf16" is faster, and some ids differ
+    precision: str = "auto"  # "no" is float32; "bf16" is faster, and some ids differ; "auto": bf16 except on CPUs
 
     def autocast(self, model: nn.Module) -> torch.autocast:
         return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -98,6 +98,8 @@ def sample(
     """
     places = model_folder(generator, "Generator"), model_folder(tokenizer)
     state, out = join_processes(), Path(out)
+    if settings.precision == "auto":
+        settings = replace(settings, precision="no" if state.device.type == "cpu" else "bf16")
     writer_model, tok = Generator.from_pretrained(places[0]), SweetTok.from_pretrained(places[1])
     check_models(generator, writer_model, tokenizer, tok, settings.how)
     samples = plan(writer_model, **wanted)
