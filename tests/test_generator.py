@@ -55,6 +55,18 @@ def test_a_cache_changes_nothing(variant):
             torch.testing.assert_close(parts, full, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 16, 17])
+@torch.no_grad()
+def test_large_weights_of_few_rows(rows, monkeypatch):
+    """Transposed, in blocks and whole, a product is the same."""
+    monkeypatch.setattr(module.Linear, "CACHED", 0)
+    monkeypatch.setattr(module.Linear, "BLOCK", 5)
+    layer = module.Linear(8, 12)
+    for x in (torch.randn(rows, 8), torch.randn(rows, 1, 8), torch.randn(1, rows, 8)):
+        expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nothing_looks_ahead(variant):
     model = make(**VARIANTS[variant])
