@@ -55,7 +55,7 @@ def prepare(folder: Path, run: RunConfig, size: str) -> None:
     prior = Prior(**{side: random_graph(*lists) for side, lists in WORDS[size].items()})
     save_prior(prior, folder / "prior")
     proxy = ProxyTokenizer(config.proxy)
-    proxy.save_pretrained(folder / "proxy")
+    proxy.save_pretrained(folder / "proxy" / "final")
     tokenizer = SweetTok(replace(config, pixel_path="argmax"), prior)
     tokenizer.use_proxy(proxy)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -73,8 +73,8 @@ def settings(stage: str, size: str, folder: Path, workers: int) -> list[str]:
     clips = folder / ("tokens" if stage == "generator" else "clips/train.txt")
     inputs = {
         "proxy": [],
-        "spatial": [f"proxy={folder}/proxy", f"prior={folder}/prior", "warm_start=false"],
-        "stage1": [f"proxy={folder}/proxy", f"prior={folder}/prior", "warm_start=false", "init=null"],
+        "spatial": [f"proxy={folder}/proxy/final", f"prior={folder}/prior", "warm_start=false"],
+        "stage1": [f"proxy={folder}/proxy/final", f"prior={folder}/prior", "warm_start=false", "init=null"],
         "stage2": [f"tokenizer={folder}/tokenizer"],
         "generator": ["tokenizer=null", "train.sample_every=0"],
     }
@@ -182,7 +182,9 @@ def main() -> None:
     size, files = args.config_size, ROOT / FILES[args.config_size]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = load_config(str(files).format("stage1"), settings("stage1", size, folder, 0))
+        proxy = [*settings("proxy", size, folder, 0), f"train.output_dir={folder}/proxy"]
+        earlier = [load_config(str(files).format("proxy"), proxy)]  # whose sizes stage 1 takes
+        run = load_config(str(files).format("stage1"), settings("stage1", size, folder, 0), earlier)
         prepare(folder, run, size)
         print(f"{size}, {args.threads} threads, {args.workers} workers, torch {torch.__version__}; seconds per step")
         names = " ".join(f"{name:>8}" for name in ("step", *PARTS))
