@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 THETA = 10000.0
 
@@ -58,7 +61,47 @@ class PositionConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, t, h, w, D) -> (B, t, h, w, D)."""
-        padded = F.pad(x, (0, 0, 1, 1, 1, 1, 2, 0))
         # Through views, the gradient gets the weight's strides; those of a depthwise weight make DDP warn otherwise.
         weight = self.conv.weight.squeeze(1).unsqueeze(1)
-        return F.conv3d(padded.movedim(-1, 1), weight, self.conv.bias, groups=len(weight)).movedim(1, -1)
+        fast = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return (_DepthwiseConv.apply if fast else _depthwise_conv)(x, weight, self.conv.bias)
+
+
+def _depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, last: int = 0) -> Tensor:
+    """x (B, t, h, w, D), zero-padded by `last` slices at the end and by 2 - last at the start of time."""
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1, 2 - last, last))
+    return F.conv3d(padded.movedim(-1, 1), weight, bias, groups=len(weight)).movedim(1, -1)
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    """`_depthwise_conv` with a backward pass that takes a quarter of the time of PyTorch's on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _depthwise_conv(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        return (
+            _depthwise_conv(gradient, weight.flip(2, 3, 4), None, last=2) if wants[0] else None,
+            _weight_gradient(x, gradient, weight) if wants[1] else None,
+            gradient.flatten(0, -2).sum(0) if wants[2] else None,
+        )
+
+
+def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the depthwise weight (D, 1, 3, 3, 3): one of a convolution of images for each distance in time."""
+    parts = []
+    for kernel, back in zip(weight.unbind(2), (2, 1, 0), strict=True):
+        if back >= x.shape[1]:
+            parts.append(torch.zeros_like(kernel))
+            continue
+        images = (slices.flatten(0, 1).movedim(-1, 1) for slices in (gradient[:, back:], x[:, : x.shape[1] - back]))
+        sizes = [0], [1, 1], [1, 1], [1, 1], False, [0, 0], len(weight)  # bias, stride, padding, dilation, ..., groups
+        wanted = [False, True, False]
+        parts.append(torch.ops.aten.convolution_backward(*images, kernel, *sizes, wanted)[1])
+    return torch.stack(parts, dim=2)
