@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sweettok.layers.norm import Norm
-from sweettok.layers.positions import rotate
+from sweettok.layers.positions import unit_rotated
 
 LOGIT_SCALE = 8.0  # queries and keys are unit vectors, so the softmax needs a temperature of its own
 MAX_ROWS = 65_535  # limit of CUDA's attention kernels on sequences times heads
@@ -69,27 +69,21 @@ class Attention(nn.Module):
         """Context (R, N, D) -> keys and values (R, heads, num_null_kv + N, head_dim) for `attend`."""
         if self.context_norm is not None:
             context = self.context_norm(context)
-        k, v = map(self._heads, self.to_kv(context).chunk(2, dim=-1))
-        if angles is not None:
-            k = rotate(k, angles)
+        k, v = self.to_kv(context).unflatten(2, (2, self.num_heads, -1)).unbind(2)
+        dtype, k = v.dtype, unit_rotated(k, self.k_scale, angles)
         if self.null_kv is not None:
-            null_k, null_v = self.null_kv.unflatten(1, (-1, 2)).unbind(2)
-            k = torch.cat((null_k.to(k.dtype).expand(k.shape[0], -1, -1, -1), k), dim=2)
-            v = torch.cat((null_v.to(v.dtype).expand(v.shape[0], -1, -1, -1), v), dim=2)
-        return (F.normalize(k.float(), dim=-1) * self.k_scale).to(v.dtype), v
+            null_k, null_v = self.null_kv.unflatten(1, (-1, 2)).permute(2, 1, 0, 3)[:, None]
+            null_k = F.normalize(null_k.float(), dim=-1) * self.k_scale
+            k = torch.cat((null_k.expand(len(k), -1, -1, -1), k), dim=1)
+            v = torch.cat((null_v.to(dtype).expand(len(v), -1, -1, -1), v), dim=1)
+        return k.to(dtype).transpose(1, 2), v.transpose(1, 2)
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, angles: Tensor | None = None) -> Tensor:
         """Tokens (R, N, D), and keys and values of `keys_values` -> (R, N, D)."""
-        q = self._heads(self.to_q(self.norm(x)))
-        if angles is not None:
-            q = rotate(q, angles)
-        q = (F.normalize(q.float(), dim=-1) * self.q_scale).to(values.dtype)
+        q = self.to_q(self.norm(x)).unflatten(2, (self.num_heads, -1))
+        q = unit_rotated(q, self.q_scale, angles).to(values.dtype).transpose(1, 2)
         out = scaled_dot_product(q, keys, values, is_causal=self.causal, scale=LOGIT_SCALE)
         return self.to_out(out.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(R, N, heads * head_dim) -> (R, heads, N, head_dim)."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class SingleTokenAttention(nn.Module):
