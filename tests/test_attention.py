@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 
-from sweettok.layers import attention
+from sweettok.layers import attention, positions
 from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
 from sweettok.layers.checkpointing import set_gradient_checkpointing
-from sweettok.layers.positions import PositionConv, grid_rotary_angles
+from sweettok.layers.positions import PositionConv, grid_rotary_angles, rotate, unit_rotated
 from sweettok.layers.transformer import FeedForward, SingleTokenTransformer, SpatialTransformer, TemporalTransformer
 
 TOLERANCE = 1e-5
@@ -125,6 +125,30 @@ def test_position_convolution():
         module(x).sum().backward()
     weight = module.conv.weight  # otherwise DistributedDataParallel warns
     assert weight.grad.stride() == weight.stride() and weight.grad.abs().amin() > 0
+
+
+@pytest.mark.parametrize("slices", [1, 2, 4])
+def test_gradients_of_the_position_convolution_are_autograds(slices):
+    x = numbers("x", 2, slices, 3, 5, 8).requires_grad_()
+    weight, bias = numbers("weight", 8, 1, 3, 3, 3).requires_grad_(), numbers("bias", 8).requires_grad_()
+    functions = positions._depthwise_conv, positions._DepthwiseConv.apply
+    upstream = numbers("upstream", *x.shape)
+    expected, found = (torch.autograd.grad(f(x, weight, bias), (x, weight, bias), upstream) for f in functions)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_unit_vectors_and_their_gradients_are_autograds(rotated):
+    x, scale = numbers("x", 2, 6, 3, 8).requires_grad_(), numbers("scale", 8).requires_grad_()
+    angles = grid_rotary_angles(2, 3, 8, x.device) if rotated else None
+    turned = x if angles is None else rotate(x, angles.unsqueeze(2))
+    plain, ours = torch.nn.functional.normalize(turned, dim=-1) * scale, unit_rotated(x, scale, angles)
+    torch.testing.assert_close(ours, plain)
+    with torch.no_grad():
+        torch.testing.assert_close(unit_rotated(x, scale, angles), plain)
+    upstream = numbers("upstream", 2, 8, 3, 6).transpose(1, 3)  # as attention's may be
+    expected, found = (torch.autograd.grad(y, (x, scale), upstream) for y in (plain, ours))
+    torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()

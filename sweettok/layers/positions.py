@@ -89,7 +89,8 @@ class _UnitRotated(torch.autograd.Function):
         unit, length, scale, turns = ctx.saved_tensors
         products = gradient * unit
         along = (products * scale).sum(-1, keepdim=True)
-        x = torch.addcmul(gradient * scale, unit, along, value=-1).div_(length)
+        x = torch.mul(gradient, scale, out=torch.empty_like(unit))  # `gradient` may have other strides
+        x = x.addcmul_(unit, along, value=-1).div_(length)
         if turns is not None:
             torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turns.conj())
         return x.to(ctx.dtype), products.flatten(0, -2).sum(0), None

@@ -139,10 +139,11 @@ class SpatialTransformer(Stack):
         x = x.flatten(0, 1)
         windows = isinstance(layer.self_attn, WindowAttention)
         x = x + (layer.self_attn(x, grid) if windows else layer.self_attn(x, angles=angles))
-        if layer.cross_attn is not None:
-            keys, values = (kv.repeat_interleave(t, 0) for kv in layer.cross_attn.keys_values(context, places))
-            x = x + layer.cross_attn.attend(x, keys, values, None if places is None else angles)
-        return (x + layer.ff(x)).unflatten(0, (B, t))
+        x = x.unflatten(0, (B, t)).flatten(1, 2)
+        if layer.cross_attn is not None:  # all slices as one sequence of queries, which needs no copies of the context
+            own = None if places is None else angles.repeat(1, t, 1)
+            x = x + layer.cross_attn.attend(x, *layer.cross_attn.keys_values(context, places), own)
+        return (x + layer.ff(x)).unflatten(1, (t, -1))
 
     def angles(self, grid: tuple[int, int], device: torch.device, units: tuple[int, int] | None = None) -> Tensor:
         return grid_rotary_angles(*grid, self.head_dim, device, units)
