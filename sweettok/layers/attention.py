@@ -74,8 +74,8 @@ class Attention(nn.Module):
         if self.null_kv is not None:
             null_k, null_v = self.null_kv.unflatten(1, (-1, 2)).permute(2, 1, 0, 3)[:, None]
             null_k = F.normalize(null_k.float(), dim=-1) * self.k_scale
-            k = torch.cat((null_k.expand(len(k), -1, -1, -1), k), dim=1)
-            v = torch.cat((null_v.to(dtype).expand(len(v), -1, -1, -1), v), dim=1)
+            k = torch.cat((null_k.expand(k.shape[0], -1, -1, -1), k), dim=1)
+            v = torch.cat((null_v.to(dtype).expand(v.shape[0], -1, -1, -1), v), dim=1)
         return k.to(dtype).transpose(1, 2), v.transpose(1, 2)
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, angles: Tensor | None = None) -> Tensor:
