@@ -1,4 +1,4 @@
-"""Parts of scripts/bench/codecs.py and mini.py."""
+"""Parts of scripts/bench/codecs.py, mini.py and vtok.py."""
 
 from pathlib import Path
 
@@ -64,3 +64,42 @@ def test_nearest_training_clip():
     found = mini.nearest(clips, training)
     assert found["pixels"] == {"median": pytest.approx(5, rel=1e-3), "least": pytest.approx(2, rel=1e-3)}
     assert found["features"]["median"] == pytest.approx(2**0.5)
+
+
+@pytest.fixture(scope="module")
+def vtok():
+    return import_file(BENCH / "vtok.py", "bench_vtok")
+
+
+def test_computed_flops_are_those_that_pytorch_counts(vtok):
+    """Of an image encoder and a language model with sizes in the same ratios as those of the table."""
+    hf = pytest.importorskip("transformers", reason='not installed: pip install -e ".[vtok]"')
+    from open_clip import CLIP
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sweettok.vtok.encoder import TEXT
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.device("meta"):
+        text = hf.LlamaModel(hf.LlamaConfig(vocab_size=10, intermediate_size=112, **sizes))
+        vision = {"image_size": 28, "patch_size": 7, "width": 16, "layers": 4, "head_width": 8}
+        visual = CLIP(embed_dim=12, vision_cfg=vision, text_cfg=TEXT, quick_gelu=True).visual
+        mask, inputs = torch.ones(1, 1, 9, 9, dtype=torch.bool), torch.empty(1, 9, 32)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        text(inputs_embeds=inputs, attention_mask=mask, use_cache=False)
+    model = vtok.Language(width=32, layers=3, key_width=16, hidden=112, vocab_size=10)
+    assert model.flops(9, causal=False) == counted.get_total_flops() + 2 * 32 * 10
+    linear = model.flops(9, causal=False) - 4 * 81 * 32 * 3
+    assert model.flops(9) == linear + 2 * 81 * 32 * 3
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        visual.forward_intermediates(
+            torch.empty(2, 3, 28, 28, device="meta"), indices=[-2], stop_early=True, intermediates_only=True
+        )
+    assert 2 * vtok.Encoder(width=16, blocks=3, grid=4, numbers=147).flops() == counted.get_total_flops()
+
+
+def test_tokens_of_five_seconds(vtok):
+    assert vtok.num_tokens(31) == {"VTok": 46, "naive": 496, "all patches": 17856} and vtok.frames_of(5) == 121
+    llava = vtok.LANGUAGE["LLaVA-Next 8B"]
+    assert llava.weights() + 2 * 4096 * 128320 + (2 * 32 + 1) * 4096 == 8_030_785_536  # all of its parameters
+    assert llava.cache_bytes(1) == 131_072

@@ -10,16 +10,18 @@ from quickstart import write_outputs
 FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "notebooks"
 PATHS = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
 # Between two notebooks: the next starts with loaded libraries, but without names, in another working folder.
-FRESH = "%reset -f\n%cd scripts/notebooks"
+FRESH = "%reset -f\n%cd {}/scripts/notebooks"
 
 
 def read(name: str) -> nbformat.NotebookNode:
     return nbformat.read(PATHS[name], as_version=nbformat.NO_CONVERT)
 
 
-def run(folder: Path, first: nbformat.NotebookNode, second: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Both in one kernel, whose start takes most of the time; an error for a cell that raises."""
-    cells = [*first.cells, nbformat.v4.new_code_cell(FRESH), *second.cells]
+def run(folder: Path, first: nbformat.NotebookNode, *others: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """All in one kernel, whose start takes most of the time; an error for a cell that raises."""
+    cells = list(first.cells)
+    for other in others:
+        cells += [nbformat.v4.new_code_cell(FRESH.format(folder)), *other.cells]
     joined = nbformat.v4.new_notebook(cells=cells, metadata=first.metadata)
     NotebookClient(joined, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     return joined
@@ -32,7 +34,7 @@ def test_they_run(tmp_path, monkeypatch):
     monkeypatch.delenv("SWEETTOK_OUTPUTS", raising=False)
     for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):  # else in the home folder
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    done = run(tmp_path, read("tokenize"), read("generate"))
+    done = run(tmp_path, read("tokenize"), read("generate"), read("vtok"))
     for cell in done.cells:
         if cell.source.splitlines()[-1].startswith("show("):
             assert "image/png" in cell.outputs[-1].get("data", {}), cell.source

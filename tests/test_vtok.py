@@ -1,7 +1,9 @@
 """VTok: counts, times and values of its tokens, from clips, streams, files and stored features; errors."""
 
 import json
+import threading
 import warnings
+import weakref
 
 import pytest
 import tiny
@@ -14,6 +16,7 @@ from sweettok.data.preprocess import Preprocessing
 from sweettok.data.writer import write_video
 from sweettok.vtok.cache import FeatureDataset, cache_features
 from sweettok.vtok.config import VTokConfig
+from sweettok.vtok.moments import Moments
 from sweettok.vtok.output import KEY, MOTION, FrameFeatures
 from sweettok.vtok.sources import WordTokens
 
@@ -216,6 +219,43 @@ def test_memory_of_a_stream_does_not_grow(model):
     count = sum(part.times.shape[1] for part in model.stream(clips(1, 400, 8, 8), 24, batch_size=8))
     hook.remove()
     assert count == model.num_tokens(frames=400) and max(sizes) == 8
+
+
+def test_a_long_file_is_streamed_in_flat_memory(tmp_path, monkeypatch):
+    """Ten minutes: of all groups of frames, only a few are alive at once."""
+    model, frame = make(tokens_per_second=1.5), clips(1, 600, 8, 8)[0]
+    write_video(tmp_path / "long.mp4", [frame] * 6, 6)
+    alive, most, group = weakref.WeakSet(), [], Moments._group
+
+    def counted(*arguments):
+        found = group(*arguments)
+        alive.add(found.frames)
+        most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(Moments, "_group", counted)
+    count = sum(part.times.shape[1] for part in model.stream(tmp_path / "long.mp4", batch_size=16))
+    assert count == 16 + 899 and len(most) == 57 and max(most) <= 5
+
+
+def test_the_next_videos_are_read_while_one_is_encoded(tmp_path, monkeypatch):
+    """The first stored video is not encoded before the second one is read."""
+    model, read, begin, seen = make(), threading.Semaphore(0), Moments.begin, []
+
+    def noted(moments):
+        found = begin(moments)
+        read.release()
+        return found
+
+    def wait(*_):
+        seen.append(None)
+        if len(seen) == 3:  # after key frame and other frames of the video that sets the manifest
+            assert read.acquire(timeout=60) and read.acquire(timeout=60)
+
+    monkeypatch.setattr(Moments, "begin", noted)
+    model.encoder.register_forward_pre_hook(wait)
+    stored = cache_features(model, ["a", "b", "c"], list(clips(3, 9).split(1)), tmp_path / "f", fps=6)
+    assert len(seen) == 8 and len(stored) == 3
 
 
 def test_files(model, tmp_path):
