@@ -223,7 +223,7 @@ def test_memory_of_a_stream_does_not_grow(model):
 
 def test_a_long_file_is_streamed_in_flat_memory(tmp_path, monkeypatch):
     """Ten minutes: of all groups of frames, only a few are alive at once."""
-    model, frame = make(tokens_per_second=1.5), clips(1, 600, 8, 8)[0]
+    model, frame = make(tokens_per_second=1.5), clips(1, 600, 16, 16)[0]
     write_video(tmp_path / "long.mp4", [frame] * 6, 6)
     alive, most, group = weakref.WeakSet(), [], Moments._group
 
