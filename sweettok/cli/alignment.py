@@ -1,4 +1,4 @@
-"""`sweettok eval tvalign` and `sweettok eval vbench`: do generated videos show what their prompts asked for?"""
+"""`sweettok eval qa`, `tvalign` and `vbench`: answers about videos, and whether generated videos show their prompts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 from sweettok.cli import options
 from sweettok.cli.main import Command
 from sweettok.distributed import join_processes
-from sweettok.eval import tvalign, vbench
+from sweettok.eval import qa, tvalign, vbench
 from sweettok.eval.judges import EndpointJudge, Judge, LocalJudge, Rules
 from sweettok.eval.report import has_kind, write_json
 from sweettok.store import check_output, check_output_folder
+from sweettok.vtok.language import VideoLanguageModel
 from sweettok.words.endpoint import Endpoint
 
 # Options of each judge, the first ones required.
@@ -93,6 +94,27 @@ def open_judge(args: argparse.Namespace) -> Judge:
     return EndpointJudge(Endpoint(**chosen)) if args.judge == "endpoint" else Rules()
 
 
+def add_qa(parser: argparse.ArgumentParser) -> None:
+    options.add_checkpoint(parser, "a language model of the stage vtok")
+    parser.add_argument("--data", required=True, metavar="LIST", help="list of clips, with questions.jsonl beside it")
+    parser.add_argument("--root", metavar="DIR", help="folder of relative paths in the list")
+    parser.add_argument("--limit", type=options.integer(1), metavar="N", help="only the first N clips")
+    parser.add_argument("--blind", action="store_true", help="ask without showing the videos")
+    parser.add_argument("--out", metavar="FILE", help="file for the JSON report")
+    options.add_batch_size(parser, 32)
+
+
+def run_qa(args: argparse.Namespace) -> None:
+    if args.out:
+        check_output(args.out, (".json",), [args.checkpoint, args.data], owned=lambda path: has_kind(path, "qa"))
+    model = VideoLanguageModel.from_pretrained(args.checkpoint).to(join_processes().device)
+    report = qa.evaluate(model, args.data, args.root, args.limit, args.blind, args.batch_size)
+    print(qa.summary(report))
+    if args.out:
+        write_json(args.out, report)
+        print(f"report: {args.out}")
+
+
 def add_vbench_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, metavar="FILE", help="VBench's own VBench_full_info.json")
     rows = 'JSON Lines: {"prompt", "video"} with VBench\'s prompt and the path of a video, relative to this file'
@@ -129,6 +151,7 @@ def run_vbench(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
+    "qa": Command("ask a language model questions about videos, and count right answers", add_qa, run_qa),
     "tvalign-prompts": Command("write prompts and questions about seven skills", add_triplets, triplets),
     "tvalign": Command("judge generated videos by questions about their prompts", add_tvalign, run_tvalign),
     "vbench-export": Command("arrange videos in folders as VBench reads them", add_vbench_export, vbench_export),

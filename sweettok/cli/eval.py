@@ -21,7 +21,7 @@ from sweettok.eval.protocol import DEFAULT, PREPROCESSING, PRESETS, Protocol, fi
 from sweettok.eval.report import has_kind, is_report, summary, write_json
 from sweettok.eval.rfvd import run as run_rfvd
 from sweettok.eval.sources import open_folders, open_generated, open_tokenizer
-from sweettok.eval.tvalign import compare_reports
+from sweettok.eval.tvalign import COMPARABLE, compare_reports
 from sweettok.eval.visual import reconstruct
 from sweettok.hub import model_folder
 from sweettok.store import check_output
@@ -194,7 +194,7 @@ def run_probe(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    answered = all(has_kind(Path(report), "tvalign") for report in args.reports)
+    answered = all(any(has_kind(Path(report), kind) for kind in COMPARABLE) for report in args.reports)
     print((compare_reports if answered else compare)(*args.reports, force=args.force))
 
 

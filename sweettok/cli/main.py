@@ -29,6 +29,8 @@ SUBCOMMANDS = {
     "tokenize": "encode a list of videos into token shards",
     "sample": "generate videos with a trained generator",
     "export": "write models for other programs: transformers, torch.export",
+    "answer": "ask a language model about videos",
+    "generate": "generate videos of captions with a language model and a video decoder",
     "words": "show and evaluate the words of video tokens",
     "eval": "evaluate reconstruction and generation",
     "demo": "serve a page in the browser to try a tokenizer",

@@ -34,6 +34,7 @@ SALT = 7  # of the random numbers of triplets, apart from those of `data.scene_f
 DRAWN_FRAMES, DRAWN_SIZE = 25, 64  # of the clips of the ceiling
 LEAST_CEILING = 0.99  # accuracy that rules must reach on drawn clips
 FIELDS = ("id", "skill", "prompt", "question", "options", "answer")
+COMPARABLE = ("tvalign", "qa")  # kinds of reports for `compare_reports`
 Triplet = dict[str, Any]
 
 
@@ -132,11 +133,11 @@ def evaluate(
     protocol = {"version": FORMAT, "triplets": sha256(source), "num": len(rows), "frames": frames, "size": size}
     protocol["judge"] = json.loads(json.dumps(judge.identity))
     results = {
-        "accuracy": _accuracy(rows, shown),
-        "skills": {s: _accuracy([r for r in rows if r["skill"] == s], shown, rows) for s in _skills(rows)},
+        "accuracy": accuracy_of(rows, shown),
+        "skills": by_skill(rows, shown),
         "unanswered": sum(answer.choice is None for answer in shown),
         "chance": float(np.mean([1 / len(row["options"]) for row in rows])),
-        "blind": blind and _accuracy(rows, blind),
+        "blind": blind and accuracy_of(rows, blind),
         "ceiling": mean_with_interval([float(right) for right in top]) if top else None,
         "clips": [
             {"key": row["id"], "skill": row["skill"], "found": answer.choice, "right": answer.choice == row["answer"]}
@@ -163,7 +164,12 @@ def _skills(rows: Sequence[Triplet]) -> list[str]:
     return sorted(names, key=lambda name: SKILLS.index(name) if name in SKILLS else len(SKILLS))
 
 
-def _accuracy(
+def by_skill(rows: Sequence[Triplet], answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    """Accuracy of the answers for each skill, in a fixed order."""
+    return {skill: accuracy_of([r for r in rows if r["skill"] == skill], answers, rows) for skill in _skills(rows)}
+
+
+def accuracy_of(
     rows: Sequence[Triplet], answers: Sequence[Answer], among: Sequence[Triplet] | None = None
 ) -> dict[str, Any]:
     """Accuracy of the answers to some of the rows `among`, by default to all."""
@@ -185,22 +191,25 @@ def _drawn(scene: Scene, frames: int | None, size: int | None) -> Tensor:
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report of `evaluate`. ValueError for another file."""
+    """A report of `evaluate`, or of answers about videos (`sweettok.eval.qa`). ValueError for another file."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
-        if report["kind"] != "tvalign" or report["protocol_hash"] != protocol_hash(report["protocol"]):
-            raise ValueError("its kind is not tvalign, or its protocol does not match its protocol_hash")
+        if report["kind"] not in COMPARABLE or report["protocol_hash"] != protocol_hash(report["protocol"]):
+            raise ValueError("its kind is not tvalign or qa, or its protocol does not match its protocol_hash")
         return report
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no report of `sweettok eval tvalign`: {error}") from error
+        raise ValueError(f"{path} is no report of `sweettok eval tvalign` or `qa`: {error}") from error
 
 
 def compare_reports(first: str | Path, second: str | Path, force: bool = False) -> str:
-    """Two reports side by side, with the exact McNemar test of the questions that only one of them has right.
+    """Two reports side by side: the difference with its 95% interval over questions, which are paired, and the exact
+    McNemar test of the questions that only one of them has right.
 
     Raises ValueError if the protocols differ, unless `force`, or if the questions do.
     """
     one, other = read_report(first), read_report(second)
+    if one["kind"] != other["kind"]:
+        raise ValueError(f"these reports are of {one['kind']} and of {other['kind']}: give two of the same kind")
     different = [name for name, value in one["protocol"].items() if other["protocol"].get(name) != value]
     if different and not force:
         names = ", ".join(different)
@@ -208,14 +217,16 @@ def compare_reports(first: str | Path, second: str | Path, force: bool = False) 
     sides = [{clip["key"]: clip for clip in report["results"]["clips"]} for report in (one, other)]
     if sides[0].keys() != sides[1].keys():
         raise ValueError("these reports are of different triplets")
-    lines = [f"{'':20}{'first':>8}{'second':>8}{'difference':>12}{'only first':>12}{'only second':>13}{'p':>9}"]
+    lines = [f"{'':20}{'first':>8}{'second':>8}{'difference':>18}{'only first':>12}{'only second':>13}{'p':>9}"]
     for skill in ("all", *one["results"]["skills"]):
         keys = [key for key, clip in sides[0].items() if skill in ("all", clip["skill"])]
         right = np.array([[side[key]["right"] for key in keys] for side in sides])
         losses, gains = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         p = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
         a, b = right.mean(1)
-        lines.append(f"{skill:20}{a:8.1%}{b:8.1%}{b - a:+12.1%}{losses:12}{gains:13}{p:9.4f}")
+        half = mean_with_interval((right[1] * 1.0 - right[0]).tolist())["interval95"]
+        difference = f"{b - a:+.1%}" + (f" +- {half:.1%}" if half is not None else "")
+        lines.append(f"{skill:20}{a:8.1%}{b:8.1%}{difference:>18}{losses:12}{gains:13}{p:9.4f}")
     return "\n".join([*lines, *(f"PROTOCOL DIFFERS in {name}" for name in different)])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sweettok.config import choice, positive, whole
 from sweettok.data.preprocess import Preprocessing
 
-KEY_FRAMES = ("first", "middle", "medoid")
+KEY_FRAMES = ("first", "middle", "medoid", "all")
 PROJECTIONS = ("identity", "mlp", "patch_mlp")
 
 
@@ -30,7 +30,7 @@ class VTokConfig:
     tokens_per_second: float = 6.0  # rate of sampled frames, at most every frame
     frames_per_token: int | None = None  # instead of tokens_per_second: every so many frames are sampled
     # Key frame: "first", "middle", "medoid" (the sampled frame nearest to the mean of the pooled features), or the
-    # index of a sampled frame.
+    # index of a sampled frame. "all" is the baseline of the paper: every sampled frame gives the tokens of a key frame.
     key_frame: str | int = "first"
     # From the difference d of the features to a token: "identity", the mean of d over patches; "mlp", pooled d plus an
     # MLP of it; "patch_mlp", the mean over patches of d plus an MLP of d and the patch's position. The last layer of
@@ -83,7 +83,7 @@ class VTokConfig:
 
     def check_moments(self, found: int, num_frames: int, fps: float | None) -> None:
         """Raise ValueError unless there are motion tokens, or the video is a single frame."""
-        if num_frames > 1 and found == 1:
+        if num_frames > 1 and found == 1 and self.key_frame != "all":
             places = self.places(fps)
             least = (next(places), next(places))[1] + 1
             rate = "" if fps is None else f" at {fps:g} frames per second"

@@ -110,7 +110,7 @@ class LanguageConfig:
 
     visual_dim: int = 1024  # C, width of the visual tokens
     key_tokens: int = 16  # tokens of the key frame of a generated video
-    tokens_per_second: float = 6.0  # its motion tokens for each second
+    tokens_per_second: float = 6.0  # its motion tokens for each second; 0: all tokens are of key frames
     # Language model of transformers: a folder, or a repository of the Hub; null: `scratch`.
     base: str | None = None
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
@@ -138,7 +138,8 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         whole(self, "language", 1, "visual_dim", "key_tokens")
-        positive(self, "language", "tokens_per_second")
+        if not self.tokens_per_second >= 0:
+            raise ValueError(f"language.tokens_per_second must be at least 0; got {self.tokens_per_second}")
         choice("language.dtype", self.dtype, ("float32", "bfloat16"))
         choice("language.positions", self.positions, ("text", "grid"))
         if self.freeze and self.lora.rank:

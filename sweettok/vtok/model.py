@@ -165,7 +165,8 @@ class VTok(Pretrained):
             raise ValueError(f"frames must be at least 1; got {frames}")
         stride = self.config.preprocessing.stride
         rows, columns = self.config.grid
-        return rows * columns + self.config.num_moments(-(-frames // stride), fps / stride) - 1
+        moments = self.config.num_moments(-(-frames // stride), fps / stride)
+        return rows * columns * moments if self.config.key_frame == "all" else rows * columns + moments - 1
 
     @property
     def patches(self) -> tuple[int, int]:

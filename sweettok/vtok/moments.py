@@ -184,6 +184,9 @@ def features(moments: Moments, key_frame: KeyFrame, patches: tuple[int, int]) ->
     Args:
         patches: grid to which differences are averaged.
     """
+    if key_frame == "all":
+        yield from _whole_frames(moments, patches)
+        return
     encoder, first = moments.encoder, moments.find_key(key_frame)
     with closing(moments.groups()) as read:
         groups: Iterator[Group] = read
@@ -210,6 +213,17 @@ def features(moments: Moments, key_frame: KeyFrame, patches: tuple[int, int]) ->
                 key_pixels, key_map = frames[:, cut], maps[:, cut]
                 found.key(key_map, times[cut : cut + 1])
                 frames, maps, times = frames[:, cut + 1 :], maps[:, cut + 1 :], times[cut + 1 :]
+            yield found.take()
+
+
+def _whole_frames(moments: Moments, patches: tuple[int, int]) -> Iterator[FrameFeatures]:
+    """Features of moments that all are key frames."""
+    with closing(moments.groups()) as groups:
+        for group in groups:
+            maps = moments.encoder(group.frames.flatten(0, 1)).unflatten(0, group.frames.shape[:2])
+            found = Found(moments.config, maps[:, 0], patches, 0)
+            for number in range(len(group.numbers)):
+                found.key(maps[:, number], group.times[number : number + 1])
             yield found.take()
 
 
