@@ -13,6 +13,7 @@ from sweettok.stages.proxy import ProxyTask
 from sweettok.stages.spatial import SpatialTask
 from sweettok.stages.stage1 import Stage1Task
 from sweettok.stages.stage2 import Stage2Task
+from sweettok.stages.vtok import JointTask
 from sweettok.stages.vtok_decoder import VTokDecoderTask
 from sweettok.stages.vtok_encoder import VTokEncoderTask
 from sweettok.train.config import RunConfig
@@ -21,7 +22,16 @@ from sweettok.train.task import Task
 # In the order of training.
 STAGES: dict[str, type[Task]] = {
     task.name: task
-    for task in (ProxyTask, SpatialTask, Stage1Task, Stage2Task, GeneratorTask, VTokEncoderTask, VTokDecoderTask)
+    for task in (
+        ProxyTask,
+        SpatialTask,
+        Stage1Task,
+        Stage2Task,
+        GeneratorTask,
+        VTokEncoderTask,
+        VTokDecoderTask,
+        JointTask,
+    )
 }
 
 
