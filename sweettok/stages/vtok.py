@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import MISSING
 from torch import Tensor, nn
 
 from sweettok import pixels
-from sweettok.data.config import DataConfig
-from sweettok.data.dataset import ClipDataset
+from sweettok.config import positive
+from sweettok.data.config import AnnotatedDataConfig
+from sweettok.data.preprocess import Preprocessing
 from sweettok.stages import vtok_inputs as opening
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import trained_module
@@ -36,14 +38,6 @@ TEXT = "x " * 32  # of a question or a caption whose text is unknown, in plans
 
 
 @dataclass(frozen=True)
-class StoredConfig:
-    """Tokens of any tokenizer, stored in the format of features."""
-
-    train: str | None = None  # folder of those of the training clips, in their order
-    validation: str | None = None  # folder of those of the validation clips
-
-
-@dataclass(frozen=True)
 class VTokRun:
     """Train a language model on questions about clips, and on captions whose visual tokens it predicts.
 
@@ -52,16 +46,15 @@ class VTokRun:
     """
 
     stage: str = "vtok"
-    tokenizer: str | None = None  # a VTok, or a SweetTok, which is frozen; null: only `stored` tokens
+    tokenizer: str = MISSING  # a VTok or a SweetTok, a folder or a repository of the Hub; it is frozen
     unit: str = UNITS[-1]  # of a SweetTok: a visual token for each of its "queries", or of its "words"
     train_projection: bool = False  # train the projection of the VTok (g) too, from all losses but not through targets
-    features: str = "outputs/features"  # folder in which features of the tokenizer are kept, computed where missing
-    stored: StoredConfig = field(default_factory=StoredConfig)
+    num_frames: int = 25  # frames of a clip, from its first one on
     blind: bool = False  # leave out the visual tokens, to know what can be answered without them
     ratio: tuple[int, int] = (1, 1)  # questions and captions in each of the `global_batch_size` groups of a step
     language: LanguageConfig = field(default_factory=LanguageConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: AnnotatedDataConfig = field(default_factory=AnnotatedDataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -69,10 +62,7 @@ class VTokRun:
         object.__setattr__(self, "ratio", tuple(self.ratio))
         if len(self.ratio) != 2 or min(self.ratio) < 0 or not any(self.ratio):
             raise ValueError(f"ratio must be two whole numbers, questions and captions, not both 0; got {self.ratio}")
-        if self.tokenizer is None and not self.stored.train:
-            raise ValueError("set tokenizer to a folder of a VTok or SweetTok, or stored.train to stored tokens")
-        if self.data.validation and not self.tokenizer and not self.stored.validation:
-            raise ValueError("data.validation needs stored.validation, the tokens of those clips")
+        positive(self, "run", "num_frames")
         if self.blind and self.ratio[1]:
             raise ValueError(f"blind models only answer: set ratio=[1,0]; got {list(self.ratio)}")
         whole_lm = not self.language.lora.rank and not self.language.freeze
@@ -130,14 +120,14 @@ class JointTask(Task):
 
     def __init__(self, run: VTokRun, inputs: Inputs | None = None):
         self.run, self.inputs = run, inputs or Inputs()
-        source = opening.open_tokenizer(self.inputs, run.tokenizer, run.unit, run.stored.train)
+        source = opening.open_tokenizer(self.inputs, run.tokenizer, run.unit)
         self.texts = opening.open_texts(self.inputs, run.data.train, run.data)
-        clips = self._open_clips(source, self.texts, run.data.train, run.stored.train, run.train.seed)
+        clips = self._open_clips(source, self.texts, training=True)
         if clips is not None:
             about = clips.features.manifest
             self.layout = opening.Layout(about.kinds, about.patches, about.dim)
         else:
-            self.layout = opening.layout_of(self.inputs, source, run.decoder, run.stored.train)
+            self.layout = opening.layout_of(self.inputs, source, run.num_frames, run.decoder.fps)
         self.model = self._build(source)
         self._make_datasets(source, clips)
         self._make_trained()
@@ -149,8 +139,10 @@ class JointTask(Task):
     def _build(self, source: Any) -> VideoLanguageModel:
         run, keys = self.run, self.layout.kinds.count(KEY)
         facts: dict[str, Any] = {"visual_dim": self.layout.dim, "key_tokens": max(keys, 1)}
-        if isinstance(source, VTok) and source.config.frames_per_token is None:
-            facts["tokens_per_second"] = source.config.tokens_per_second
+        if isinstance(source, VTok):
+            every = source.config.frames_per_token
+            rate = source.config.tokens_per_second if every is None else run.decoder.fps / every
+            facts["tokens_per_second"] = 0.0 if source.config.key_frame == "all" else rate
         model = opening.open_language(self.inputs, replace(run.language, **facts), self.texts.texts)
         decoder = opening.open_decoder(self.inputs, run.decoder, run.train.gradient_checkpointing)
         adapter, state_dim = None, getattr(decoder, "state_dim", model.width)
@@ -166,26 +158,23 @@ class JointTask(Task):
         tokenizer = source.tokenizer if isinstance(source, WordTokens) else source
         tokenizer = tokenizer if isinstance(tokenizer, nn.Module) else None
         inside = decoder if isinstance(decoder, PixelFlow) else None
-        model.attach(Parts(run.decoder, run.unit, tokenizer=tokenizer, adapter=adapter, decoder=inside))
+        model.attach(Parts(run.decoder, run.unit, run.num_frames, tokenizer=tokenizer, adapter=adapter, decoder=inside))
         self.published = None if decoder is inside else decoder  # named, not saved with the model
         self.decoder = decoder if adapter is None or decoder is None else AdaptedDecoder(adapter, decoder)
         if run.train.gradient_checkpointing:
             model.backbone.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
-    def _open_clips(
-        self, source: Any, texts: Any, name: str, stored: str | None, seed: int | None
-    ) -> TokenClips | None:
-        """Tokens of the clips of a list; None without values."""
-        if not self.inputs.readable:
+    def _open_clips(self, source: Any, texts: Any, training: bool) -> TokenClips | None:
+        """Tokens of the clips of a list, with their pixels if there is a decoder; None without values."""
+        run, inputs, shown = self.run, self.inputs, None
+        if not inputs.readable:
             return None
-        run, shown = self.run, None
-        features = opening.features_of(source, texts, run.features, stored)
-        if run.decoder.kind != "none" and (run.ratio[1] or seed is None):
-            size, data = (run.decoder.height, run.decoder.width), run.data
-            how = {"stride": data.stride, "resize": data.resize, "short": data.short, "timeout": data.read_timeout}
-            training = {"seed": seed or 0, "substitute": seed is not None}
-            shown = ClipDataset(texts.clips, run.decoder.frames, size, "first", **how, **training)
+        if run.decoder.kind != "none" and run.ratio[1]:
+            size, how = (run.decoder.height, run.decoder.width), Preprocessing()
+            how = source.config.preprocessing if isinstance(source, VTok) else how
+            shown = inputs.pixels(texts.clips, run.data, run.num_frames, size, how, training)
+        features = inputs.features(source, texts.clips, run.data, run.train, run.num_frames)
         return (FeatureClips if run.train_projection else TokenClips)(source, texts, features, shown)
 
     def _make_datasets(self, source: Any, clips: TokenClips | None) -> None:
@@ -199,7 +188,7 @@ class JointTask(Task):
         self.train_dataset = Dialogues(Mixed(questions, clips, run.ratio), sequences, run.blind)
         if run.data.validation:
             texts = opening.open_texts(self.inputs, run.data.validation, run.data)
-            held_out = self._open_clips(source, texts, run.data.validation, run.stored.validation, None)
+            held_out = self._open_clips(source, texts, training=False)
             self.validation_dataset = Dialogues(HeldOut(held_out), sequences, run.blind)
 
     def _make_trained(self) -> None:
@@ -219,7 +208,7 @@ class JointTask(Task):
     def _fit_statistics(self, clips: TokenClips) -> None:
         total, count = len(clips), min(STATISTICS_CLIPS, len(clips))
         rows = [number * total // count for number in range(count)]
-        self.model.fit_statistics(clips.tokens(range(row, row + 1)) for row in rows)
+        self.model.fit_statistics((clips.tokens(range(row, row + 1)) for row in rows), shared=True)
         self.model.statistics.fixed = True
 
     # ------------------------------------------------------------------------------------------------------ training
@@ -244,10 +233,10 @@ class JointTask(Task):
         return self.decoder is not None and (step + 1) % self.run.decoder.every == 0
 
     def _decoder_loss(self, batch: dict, context: StepContext) -> Callable[[Tensor, Tensor], Tensor]:
-        """The decoder's loss of the clips of a micro-batch; its noise depends on the step and the first clip."""
-        generator = context.generator(f"decoder {context.batch_start}")
+        """The decoder's loss of the clips of a micro-batch."""
+        generators = context.generators("decoder", self.run.ratio[1])
         extra = text_inputs(self.decoder, batch["caption"])
-        return lambda states, mask: self.decoder.loss(batch["video"], states, mask, generator, **extra)
+        return lambda states, mask: self.decoder.loss(batch["video"], states, mask, generators, **extra)
 
     def example_batch(self, size: int) -> dict[str, Any]:
         asked, texts, kinds = self.run.ratio[0], self.texts, self.layout.kinds
@@ -261,7 +250,8 @@ class JointTask(Task):
         caption = {**tokens, "caption": max(texts.captions, key=len, default=TEXT)}
         if self.decoder is not None:
             about = self.run.decoder
-            caption["video"] = torch.zeros(3, about.frames, about.height, about.width, dtype=torch.uint8)
+            shape = 3, self.run.num_frames, about.height, about.width
+            caption["video"] = torch.zeros(shape, dtype=torch.uint8)
         group = [question] * asked + [caption] * self.run.ratio[1]
         return Dialogues((), self.model.sequences, self.run.blind).collate([group] * size)
 

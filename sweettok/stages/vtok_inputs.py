@@ -11,22 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sweettok.data.annotations import AnnotatedClips, load_annotated
-from sweettok.data.config import DataConfig
+from sweettok.data.config import AnnotatedDataConfig
 from sweettok.data.lists import ClipList
 from sweettok.hub import read_config
 from sweettok.stages.inputs import Inputs, SizesOnly
 from sweettok.vtok.backbone import build_model
-from sweettok.vtok.cache import FeatureDataset, FeatureManifest
-from sweettok.vtok.config import VTokConfig
-from sweettok.vtok.datasets import open_features
 from sweettok.vtok.decoder import PixelFlow, PixelFlowConfig
-from sweettok.vtok.dialogues import StoredTokens
 from sweettok.vtok.language import VideoLanguageModel
 from sweettok.vtok.language_config import LanguageConfig, TemplateConfig
-from sweettok.vtok.model import VTok
 from sweettok.vtok.output import KEY, MOTION
 from sweettok.vtok.parts import PUBLISHED, DecoderConfig
 from sweettok.vtok.published import language_model, pipeline
@@ -43,23 +39,16 @@ class Layout:
     dim: int
 
 
-def open_tokenizer(inputs: Inputs, path: str | None, unit: str, stored: str | None) -> Any:
-    """A VTok or the words of a SweetTok, in a folder or on the Hub; or that of stored tokens."""
-    if path is None:
-        about = FeatureManifest.read(stored)
-        return StoredTokens(about.tokenizer_hash, about.dim)
+def open_tokenizer(inputs: Inputs, path: str, unit: str) -> Any:
+    """A VTok or the words of a SweetTok, in a folder or on the Hub."""
     if isinstance(inputs, SizesOnly) and not Path(path, "config.json").is_file():
-        if Path(path) in inputs.outputs:
-            return inputs.outputs[Path(path)](inputs)
-        inputs.notes.append(f"no tokenizer at {path}: VTok with CLIP ViT-L/14 at 336 pixels assumed")
-        return VTok(VTokConfig(), load=False)
+        return inputs.vtok(path)
     if read_config(path, "VTok", "SweetTok")["model"] == "SweetTok":
         return WordTokens(inputs.tokenizer(path).requires_grad_(False), unit)
-    with _disable_current_modes():  # small, or cheap to read
-        return VTok.from_pretrained(path)
+    return inputs.vtok(path)
 
 
-def open_texts(inputs: Inputs, source: str, data: DataConfig) -> AnnotatedClips:
+def open_texts(inputs: Inputs, source: str, data: AnnotatedDataConfig) -> AnnotatedClips:
     """Clips of a list with the texts that stand beside it."""
     try:
         return load_annotated(source, data.root)
@@ -70,36 +59,49 @@ def open_texts(inputs: Inputs, source: str, data: DataConfig) -> AnnotatedClips:
         return AnnotatedClips(ClipList((), None, None, ()), (), ())
 
 
-def features_of(source: Any, annotated: AnnotatedClips, folder: str, stored: str | None) -> FeatureDataset:
-    """The features of all clips: stored ones, or those in `folder`, where missing ones are computed."""
-    return FeatureDataset(stored) if stored is not None else open_features(source, annotated.clips, folder)
-
-
-def layout_of(inputs: Inputs, source: Any, decoder: DecoderConfig, stored: str | None) -> Layout:
+def layout_of(inputs: Inputs, source: Any, frames: int, fps: float) -> Layout:
     """The layout of the tokens of clips that are not read."""
-    if stored is not None:
-        about = FeatureManifest.read(stored)
-        return Layout(about.kinds, about.patches, about.dim)
     if isinstance(source, WordTokens):
         layout, config = source.tokenizer.layout, source.tokenizer.config
         per_query = 1 if source.unit == "words" else 1 + config.modifiers_per_query
         lengths = zip((KEY, MOTION), (segment.length // per_query for segment in layout.segments), strict=False)
         return Layout(tuple(kind for kind, length in lengths for _ in range(length)), 1, source.dim)
-    keys = source.config.grid[0] * source.config.grid[1]
-    motions = source.num_tokens(frames=decoder.frames, fps=decoder.fps) - keys
-    inputs.notes.append(f"clips of {decoder.frames} frames at {decoder.fps:g} per second: {keys} + {motions} tokens")
+    total = source.num_tokens(frames=frames, fps=fps)
+    keys = total if source.config.key_frame == "all" else source.config.grid[0] * source.config.grid[1]
+    inputs.notes.append(f"clips of {frames} frames at {fps:g} per second: {keys} + {total - keys} tokens")
     rows, columns = source.patches
-    return Layout((KEY,) * keys + (MOTION,) * motions, rows * columns, source.dim)
+    return Layout((KEY,) * keys + (MOTION,) * (total - keys), rows * columns, source.dim)
 
 
 def open_language(inputs: Inputs, config: LanguageConfig, texts: Iterable[str]) -> VideoLanguageModel:
     """A new language model, around `config.base`, or from scratch with a tokenizer trained on `texts`."""
     if config.base is None:
+        texts = list(texts)
+        if not texts and not inputs.readable:
+            inputs.notes.append("texts are unknown: a vocabulary of 260 assumed")
+            texts = ["x"]
         return VideoLanguageModel.from_scratch(config, texts)
     if inputs.readable:
         return VideoLanguageModel.from_base(config)
-    model = build_model(language_model(config.base), getattr(torch, config.dtype))
-    return VideoLanguageModel(replace(config, template=TemplateConfig()), model, train_tokenizer((), 260))
+    tokenizer = train_tokenizer(["x"], 260)
+    with _disable_current_modes(), torch.device("meta"):  # which, unlike FakeTensorMode, can convert modules in place
+        model = build_model(language_model(config.base), torch.float32)
+        found = VideoLanguageModel(replace(config, template=TemplateConfig()), model, tokenizer)
+    return without_values(found, getattr(torch, config.dtype))
+
+
+def without_values(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with all tensors made anew in the current mode, frozen weights as `dtype`."""
+    made: dict[int, Tensor] = {}  # shared weights stay shared
+    for part in model.modules():
+        for name, param in part._parameters.items():
+            if param is not None and id(param) not in made:
+                kind = param.dtype if param.requires_grad else dtype
+                made[id(param)] = nn.Parameter(torch.empty(param.shape, dtype=kind), param.requires_grad)
+            part._parameters[name] = None if param is None else made[id(param)]
+        for name, value in part._buffers.items():
+            part._buffers[name] = None if value is None else torch.empty(value.shape, dtype=value.dtype)
+    return model
 
 
 def open_decoder(inputs: Inputs, config: DecoderConfig, recompute: bool) -> Any:

@@ -68,9 +68,9 @@ class StepContext:
         """CPU generator seeded by (seed, step, purpose), equal on all processes."""
         return torch.Generator().manual_seed(self._number(purpose))
 
-    def generators(self, purpose: str) -> list[torch.Generator]:
-        """CPU generators for each clip of this micro-batch, seeded by (seed, step, purpose, index of the clip)."""
-        clips = range(self.batch_start, self.batch_start + self.batch_size)
+    def generators(self, purpose: str, each: int = 1) -> list[torch.Generator]:
+        """CPU generators of this micro-batch, `each` for each clip, seeded by (seed, step, purpose, their index)."""
+        clips = range(self.batch_start * each, (self.batch_start + self.batch_size) * each)
         return [torch.Generator().manual_seed(self._number(f"{purpose}/{clip}")) for clip in clips]
 
     def own(self, draws: Tensor) -> Tensor:

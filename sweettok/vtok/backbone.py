@@ -5,6 +5,8 @@ A vision tower is left out. Letters: B sequences, N positions, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -139,7 +141,19 @@ def build_model(architecture: dict[str, Any], dtype: torch.dtype) -> Any:
     cls = getattr(transformers, architecture["class"], None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise ValueError(f"transformers {transformers.__version__} has no model {architecture['class']!r}")
-    return cls(cls.config_class.from_dict(architecture["config"])).to(dtype)
+    with default_dtype(dtype):
+        return cls(cls.config_class.from_dict(architecture["config"]))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block, new weights have this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Projector(nn.Sequential):

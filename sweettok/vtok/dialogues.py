@@ -13,22 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sweettok.vtok.datasets import TokenClips
-from sweettok.vtok.output import FrameFeatures, VisualTokens
 from sweettok.vtok.sequences import Sequences
 from sweettok.vtok.sources import from_stored
-
-
-class StoredTokens:
-    """The tokenizer of stored features whose own is not at hand: it takes those of several patches as their mean."""
-
-    def __init__(self, tokenizer_hash: str, dim: int):
-        self.tokenizer_hash, self.dim = tokenizer_hash, dim
-
-    def features_hash(self) -> str:
-        return self.tokenizer_hash
-
-    def project(self, features: FrameFeatures) -> VisualTokens:
-        return from_stored(features)
 
 
 class FeatureClips(TokenClips):

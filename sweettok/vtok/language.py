@@ -198,11 +198,15 @@ class VideoLanguageModel(Pretrained):
             return grid_positions(mask, roles, kinds, self.config.key_tokens)
         return text_positions(mask)
 
-    def fit_statistics(self, batches: Iterable[VisualTokens]) -> None:
-        """Set the statistics of the tokens from training data, so that the first step has them already."""
+    def fit_statistics(self, batches: Iterable[VisualTokens], shared: bool = False) -> None:
+        """Set the statistics of the tokens from training data, so that the first step has them already.
+
+        Args:
+            shared: all processes give the same tokens.
+        """
         for tokens in batches:
             kinds = tokens.kinds.expand(tokens.values.shape[:2])
-            self.statistics.update(tokens.values, kinds, torch.ones_like(kinds, dtype=torch.bool))
+            self.statistics.update(tokens.values, kinds, torch.ones_like(kinds, dtype=torch.bool), shared)
 
     # ----------------------------------------------------------------------------------------------------- use
 

@@ -43,7 +43,6 @@ class DecoderConfig:
     adapter_hidden: int | None = None  # hidden width of this network; null: the larger one of both states
     every: int = 1  # its loss is part of every so many steps
     dtype: str = "float32"  # of a model of diffusers: "float32" or "bfloat16"
-    frames: int = 25  # frames of its clips
     height: int = 64  # height of its clips in pixels
     width: int = 64  # width of its clips in pixels
     fps: float = 24.0  # frames per second of its clips
@@ -51,7 +50,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         choice("decoder.kind", self.kind, KINDS)
         choice("decoder.dtype", self.dtype, ("float32", "bfloat16"))
-        whole(self, "decoder", 1, "every", "frames", "height", "width", "adapter_hidden")
+        whole(self, "decoder", 1, "every", "height", "width", "adapter_hidden")
         positive(self, "decoder", "adapter_rms", "fps")
         if (self.kind == "none") != (self.path is None):
             raise ValueError(f"decoder.kind {self.kind} and decoder.path {self.path} do not go together: set both")
@@ -88,11 +87,14 @@ class Parts(nn.ModuleDict):
     Attributes:
         settings: of the decoder.
         unit: of the tokens, if the tokenizer is a SweetTok.
+        frames: of a clip in training.
     """
 
-    def __init__(self, settings: DecoderConfig | None = None, unit: str = UNITS[-1], **parts: Pretrained):
+    def __init__(
+        self, settings: DecoderConfig | None = None, unit: str = UNITS[-1], frames: int = 1, **parts: Pretrained | None
+    ):
         super().__init__({name: part for name, part in parts.items() if part is not None})
-        self.settings, self.unit = settings or DecoderConfig(), unit
+        self.settings, self.unit, self.frames = settings or DecoderConfig(), unit, frames
         self.opened: tuple[VideoDecoder, ...] = ()  # the published decoder, once it is loaded; it is no part
         for name in self.keys() - {"adapter"}:
             self[name].requires_grad_(False)
@@ -133,7 +135,7 @@ class Parts(nn.ModuleDict):
     def to_dict(self) -> dict[str, Any]:
         """JSON data for `from_dict`."""
         parts = {name: describe(part) for name, part in self.items()}
-        return {"parts": parts, "decoder": asdict(self.settings), "unit": self.unit}
+        return {"parts": parts, "decoder": asdict(self.settings), "unit": self.unit, "frames": self.frames}
 
     @classmethod
     def from_dict(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
@@ -142,4 +144,4 @@ class Parts(nn.ModuleDict):
         for name, part in about["parts"].items():
             own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
             parts[name] = rebuild(part, own)
-        return cls(configs.build(DecoderConfig, about["decoder"]), about["unit"], **parts)
+        return cls(configs.build(DecoderConfig, about["decoder"]), about["unit"], about["frames"], **parts)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from sweettok.vtok.backbone import require_transformers
+from sweettok.vtok.backbone import default_dtype
+from sweettok.vtok.text import require_transformers
 
 LLAMA3_8B = {
     "vocab_size": 128320,  # with the tokens that LLaVA-NeXT adds
@@ -64,17 +65,18 @@ def pipeline(kind: str, path: str, dtype: torch.dtype) -> Any:
     import diffusers as df
 
     scheduler = df.FlowMatchEulerDiscreteScheduler(shift=7.0)
-    if kind == "hunyuan":
-        transformer, vae = df.HunyuanVideoTransformer3DModel(), df.AutoencoderKLHunyuanVideo()
-        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-        cls = df.HunyuanVideoPipeline
-    elif kind == "hunyuan15":
-        transformer = df.HunyuanVideo15Transformer3DModel(task_type="t2v")
-        vae, cls = df.AutoencoderKLHunyuanVideo15(), df.HunyuanVideo15Pipeline
-        parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-        parts["guider"] = df.ClassifierFreeGuidance(guidance_scale=6.0)
-    else:
-        transformer, vae = df.WanTransformer3DModel(**(WAN_SMALL if "1.3B" in path else {})), df.AutoencoderKLWan()
-        scheduler, cls = df.UniPCMultistepScheduler(flow_shift=3.0), df.WanPipeline
-        parts = dict.fromkeys(("text_encoder", "tokenizer"))
-    return cls(transformer=transformer.to(dtype), vae=vae.to(dtype), scheduler=scheduler, **parts)
+    parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer"))
+    with default_dtype(dtype):
+        if kind == "wan":
+            sizes = WAN_SMALL if "1.3B" in path else {}
+            parts |= {"transformer": df.WanTransformer3DModel(**sizes), "vae": df.AutoencoderKLWan()}
+            return df.WanPipeline(scheduler=df.UniPCMultistepScheduler(flow_shift=3.0), **parts)
+        parts |= dict.fromkeys(("text_encoder_2", "tokenizer_2"))
+        if kind == "hunyuan":
+            parts |= {"transformer": df.HunyuanVideoTransformer3DModel(), "vae": df.AutoencoderKLHunyuanVideo()}
+            return df.HunyuanVideoPipeline(scheduler=scheduler, **parts)
+        parts["transformer"] = df.HunyuanVideo15Transformer3DModel(task_type="t2v")
+        guider = df.ClassifierFreeGuidance(guidance_scale=6.0)
+        return df.HunyuanVideo15Pipeline(
+            vae=df.AutoencoderKLHunyuanVideo15(), scheduler=scheduler, guider=guider, **parts
+        )

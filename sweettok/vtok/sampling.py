@@ -142,7 +142,7 @@ def generate_video(
     about, device = model.parts.settings, model.start.device
     decoder: Any = model.parts.open_decoder(device)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    frames, size = frames or about.frames, size or (about.height, about.width)
+    frames, size = frames or model.parts.frames, size or (about.height, about.width)
     seconds = (frames - 1) / about.fps
     settings: dict[str, Any] = {"seed": seed, "indices": indices}
     found = tokens or generate(model, prompts, seconds, cfg_scale=cfg_scale, **settings)

@@ -76,9 +76,10 @@ class WordTokens:
         times = torch.stack((start, middle), dim=1).to(device)[:, kinds]
         return VisualTokens(values.float(), times, kinds, torch.zeros(clips, dtype=torch.int64, device=device))
 
-    def features(self, source: Source, fps: float | None = None, **options: Any) -> FrameFeatures:
-        """The same tokens in the form in which `sweettok.vtok.cache` stores them."""
-        return stored_form(self.encode(source, fps, **options))
+    def features(self, source: Source, fps: float | None = None, max_frames: int | None = None) -> FrameFeatures:
+        """The same tokens in the form in which `sweettok.vtok.cache` stores them; SweetTok reads as many frames as it
+        always does, whatever `max_frames`."""
+        return stored_form(self.encode(source, fps))
 
     def features_hash(self) -> str:
         """SHA-256 of everything that the tokens depend on."""
