@@ -65,6 +65,13 @@ VTOK = {
     "projection": "identity",
 }
 TEXT = {"width": 16, "layers": 4, "heads": 2, "vocab_size": 300, "context_length": 24}
+LANGUAGE = {
+    "scratch": {"dim": 16, "num_layers": 6, "num_heads": 2, "vocab_size": 260, "max_length": 64},
+    "standardise_inputs": True,
+    "motion_mlp": True,
+    "caption_dropout": 0.5,
+}
+DECODER = {"kind": "pixels", "adapter_rms": 1.0, "height": 32, "width": 32}
 TRAIN = {
     "max_steps": STEPS,
     "global_batch_size": 4,
@@ -121,11 +128,35 @@ def prepare(folder: Path) -> None:
             "data": {**annotated, "features": str(folder / "features"), "keep": True},
             "sample_steps": 2,
         },
+        "vtok": {
+            "tokenizer": str(folder / "vtok_encoder" / "final"),
+            "num_frames": 9,
+            "language": LANGUAGE,
+            "decoder": {**DECODER, "path": str(folder / "vtok_decoder" / "final")},
+            "data": told(scenes, folder / "told") | {"features": str(folder / "features"), "keep": True},
+        },
     }
     for name, settings in stages.items():
         train = {"output_dir": str(folder / name), **TRAIN}
         config = {"stage": name, "data": data, **settings, "optimizer": {"lr": 1e-3}, "train": train}
         OmegaConf.save(OmegaConf.create(config), folder / f"{name}.yaml")
+
+
+def told(scenes: Path, folder: Path) -> dict:
+    """The clips of `scenes` with a question and a caption each, whose lengths are equal, so that all batches are."""
+    folder.mkdir()
+    (folder / "videos").symlink_to(scenes / "videos")
+    lines = {"captions": [], "questions": []}
+    for split, count in (("train", 8), ("val", 3)):
+        (folder / f"{split}.txt").write_text((scenes / f"{split}.txt").read_text())
+        for number in range(count):
+            key, what = f"videos/{split}_{number:05d}", ("up", "no")[number % 2]
+            asked = {"skill": "motion", "question": "up or no?", "options": ["up", "no"], "answer": what}
+            lines["captions"].append({"key": key, "text": f"a dot {what}"})
+            lines["questions"].append({"key": key, **asked})
+    for name, rows in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return {"train": str(folder / "train.txt"), "validation": str(folder / "val.txt"), "num_workers": 0}
 
 
 def train_all(folder: Path) -> Path:

@@ -38,6 +38,7 @@ from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.release import TOKENIZER as NAMES
 from sweettok.train.step import Clock, train_step
 from sweettok.train.task import StepContext
+from sweettok.vtok.language import VideoLanguageModel
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -53,6 +54,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
         ("stage1", ("code", "quantizer_encoder_side", "quantizer_codebook_side", "auxiliary")),
         ("stage2", ("reconstruction", "adversarial", "feature_matching", "discriminator")),
         ("generator", ()),
+        ("vtok", ()),
     ],
 )
 def test_script_trains_a_stage(runs, stage, terms):
@@ -67,7 +69,7 @@ def test_script_trains_a_stage(runs, stage, terms):
     assert (folder / f"checkpoint-{STEPS}" / "state.json").is_file()
     assert [path.name for path in (folder / "samples").iterdir()] == ["00000003_0.mp4"]
 
-    kind = {"proxy": ProxyTokenizer, "generator": Generator}.get(stage, SweetTok)
+    kind = {"proxy": ProxyTokenizer, "generator": Generator, "vtok": VideoLanguageModel}.get(stage, SweetTok)
     model = kind.from_pretrained(folder / "final")
     averaged = load_file(folder / f"checkpoint-{STEPS}" / "ema.safetensors")
     assert model.state_dict().keys() == averaged.keys()
