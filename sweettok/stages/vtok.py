@@ -162,7 +162,7 @@ class JointTask(Task):
         self.published = None if decoder is inside else decoder  # named, not saved with the model
         self.decoder = decoder if adapter is None or decoder is None else AdaptedDecoder(adapter, decoder)
         if run.train.gradient_checkpointing:
-            model.backbone.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.backbone.recompute()
         return model.train()
 
     def _open_clips(self, source: Any, texts: Any, training: bool) -> TokenClips | None:

@@ -74,6 +74,14 @@ class Backbone(nn.Module):
 
         return StaticCache(config=self.body.config, max_cache_len=length)
 
+    def recompute(self) -> None:
+        """Compute activations of the layers again in the backward pass, which saves memory."""
+        kwargs = {"use_reentrant": False}
+        if hasattr(self.body, "activation_checkpointing_enable"):  # transformers 5.24
+            self.body.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:
+            self.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
     def add_lora(self, config: LoraConfig) -> None:
         """Add adapters to the linear layers of the decoder, in place; only they are trained from then on."""
         try:

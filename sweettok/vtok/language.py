@@ -88,7 +88,7 @@ class VideoLanguageModel(Pretrained):
         if config.lora.rank:
             self.backbone.add_lora(config.lora)
         if config.gradient_checkpointing:
-            self.backbone.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.backbone.recompute()
         self.attach(Parts())
         self.register_state_dict_post_hook(_leave_out)
         self.register_load_state_dict_pre_hook(_put_back)
