@@ -138,7 +138,10 @@ class CostMode(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             return False  # initialisation branches on a value
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        if func is aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
+            result = args[0].flatten(0, args[1][0].ndim - 1).clone()  # as if a mask selected everything
+        else:
+            result = func(*args, **kwargs)
         if func.overloadpacket in FLOPS:
             self.flops += FLOPS[func.overloadpacket](*args, **kwargs, out_val=result)
         for value in tree_leaves(result):
