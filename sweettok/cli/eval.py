@@ -184,9 +184,9 @@ def run_probe(args: argparse.Namespace) -> None:
     if args.out:
         inputs = [path for path in (args.checkpoint, args.train, args.data, args.proxy) if path]
         check_output(args.out, inputs=inputs, owned=lambda path: has_kind(path, "probe"))
-    proxy = model_folder(args.proxy) if args.proxy else None
+    proxy = model_folder(args.proxy, "ProxyTokenizer") if args.proxy else None
     episodes = replace(EPISODES, **options.given(args, *options.EPISODES))
-    checkpoint = model_folder(args.checkpoint)
+    checkpoint = model_folder(args.checkpoint, "SweetTok")
     report = probe(checkpoint, args.train, args.data, proxy, args.attribute, episodes, args.batch_size)
     print(probe_summary(report))
     if args.out:
