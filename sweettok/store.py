@@ -97,11 +97,14 @@ def take_lock(path: str | Path, seconds: float = 0) -> Callable[[], None]:
 def cache_folder() -> Path | None:
     """Folder for what is computed again if it is missing: SWEETTOK_CACHE, by default sweettok in the user's cache.
 
-    None if SWEETTOK_CACHE is empty: then nothing is kept.
+    None if SWEETTOK_CACHE is empty, or the user has no home folder: then nothing is kept.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sweettok")
     chosen = os.environ.get("SWEETTOK_CACHE", str(default))
-    return Path(chosen).expanduser() if chosen else None
+    try:
+        return Path(chosen).expanduser() if chosen else None
+    except RuntimeError:  # no home folder
+        return None
 
 
 def sha256(*paths: str | Path) -> str:

@@ -1,10 +1,13 @@
 """Every block against plain loops in float64 (tests/naive.py)."""
 
+import copy
+
 import naive
 import numpy as np
 import pytest
 import tiny
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sweettok.layers import attention, positions
 from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
@@ -135,6 +138,54 @@ def test_gradients_of_the_position_convolution_are_autograds(slices):
     upstream = numbers("upstream", *x.shape)
     expected, found = (torch.autograd.grad(f(x, weight, bias), (x, weight, bias), upstream) for f in functions)
     torch.testing.assert_close(found, expected)
+
+
+def run(layer, x):
+    return layer(x) if isinstance(layer, PositionConv) else layer(x.flatten(1, 3))
+
+
+def gradients(layer, x, function=run):
+    return torch.autograd.grad(function(layer, x).float().square().sum(), (x, *layer.parameters()))
+
+
+LAYERS = [PositionConv(8), Attention(dim=8, num_heads=2, head_dim=4)]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=["convolution", "attention"])
+def test_own_backward_passes_under_autocast(layer):
+    """The backward pass may run outside of it, and inside."""
+    layer, x = tiny.fill(layer), numbers("x", 2, 3, 4, 5, 8).requires_grad_()
+    exact = gradients(layer, x)
+
+    def mixed(layer, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = run(layer, x)
+        assert y.dtype == torch.bfloat16
+        return y
+
+    found = [gradients(layer, x, mixed)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found.append(gradients(layer, x, mixed))
+    for gradient in found:
+        for ours, expected in zip(gradient, exact, strict=True):
+            assert ours.dtype == torch.float32
+            assert 0 < (ours - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=["convolution", "attention"])
+def test_own_backward_passes_twice_recomputed_and_in_float64(layer):
+    layer, x = tiny.fill(layer), numbers("x", 2, 3, 4, 5, 8).requires_grad_()
+    once, inputs = gradients(layer, x), (x, *layer.parameters())
+    for y in (checkpoint(run, layer, x, use_reentrant=False), run(layer, x) + 0 * run(layer, x)):
+        loss = y.square().sum()
+        for _ in range(2):
+            torch.testing.assert_close(torch.autograd.grad(loss, inputs, retain_graph=True), once)
+    with torch.no_grad():
+        torch.testing.assert_close(run(layer, x), y)
+    layer = copy.deepcopy(layer).double()
+    double = gradients(layer, x.detach().double().requires_grad_())
+    assert {part.dtype for part in double} == {torch.float64}
+    torch.testing.assert_close([part.float() for part in double], list(once), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rotated", [True, False])

@@ -82,6 +82,10 @@ def test_damaged_tables_and_folders_are_no_error(tmp_path, tables, monkeypatch):
         assert table.read_bytes() == content
     monkeypatch.setenv("SWEETTOK_CACHE", str(path))  # a file, in which nothing can be written
     assert torch.equal(read_clip(path, 5, 16, start=30), clip)
+    for name in ("SWEETTOK_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # for a user without a home folder
+    assert torch.equal(read_clip(path, 5, 16, start=30), clip)
 
 
 def test_which_tables_are_kept(tmp_path, tables, monkeypatch):

@@ -118,9 +118,10 @@ def test_clips_and_their_order_are_those_of_files(work, served):
     assert same(batches(clips, done=2, count=2), plain[4:])
 
 
-def test_local_shards_and_commands(work, monkeypatch):
+def test_local_shards_and_commands(work, monkeypatch, capsys):
     """Lists of local shards have relative paths. A command prints the bytes that it is asked for."""
     monkeypatch.chdir(work)
+    monkeypatch.setenv("SWEETTOK_PIPE", "1")
     script = "import sys; a, b = map(int, sys.argv[2:]); f = open(sys.argv[1], 'rb'); "
     Path("part.py").write_text(script + "f.seek(a); sys.stdout.buffer.write(f.read(b - a + 1))")
     command = f"pipe:{sys.executable} part.py shards-1.tar {{start}} {{end}}"
@@ -132,6 +133,19 @@ def test_local_shards_and_commands(work, monkeypatch):
         assert torch.equal(read_clip(str(clips.paths[number]), 5, 16), read_clip(files.paths[number], 5, 16))
     with pytest.raises(ValueError, match="must print the bytes {start} to {end}"):
         shards.fetch("pipe:cat shards-1.tar", 0, 10)
+    monkeypatch.setattr(shards, "TIMEOUT", 0)
+    with pytest.raises(ClipError, match="did not end in 0 seconds"):
+        read_clip(clips.paths[4], 5, 16)
+    for value in ("", "yes"):
+        monkeypatch.setenv("SWEETTOK_PIPE", value)
+        monkeypatch.setattr(shards, "_run", lambda *_: pytest.fail("the command was run"))
+        assert main(["data", "index", command, "--out", "lists/other.txt"]) == 2
+        assert capsys.readouterr().err.endswith("would run this command; set SWEETTOK_PIPE=1 if you trust it\n")
+        with pytest.raises(ValueError, match=r"both.txt, line 4: pipe:.* set SWEETTOK_PIPE=1"):
+            load_clips("lists/both.txt")
+        with pytest.raises(ValueError, match="set SWEETTOK_PIPE=1") as caught:
+            read_clip(clips.paths[4], 5, 16)
+        assert not isinstance(caught.value, ClipError)  # for which training takes another clip
 
 
 def test_what_reads_lists_reads_shards(work, served, tmp_path):
@@ -156,7 +170,7 @@ def test_bad_clips_and_servers(work, served, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "WAIT", 0)
     clips = load_clips(path)
     good = read_clip(clips.paths[0], 3, 8)
-    handler.failures += [503, 500]
+    handler.failures += [503, 429]
     assert torch.equal(read_clip(clips.paths[0], 3, 8), good)
     handler.failures += [404]
     with pytest.raises(ClipError, match="HTTP status 404") as caught:

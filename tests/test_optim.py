@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from sweettok.priors.graph import Prior, WordGraph
 from sweettok.tokenizer.config import TokenizerConfig
 from sweettok.tokenizer.model import SweetTok
 from sweettok.tokenizer.release import TOKENIZER
+from sweettok.train import muon
 from sweettok.train.config import OptimizerConfig
 from sweettok.train.optim import lr_factor, make_optimizer, make_scheduler, param_groups
 
@@ -194,6 +196,25 @@ def test_muon_orthogonalises_hidden_matrices_only():
     assert ((torch.linalg.svdvals(update) > 0.6) & (torch.linalg.svdvals(update) < 1.3)).all()
     torch.testing.assert_close(before["embed.weight"] - net.embed.weight, 0.1 * gradient.sign(), rtol=1e-3, atol=1e-4)
     assert set(optimizer.state[net.layers[0].weight]) == {"momentum", "step"}
+
+
+@pytest.mark.parametrize("stack", [1, 30, 1 << 21])
+def test_muon_updates_matrices_of_one_shape_together_as_each_alone(monkeypatch, stack):
+    monkeypatch.setattr(muon, "STACK", stack)
+    torch.manual_seed(0)
+    layers = [nn.Linear(*sizes, bias=False) for sizes in ((3, 4), (3, 4), (4, 3), (3, 4), (3, 4))]
+    layers[-1].double()
+    nets = [nn.ModuleList(layers), *(nn.ModuleList([copy.deepcopy(layer)]) for layer in layers)]
+    optimizers = [make_optimizer(net, OptimizerConfig(kind="muon", lr=0.1)) for net in nets]
+    for _ in range(2):
+        for layer, alone in zip(layers, nets[1:], strict=True):
+            layer.weight.grad = torch.randn_like(layer.weight)
+            alone[0].weight.grad = layer.weight.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for layer, alone in zip(layers, nets[1:], strict=True):
+            torch.testing.assert_close(layer.weight, alone[0].weight, rtol=1e-4, atol=1e-5)
+    assert optimizers[0].state[layers[-1].weight]["momentum"].dtype == torch.float64
 
 
 def test_muon_decays_and_skips_steps_that_are_not_finite():

@@ -108,7 +108,7 @@ def main() -> None:
         for path, frames in films.values():
             write_film(path, frames)
         time.sleep(12)  # tables of files that changed some seconds ago are not kept
-        now, before = Reader(ROOT, folder / "cache"), Reader(folder / "before", folder / "cache")
+        now, before = Reader(ROOT, folder / "cache"), Reader(folder / "before", folder / "other cache")
         for title, (path, frames) in films.items():
             compare(f"{title}, {frames} frames", path, frames, args.reads, now, before)
         for path in args.files:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sweettok.data.shards import Member, as_source, is_local
+from sweettok.data.shards import Member, as_source, check_allowed, is_local
 from sweettok.data.writer import write_lines
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".gif")
@@ -197,9 +197,13 @@ def _entry(source: Path, root: Path, number: int, path: str, label: str | None) 
     if label is not None and not label.removeprefix("-").isdecimal():
         raise ValueError(f"{where}: the label must be a whole number from 1, got {label!r}")
     index = None if label is None else int(label) - 1
-    source = as_source(path)
-    if isinstance(source, Member):
-        return Entry(source.moved(root / source.shard) if is_local(source.shard) else source, source.key, index, where)
+    clip = as_source(path)
+    if isinstance(clip, Member):
+        try:
+            check_allowed(clip.shard)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        return Entry(clip.moved(root / clip.shard) if is_local(clip.shard) else clip, clip.key, index, where)
     full = root / path
     name = full.relative_to(root) if full.is_relative_to(root) else full
     return Entry(full, _key(name), index, where)

@@ -101,10 +101,11 @@ class StoredTable:
 
     def keep(self, table: PacketTable) -> None:
         """Write the table of a long video that has not changed for some seconds. Without room nothing is written."""
-        settled = time.time() - self.changed > SETTLED and self._key()[0] == self.key
-        if self.path is None or len(table) < LEAST or not settled:
+        if self.path is None or len(table) < LEAST or time.time() - self.changed <= SETTLED:
             return
         try:
+            if self._key()[0] != self.key:
+                return
             with write_aside(self.path) as aside:
                 steps = np.diff(table.pts, prepend=0)  # compress better than timestamps
                 arrays = {"steps": steps, "size": table.size, "key": table.key.astype(np.uint8)}

@@ -6,6 +6,7 @@ A list names a video as SHARD#OFFSET+SIZE/NAME, with its place in the shard; `in
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -23,7 +24,9 @@ from typing import NamedTuple
 from sweettok.store import sha256
 
 PATTERN = re.compile(r"(?P<shard>.+)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>.+)", re.DOTALL)
-REMOTE = ("http://", "https://", "pipe:")
+PIPE = "pipe:"  # before a command
+REMOTE = ("http://", "https://", PIPE)
+ALLOWED = "SWEETTOK_PIPE"  # environment variable: commands are run only if it is "1"
 TRIES, WAIT, TIMEOUT = 3, 1.0, 60  # of a request; seconds before the second one, twice as long before the next; seconds
 BLOCK = 1 << 16  # bytes of a request while a shard is indexed
 LABEL = "label"  # entry of a .json file
@@ -75,6 +78,12 @@ def is_local(shard: str) -> bool:
     return not shard.startswith(REMOTE)
 
 
+def check_allowed(shard: str) -> None:
+    """Raise ValueError for a command, unless the environment allows commands."""
+    if shard.startswith(PIPE) and os.environ.get(ALLOWED) != "1":
+        raise ValueError(f"{shard}: reading it would run this command; set {ALLOWED}=1 if you trust it")
+
+
 def as_source(path: str | Path) -> Path | Member:
     """A path, or a file in a shard by its text."""
     return Member(path) if isinstance(path, str) and PATTERN.fullmatch(path) else Path(path)
@@ -86,9 +95,10 @@ def digest(path: Path | Member) -> str:
 
 
 def fetch(shard: str, start: int, size: int) -> bytes:
-    """Up to `size` bytes of a shard, fewer at its end. Raises OSError."""
-    if shard.startswith("pipe:"):
-        return _run(shard.removeprefix("pipe:"), start, start + size - 1)[:size]
+    """Up to `size` bytes of a shard, fewer at its end. Raises OSError, and ValueError for one that cannot be used."""
+    if shard.startswith(PIPE):
+        check_allowed(shard)
+        return _run(shard.removeprefix(PIPE), start, start + size - 1)[:size]
     if is_local(shard):
         with open(shard, "rb") as file:
             file.seek(start)
@@ -99,7 +109,7 @@ def fetch(shard: str, start: int, size: int) -> bytes:
         except urllib.error.HTTPError as error:
             if error.code == 416:  # behind the end
                 return b""
-            if error.code < 500 or attempt == TRIES - 1:
+            if (error.code < 500 and error.code != 429) or attempt == TRIES - 1:
                 raise OSError(f"HTTP status {error.code} {error.reason}") from error
         except (OSError, HTTPException) as error:
             if attempt == TRIES - 1:
@@ -118,10 +128,13 @@ def _request(url: str, first: int, last: int) -> bytes:
 
 def _run(command: str, first: int, last: int) -> bytes:
     if "{start}" not in command or "{end}" not in command:
-        example = "pipe:curl -s -r {start}-{end} URL"
+        example = "pipe:curl -fsS -r {start}-{end} URL"
         raise ValueError(f"pipe:{command}: must print the bytes {{start}} to {{end}} of the shard, such as {example}")
     line = command.replace("{start}", str(first)).replace("{end}", str(last))
-    done = subprocess.run(shlex.split(line), capture_output=True, timeout=TIMEOUT)
+    try:
+        done = subprocess.run(shlex.split(line), capture_output=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{line} did not end in {TIMEOUT} seconds") from error
     if done.returncode:
         raise OSError(f"exit status {done.returncode} of {line}: {done.stderr.decode(errors='replace').strip()[-200:]}")
     return done.stdout

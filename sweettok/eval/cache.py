@@ -19,10 +19,10 @@ from sweettok.data.shards import digest
 from sweettok.eval.protocol import Protocol
 from sweettok.store import write_aside
 
-# Fields of a protocol that do not affect the features of real clips.
+# Fields of a protocol that do not affect what is cached.
 UNRELATED = ("name", "split", "num_fake", "paired", "codec", "autocast", "ddof", "root", "dtype")
 PACKAGES = ("av", "decord", "torch", "torchvision")  # decode, resize and compute features
-FORMAT = 3  # increase when the file or the way in which frames are read changes
+FORMAT = 3  # increase when the file, the way in which frames are read or the score of a baseline changes
 
 
 class RealCache:

@@ -11,7 +11,7 @@ from torch import Tensor
 LEVELS = 40  # largest difference of mean colours, in grey levels
 RATIO = 2.0  # largest ratio of motion
 MARGIN = 1.2  # largest ratio of the error to that of another order of channels or frames
-SAMPLED = 32  # rows and columns of which orders are compared
+SAMPLED = 32  # rows, or columns, of the shorter side by which orders are compared, at least
 OTHER_ORDERS = {
     "the error is smaller with red and blue exchanged: are the reconstructions BGR?": 1,
     "the error is smaller with the frames in reverse order: is time reversed?": 2,
@@ -55,7 +55,7 @@ def pixel_summary(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def order_errors(real: Tensor, fake: Tensor) -> list[list[int]]:
     """Squared errors of each uint8 clip (N, 3, T, H, W): as it is, and with `fake` in each of OTHER_ORDERS.
 
-    Of every row and column that is a multiple of a step, about SAMPLED of each.
+    Of every n-th row and column, so that the shorter side has SAMPLED or more, up to twice as many.
     """
     step = max(1, min(real.shape[-2:]) // SAMPLED)
     real, fake = (video[..., ::step, ::step].int() for video in (real, fake))

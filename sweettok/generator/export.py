@@ -1,4 +1,4 @@
-"""Generators as models of transformers, which serving engines read: names of the weights, and the files.
+"""Generators as models of transformers: names of the weights, and the files.
 
 Learned positions make a GPT-2, rotary positions a GPT-NeoX with sequential residuals. Neither normalises queries and
 keys: with `qk_norm` the folder has a few lines of Python that add it, for `trust_remote_code=True`.

@@ -57,7 +57,7 @@ class Generator(Pretrained):
         return cls(config, assets["class_names"])
 
     def to_transformers(self, folder: str | Path) -> None:
-        """Write a folder that transformers' `AutoModelForCausalLM` and serving engines load, with equal logits.
+        """Write a folder that transformers' `AutoModelForCausalLM` loads, with equal logits.
 
         GPT-2 with learned positions, GPT-NeoX with rotary ones; `qk_norm` needs `trust_remote_code=True`. The folder's
         sequence.json says which ids may stand where; `sweettok.generator.serving.LegalIds` reads it.

@@ -107,8 +107,12 @@ class PositionConv(nn.Module):
         """(B, t, h, w, D) -> (B, t, h, w, D)."""
         # Through views, the gradient gets the weight's strides; those of a depthwise weight make DDP warn otherwise.
         weight = self.conv.weight.squeeze(1).unsqueeze(1)
-        fast = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return (_DepthwiseConv.apply if fast else _depthwise_conv)(x, weight, self.conv.bias)
+        parts = x, weight, self.conv.bias
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return _depthwise_conv(*parts)
+        if torch.is_autocast_enabled("cpu"):  # which would not convert what the backward pass keeps
+            parts = tuple(part.to(torch.get_autocast_dtype("cpu")) for part in parts)
+        return _DepthwiseConv.apply(*parts)
 
 
 def _depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, last: int = 0) -> Tensor:

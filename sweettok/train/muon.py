@@ -31,7 +31,7 @@ class Muon(AdamW):
             stacks: dict[tuple, list[nn.Parameter]] = defaultdict(list)
             for param in group["params"] if group["orthogonal"] else ():
                 if param.grad is not None:
-                    stacks[(param.shape, param.device)].append(param)
+                    stacks[(param.shape, param.dtype, param.device)].append(param)
             for params in stacks.values():
                 size = max(1, STACK // params[0].numel())
                 for start in range(0, len(params), size):
