@@ -1,8 +1,10 @@
-"""Parts of scripts/bench/codecs.py, mini.py and vtok.py."""
+"""Parts of scripts/bench/codecs.py, mini.py, vtok.py and vtok_schemes.py."""
 
+import math
 from pathlib import Path
 
 import pytest
+import test_vtok
 import torch
 from conftest import import_file
 
@@ -103,3 +105,33 @@ def test_tokens_of_five_seconds(vtok):
     llava = vtok.LANGUAGE["LLaVA-Next 8B"]
     assert llava.weights() + 2 * 4096 * 128320 + (2 * 32 + 1) * 4096 == 8_030_785_536  # all of its parameters
     assert llava.cache_bytes(1) == 131_072
+
+
+@pytest.fixture(scope="module")
+def schemes():
+    return import_file(BENCH / "vtok_schemes.py", "bench_vtok_schemes")
+
+
+def test_schemes_have_as_many_tokens_as_their_names_say(schemes):
+    for name, settings in schemes.SCHEMES.items():
+        if name != schemes.BLIND:
+            text = name.split()[1].rstrip(",")
+            tokens = sum(map(int, text.split("+"))) if "+" in text else math.prod(map(int, text.split("x")))
+            assert test_vtok.make(**settings).num_tokens(frames=25) == tokens, name
+
+
+def test_differences_of_schemes_are_paired_by_clip_and_seed(schemes):
+    """Questions weigh equally, however many there are about a clip."""
+
+    def cells(*seeds):
+        keys = ["a 0 what?", "b 0 what?", "b 1 where?", "b 2 who?"]
+        clips = [[{"key": key, "right": right} for key, right in zip(keys, seed, strict=True)] for seed in seeds]
+        return {number: {"results": {"clips": found}} for number, found in enumerate(clips)}
+
+    worse, better = cells((1, 0, 0, 0), (1, 0, 0, 1)), cells((1, 1, 0, 1), (1, 1, 1, 1))
+    mean, low, high = schemes.paired(better, worse)
+    assert mean == pytest.approx(0.5) and low == 0  # a draw of the first clip alone shows no difference
+    assert high == pytest.approx(2 / 3)
+    assert schemes.verdict(schemes.BETTER, 0.01, 0.1) == schemes.verdict(schemes.NOT_WORSE, -0.01, 0.1) == "holds"
+    assert schemes.verdict(schemes.BETTER, -0.1, -0.01) == schemes.verdict(schemes.NOT_WORSE, -0.1, -0.03) == "fails"
+    assert schemes.verdict(schemes.BETTER, -0.01, 0.1) == schemes.verdict(schemes.NOT_WORSE, -0.03, 0.1) == "undecided"

@@ -236,7 +236,9 @@ def test_hunyuan_pooled_text():
         return types.SimpleNamespace(input_ids=torch.tensor([[1, 3 + len(text), 2] for text in prompts]))
 
     decoder.pipeline.register_modules(text_encoder_2=clip, tokenizer_2=tokenizer)
+    decoder = HunyuanDecoder(decoder.pipeline)
     assert decoder.pooled(["a", "red"]).shape == (2, 8)
+    assert clip in decoder.modules() and not any(param.requires_grad for param in clip.parameters())  # moves with it
 
 
 def test_hunyuan_settings():

@@ -88,9 +88,34 @@ def test_projection_is_trained_through_inputs_alone(runs, tmp_path):
     module = task.trained["generator"].module
     assert module.values(batch).shape == batch["values"].shape
     torch.testing.assert_close(module.values(batch), batch["values"])  # the same at the start
+    inputs = make(runs, *more, "ratio=[1,0]").model.statistics  # are standardised without captions too
+    assert inputs.count.min() > 0 and not inputs.fixed
     assert "parts.tokenizer.projection.leave.weight" in backward(task, batch)
     with pytest.raises(ValueError, match="train_projection needs a tokenizer of VTok with vtok.projection"):
         make(runs, "train_projection=true")
+
+
+@pytest.mark.parametrize("unit", ["queries", "words"])
+def test_words_of_a_sweettok_as_visual_tokens(runs, tmp_path, unit):
+    more = [f"tokenizer={runs / 'stage2' / 'final'}", f"unit={unit}", "num_frames=5", f"data.features={tmp_path}"]
+    more += ["decoder.kind=none", "decoder.path=null", "language.scratch.max_length=256"]
+    task = make(runs, *more)
+    batch = first_batch(task)
+    assert "projector.0.weight" in backward(task, batch)
+    task.export(tmp_path / "final", {})
+    model, video = VideoLanguageModel.from_pretrained(tmp_path / "final"), runs / "scenes/videos/train_00000.mp4"
+    tokens = model.source(video)
+    torch.testing.assert_close(tokens.values[0], batch["values"][0])
+    assert model.generate("a dot up", 4 / 24).tokens.kinds.equal(tokens.kinds)  # of the clip's length
+    assert model.answer(video, "up or no?", ["up", "no"]) in ("up", "no")
+
+
+def test_held_out_losses_do_not_depend_on_the_batch(runs):
+    task = make(runs, "language.head.kind=flow")
+    task.model.eval()
+    clips = task.validation_dataset
+    part, whole = (task.validate(clips.collate([clips[i] for i in ids]))["visual_loss"] for ids in ([2], range(3)))
+    torch.testing.assert_close(part, whole[2:])
 
 
 def test_blind_models_see_nothing(runs):
@@ -99,8 +124,7 @@ def test_blind_models_see_nothing(runs):
     task = make(runs, "blind=true", "ratio=[1,0]")
     batch = first_batch(task)
     assert batch["values"].shape[1] == 0 and task.tokens_per_clip == 0
-    one, other = (task.validate({**batch, "kinds": batch["kinds"]}) for _ in range(2))
-    assert one["accuracy"].equal(other["accuracy"]) and "visual_loss" not in one
+    assert "accuracy" in (found := task.validate(batch)) and "visual_loss" not in found
     backward(task, batch)
     assert all(param.grad is not None for param in task.trained["generator"].parameters)
 
@@ -174,11 +198,17 @@ def test_commands_answer_generate_and_compare(runs, tmp_path, capsys):
     (out / "two.mp4").unlink()
     assert command(make) == 0 and (out / "two.mp4").read_bytes() == one  # a function of seed, place and prompt
     assert command([*make, "--seed", "1"]) == 2 and "seed 0 instead of 1" in capsys.readouterr().err
+    (tmp_path / "prompts.jsonl").write_text('{"id": "one", "prompt": "a dot no"}\n')
+    assert command(make) == 2 and "holds videos of other prompts" in capsys.readouterr().err
+    (out / "generated.json").unlink()
+    assert command(make) == 2 and "no generated.json" in capsys.readouterr().err
+    (tmp_path / "prompts.jsonl").write_text("")
+    assert command(make) == 2 and "holds no prompts" in capsys.readouterr().err
 
     reports = [str(tmp_path / name) for name in ("seen.json", "blind.json")]
     ask = ["eval", "qa", "--checkpoint", model, "--data", str(runs / "told" / "val.txt")]
     assert command([*ask, "--out", reports[0]]) == 0
-    assert command([*ask, "--blind", "--out", reports[1]]) == 0
+    assert command([*ask, "--blind", "--out", reports[1], "--batch-size", "2"]) == 0
     results = [json.loads((tmp_path / name).read_text())["results"] for name in ("seen.json", "blind.json")]
     assert all(r["accuracy"]["count"] == 3 and r["chance"] == 0.5 for r in results)
     assert len({clip["found"] for clip in results[1]["clips"]}) == 1  # the same question each time
@@ -192,5 +222,5 @@ def test_losses_do_not_depend_on_idle_parts(runs):
     batch = first_batch(task)
     assert len(batch["caption"]) == 8 and not len(batch["answers"])
     plain = task.model(batch).total
-    torch.testing.assert_close(JointLoss(task.model, None)(batch).total, plain, rtol=0.2, atol=0.2)
+    torch.testing.assert_close(JointLoss(task.model, None)(batch).total, plain)
     assert backward(task, batch)

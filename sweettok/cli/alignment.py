@@ -95,7 +95,7 @@ def open_judge(args: argparse.Namespace) -> Judge:
 
 
 def add_qa(parser: argparse.ArgumentParser) -> None:
-    options.add_checkpoint(parser, "a language model of the stage vtok")
+    options.add_checkpoint(parser, "a language model of the stage vtok", shipped=False)
     parser.add_argument("--data", required=True, metavar="LIST", help="list of clips, with questions.jsonl beside it")
     parser.add_argument("--root", metavar="DIR", help="folder of relative paths in the list")
     parser.add_argument("--limit", type=options.integer(1), metavar="N", help="only the first N clips")
@@ -108,7 +108,8 @@ def run_qa(args: argparse.Namespace) -> None:
     if args.out:
         check_output(args.out, (".json",), [args.checkpoint, args.data], owned=lambda path: has_kind(path, "qa"))
     model = VideoLanguageModel.from_pretrained(args.checkpoint).to(join_processes().device)
-    report = qa.evaluate(model, args.data, args.root, args.limit, args.blind, args.batch_size)
+    report = {"model": args.checkpoint}
+    report |= qa.evaluate(model, args.data, args.root, args.limit, args.blind, args.batch_size)
     print(qa.summary(report))
     if args.out:
         write_json(args.out, report)

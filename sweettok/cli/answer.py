@@ -13,7 +13,7 @@ from sweettok.vtok.language import VideoLanguageModel
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("videos", nargs="+", metavar="VIDEO")
-    add_checkpoint(parser, "a language model of the stage vtok")
+    add_checkpoint(parser, "a language model of the stage vtok", shipped=False)
     add("--question", required=True, action="append", metavar="TEXT", help="may be given several times")
     add("--options", nargs="+", metavar="ANSWER", help="choose the likeliest of these (default: write freely)")
     add("--max-new-tokens", type=integer(1), default=32, metavar="N", help="longest free answer (default: 32)")

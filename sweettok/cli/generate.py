@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("captions", nargs="*", metavar="CAPTION", help="texts of videos")
     add("--prompts", metavar="FILE", help="instead: JSON Lines with id and prompt, as of `eval tvalign-prompts`")
-    add_checkpoint(parser, "a language model of the stage vtok")
+    add_checkpoint(parser, "a language model of the stage vtok", shipped=False)
     add("--out", required=True, metavar="DIR", help="folder of the videos; existing ones are kept")
     add("--cfg-scale", type=real(), default=1.0, metavar="S", help="guidance of the language model (default: 1, none)")
     add("--decoder-scale", type=real(), default=1.0, metavar="S", help="guidance of the video decoder (default: 1)")

@@ -48,8 +48,10 @@ def real(least: float = 0.0, most: float = math.inf, positive: bool = False) -> 
     return parse
 
 
-def add_checkpoint(parser: argparse.ArgumentParser, model: str = "the tokenizer", required: bool = True) -> None:
-    text = f"{model}: a folder, mini (part of this package), or user/name on the hub"
+def add_checkpoint(
+    parser: argparse.ArgumentParser, model: str = "the tokenizer", required: bool = True, shipped: bool = True
+) -> None:
+    text = f"{model}: a folder, {'mini (part of this package), ' if shipped else ''}or user/name on the hub"
     parser.add_argument("--checkpoint", required=required, metavar="MODEL", help=text)
 
 

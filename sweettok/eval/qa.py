@@ -15,6 +15,7 @@ from sweettok.data.questions import Question
 from sweettok.eval.report import versions
 from sweettok.eval.tvalign import Triplet, accuracy_of, by_skill, protocol_hash
 from sweettok.vtok.language import VideoLanguageModel
+from sweettok.vtok.model import VTok
 from sweettok.vtok.output import VisualTokens
 from sweettok.words.models import Answer
 
@@ -30,7 +31,8 @@ def evaluate(
     blind: bool = False,
     batch_size: int = 32,
 ) -> dict[str, Any]:
-    """Ask all questions about the clips of a list, and return a report.
+    """Ask all questions about the clips of a list, and return a report. Of each clip, as many frames are shown as in
+    training.
 
     Args:
         data: list or folder of clips, with questions.jsonl beside it.
@@ -46,9 +48,12 @@ def evaluate(
     if not blind and model.source is None:
         raise ValueError("this model was saved without a tokenizer, so it can only be asked with --blind")
 
+    cut = isinstance(dict(model.parts.items()).get("tokenizer"), VTok)
+    frames = {"max_frames": model.parts.frames} if cut else {}
+
     def tokens(rows: range) -> VisualTokens | None:
         paths = [annotated.clips.paths[row] for row in rows]
-        return None if blind else VisualTokens.stack([model.source(path) for path in paths])
+        return None if blind else VisualTokens.stack([model.source(path, **frames) for path in paths])
 
     begun = time.perf_counter()
     rows, found = ask_all(model, annotated, tokens, range(count), batch_size)
@@ -73,11 +78,12 @@ def ask_all(
     answers: list[str] = []
     for start in range(clips.start, clips.stop, batch_size):
         part = range(start, min(start + batch_size, clips.stop))
-        asked = [(row - start, question) for row in part for question in annotated.questions[row]]
+        numbered = [(row - start, *pair) for row in part for pair in enumerate(annotated.questions[row])]
+        asked = [(place, question) for place, _, question in numbered]
         shown = tokens(part) if asked else None
-        for number, (place, question) in enumerate(asked):
-            key = f"{annotated.clips.keys[start + place]} {start}+{number} {question.text}"
-            rows.append({"id": key, "skill": question.skill, "options": question.options, "answer": question.answer})
+        for place, number, question in numbered:
+            row = {"id": f"{annotated.clips.keys[start + place]} {number} {question.text}", "skill": question.skill}
+            rows.append({**row, "options": question.options, "answer": question.answer})
         answers += ask(model, asked, shown)
     if not rows:
         raise ValueError("there are no questions about these clips: expected questions.jsonl beside their list")

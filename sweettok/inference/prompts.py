@@ -51,6 +51,8 @@ def read_prompts(path: str | Path) -> dict[str, str]:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number}: expected an object with id and prompt: {error}") from error
         found[name] = prompt
+    if not found:
+        raise ValueError(f"{path} holds no prompts")
     return found
 
 
@@ -64,19 +66,25 @@ def generate_prompts(
 ) -> list[Path]:
     """Write the missing videos of {name: prompt} into the folder `out`; returns the paths of all.
 
-    Raises ValueError if `out` holds videos of other settings, and as `VideoLanguageModel.generate_video` does.
+    Raises ValueError if `out` holds videos of other prompts or settings, or of unknown ones, and as
+    `VideoLanguageModel.generate_video` does.
     """
     settings, out, folder = settings or PromptSettings(), Path(out), model_folder(source, "VideoLanguageModel")
-    about = {"model": sha256(folder / CONFIG, folder / WEIGHTS), **asdict(settings), "prompts": dict(prompts)}
-    path = out / MANIFEST
+    about = {"model": sha256(folder / CONFIG, folder / WEIGHTS), **asdict(settings)}
+    path, videos = out / MANIFEST, [out / f"{name}.mp4" for name in prompts]
     if path.is_file():
-        remedy = "use the settings of the first call, or another folder"
-        refuse_differences(json.loads(path.read_text(encoding="utf-8")), about, f"{out} holds videos", remedy)
+        made, remedy = json.loads(path.read_text(encoding="utf-8")), "use those of the first call, or another folder"
+        refuse_differences(made, about, f"{out} holds videos", remedy)
+        if list(made["prompts"].items()) != list(prompts.items()):  # a video depends on its place
+            raise ValueError(f"{out} holds videos of other prompts: {remedy}")
+    elif any(video.exists() for video in videos):
+        raise ValueError(f"{out} holds videos of these names, but no {MANIFEST}: choose another folder")
     model = VideoLanguageModel.from_pretrained(folder).to(device)
     model.parts.open_decoder(device)
     with write_aside(path) as aside:
-        aside.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    videos = [out / f"{name}.mp4" for name in prompts]
+        aside.write_text(
+            json.dumps({**about, "prompts": dict(prompts)}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     texts, missing = list(prompts.values()), [i for i, video in enumerate(videos) if not video.exists()]
     options: dict[str, Any] = asdict(settings)
     fps = model.parts.settings.fps

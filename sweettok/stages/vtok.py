@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from sweettok import pixels
 from sweettok.config import positive
 from sweettok.data.config import AnnotatedDataConfig
 from sweettok.data.preprocess import Preprocessing
+from sweettok.seeds import sample_noise
 from sweettok.stages import vtok_inputs as opening
 from sweettok.stages.inputs import Inputs
 from sweettok.stages.video import trained_module
@@ -131,7 +133,7 @@ class JointTask(Task):
         self.model = self._build(source)
         self._make_datasets(source, clips)
         self._make_trained()
-        if clips is not None and not run.train_projection and not run.blind:
+        if clips is not None and not run.blind:
             self._fit_statistics(clips)
 
     # -------------------------------------------------------------------------------------------------- construction
@@ -143,6 +145,9 @@ class JointTask(Task):
             every = source.config.frames_per_token
             rate = source.config.tokens_per_second if every is None else run.decoder.fps / every
             facts["tokens_per_second"] = 0.0 if source.config.key_frame == "all" else rate
+        else:  # SweetTok has as many for every clip
+            seconds = (run.num_frames - 1) / run.decoder.fps
+            facts["tokens_per_second"] = self.layout.kinds.count(MOTION) / seconds if seconds else 0.0
         model = opening.open_language(self.inputs, replace(run.language, **facts), self.texts.texts)
         decoder = opening.open_decoder(self.inputs, run.decoder, run.train.gradient_checkpointing)
         adapter, state_dim = None, getattr(decoder, "state_dim", model.width)
@@ -209,7 +214,7 @@ class JointTask(Task):
         total, count = len(clips), min(STATISTICS_CLIPS, len(clips))
         rows = [number * total // count for number in range(count)]
         self.model.fit_statistics((clips.tokens(range(row, row + 1)) for row in rows), shared=True)
-        self.model.statistics.fixed = True
+        self.model.statistics.fixed = not self.run.train_projection  # which changes the tokens
 
     # ------------------------------------------------------------------------------------------------------ training
 
@@ -264,9 +269,10 @@ class JointTask(Task):
     @torch.no_grad()
     def validate(self, batch: dict) -> dict[str, Tensor]:
         """Of each question whether the whole answer is what greedy decoding gives; of each caption the visual loss."""
-        device, shape = batch["ids"].device, (len(batch["caption"]), batch["values"].shape[1])
-        generator = torch.Generator().manual_seed(self.run.train.seed)
-        draws = torch.randn(*shape, self.model.head.num_draws, generator=generator).to(device)
+        device, length = batch["ids"].device, batch["values"].shape[1]
+        numbers = [zlib.crc32(text.encode()) for text in batch["caption"]]
+        shape = length, self.model.head.num_draws
+        draws = sample_noise(shape, self.run.train.seed, numbers).to(device) if numbers else None
         rows = JointLoss(self.model, self.trained_projection)(batch, draws).rows
         report = {}
         if self.run.ratio[0] and len(rows.right):

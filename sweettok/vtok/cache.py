@@ -28,6 +28,7 @@ from sweettok.video.clips import in_order
 from sweettok.vtok.model import VTok
 from sweettok.vtok.moments import Moments
 from sweettok.vtok.output import KEY, FrameFeatures
+from sweettok.vtok.sources import WordTokens
 
 DTYPES = {"float32": "F32", "float16": "F16"}
 
@@ -106,7 +107,7 @@ class FeatureDataset(ShardDataset):
 
 
 def cache_features(
-    model: VTok,
+    model: VTok | WordTokens,
     keys: Sequence[str],
     videos: Sequence[str | Path | Tensor],
     out: str | Path,
@@ -124,7 +125,7 @@ def cache_features(
         videos: paths or tensors (1, 3, T, H, W), taken when needed; `workers` threads read the first frames of the next
             videos while one is encoded.
         fps: of all videos; needed for tensors. Default: that of each file.
-        options: of `VTok.features`, but no function as key frame.
+        options: of `features` of the model, but no function as key frame.
 
     Raises ValueError for videos that do not fit, for clips with other numbers of tokens than the first, and for a
     folder with another manifest, InUseError while another call writes into it.
@@ -145,13 +146,10 @@ def cache_features(
         rows_per_shard=rows_per_shard,
         settings={"fps": fps, **{name: value for name, value in options.items() if name != "batch_size"}},
     )
-    key, reading = options.get("key_frame"), {name: value for name, value in options.items() if name != "key_frame"}
     writer = ShardWriter(out, about, keys)
     try:
         for rows in writer.pending():
-            tasks = (partial(_begin, model, videos, row, fps, reading) for row in rows)
-            with closing(in_order(tasks, workers, workers)) as begun:
-                features = [FrameFeatures.join(list(model.moment_features(moments, key))) for moments in begun]
+            features = _features(model, videos, rows, fps, options, workers)
             for row, found in zip(rows, features, strict=True):
                 _check_like(first, found, keys[row])
             writer.save(rows, _arrays(FrameFeatures.stack(features), dtype))
@@ -171,6 +169,22 @@ def _check(keys: Sequence[str], videos: Sequence[Any], dtype: str, options: dict
     paths = [video for video in videos if isinstance(video, str | Path)] if isinstance(videos, list | tuple) else []
     if missing := [path for path in paths if not Path(path).is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} videos are missing, the first is {missing[0]}")
+
+
+def _features(
+    model: VTok | WordTokens,
+    videos: Sequence[Any],
+    rows: Sequence[int],
+    fps: float | None,
+    options: dict[str, Any],
+    workers: int,
+) -> list[FrameFeatures]:
+    if isinstance(model, WordTokens):
+        return [model.features(videos[row], fps, **options) for row in rows]
+    key, reading = options.get("key_frame"), {name: value for name, value in options.items() if name != "key_frame"}
+    tasks = (partial(_begin, model, videos, row, fps, reading) for row in rows)
+    with closing(in_order(tasks, workers, workers)) as begun:
+        return [FrameFeatures.join(list(model.moment_features(moments, key))) for moments in begun]
 
 
 def _begin(model: VTok, videos: Sequence[Any], row: int, fps: float | None, options: dict[str, Any]) -> Moments:

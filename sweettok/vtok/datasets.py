@@ -15,14 +15,16 @@ from torch.utils.data import Dataset
 from sweettok.data.annotations import AnnotatedClips
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import ClipList
+from sweettok.data.questions import Question
 from sweettok.distributed import main_first
 from sweettok.vtok.cache import FeatureDataset, cache_features
 from sweettok.vtok.model import VTok
 from sweettok.vtok.output import FrameFeatures, VisualTokens
+from sweettok.vtok.sources import WordTokens
 
 
 def open_features(
-    tokenizer: VTok, clips: ClipList, folder: str | Path, max_frames: int | None = None, workers: int = 2
+    tokenizer: VTok | WordTokens, clips: ClipList, folder: str | Path, max_frames: int | None = None, workers: int = 2
 ) -> FeatureDataset:
     """Features of all clips, in their order; missing ones are computed, by the main process.
 
@@ -51,7 +53,11 @@ class TokenClips(Dataset):
     """
 
     def __init__(
-        self, tokenizer: VTok, annotated: AnnotatedClips, features: FeatureDataset, pixels: ClipDataset | None = None
+        self,
+        tokenizer: VTok | WordTokens,
+        annotated: AnnotatedClips,
+        features: FeatureDataset,
+        pixels: ClipDataset | None = None,
     ):
         features.check_tokenizer(tokenizer.features_hash())
         if tuple(features.keys) != annotated.clips.keys:
@@ -87,8 +93,8 @@ class TokenClips(Dataset):
 class TokenQuestions(Dataset):
     """All questions about clips, with the clips' tokens.
 
-    An item is that of `clips` without its caption, with "question", "answer" and "skill", and "options" joined by
-    newlines. An index may be (epoch, index).
+    An item is that of `clips` without its caption, with "question", "answer" and "skill". An index may be
+    (epoch, index).
     """
 
     def __init__(self, clips: TokenClips):
@@ -102,6 +108,9 @@ class TokenQuestions(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         row, asked = self.pairs[item[1] if isinstance(item, tuple) else item]
-        texts = {"question": asked.text, "answer": asked.answer, "skill": asked.skill}
-        key = self.clips.annotated.clips.keys[row]
-        return {**self.clips.tokens_of(row), **texts, "options": "\n".join(asked.options), "key": key}
+        return {**self.clips.tokens_of(row), **question_texts(asked), "key": self.clips.annotated.clips.keys[row]}
+
+
+def question_texts(asked: Question) -> dict[str, str]:
+    """What an item has of a question."""
+    return {"question": asked.text, "answer": asked.answer, "skill": asked.skill}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sweettok.vtok.datasets import TokenClips
+from sweettok.vtok.datasets import TokenClips, question_texts
 from sweettok.vtok.sequences import Sequences
 from sweettok.vtok.sources import from_stored
 
@@ -39,11 +39,6 @@ class HeldOut(Dataset):
         caption = self.clips[row]
         tokens = {name: value for name, value in caption.items() if name not in ("caption", "video", "problem")}
         return [*({**tokens, **question_texts(asked)} for asked in self.clips.annotated.questions[row]), caption]
-
-
-def question_texts(asked: Any) -> dict[str, str]:
-    """What an item has of a question."""
-    return {"question": asked.text, "answer": asked.answer, "skill": asked.skill}
 
 
 class Dialogues(Dataset):

@@ -26,6 +26,8 @@ class HunyuanDecoder(FrozenDecoder):
     def __init__(self, pipeline: Any, *, guidance: float = 6.0, train_guidance: float = 1.0, **options: Any):
         super().__init__(pipeline, **options)
         self.guidance, self.train_guidance = guidance, train_guidance
+        if pipeline.text_encoder_2 is not None:
+            self.text_encoder_2 = pipeline.text_encoder_2.requires_grad_(False).eval()  # moves with this module
 
     def condition(self, states: Tensor, mask: Tensor, pooled: Tensor | None = None) -> dict[str, Tensor]:
         guidance = torch.full((len(states),), 1000 * self.train_guidance, device=states.device, dtype=states.dtype)
