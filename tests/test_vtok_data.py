@@ -1,6 +1,8 @@
 """Annotated clips, and their tokens from stored features."""
 
 import json
+import tarfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ from test_vtok import make
 
 from sweettok.data.annotations import load_annotated
 from sweettok.data.dataset import ClipDataset
+from sweettok.data.lists import SUFFIXES
 from sweettok.data.questions import solve
 from sweettok.data.scene_files import write_scenes
+from sweettok.data.shards import index_shards
 from sweettok.vtok.datasets import TokenClips, TokenQuestions, open_features
 
 
@@ -44,6 +48,17 @@ def test_annotations_that_do_not_fit(folder, tmp_path):
     (tmp_path / "questions.jsonl").write_text(json.dumps(asked | {"answer": "c"}) + "\n")
     with pytest.raises(ValueError, match=r"questions.jsonl, line 1: .*'c' is none of the options"):
         load_annotated(lists)
+
+
+def test_videos_may_be_in_a_tar_shard(folder, tmp_path):
+    pytest.importorskip("webdataset", reason='not installed: pip install -e ".[webdataset]"')
+    model, clips = make(), load_annotated(folder / "val.txt").clips
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for path in clips.paths:
+            tar.add(path, path.name)
+    packed = replace(clips, paths=tuple(clip.member for clip in index_shards([str(tmp_path / "x.tar")], SUFFIXES)))
+    found, plain = (open_features(model, each, tmp_path / str(n), 25)[1] for n, each in enumerate((packed, clips)))
+    assert found.key.equal(plain.key) and found.residuals.equal(plain.residuals)
 
 
 def test_items_are_the_tokens_texts_and_pixels_of_one_clip(folder, tmp_path):

@@ -84,7 +84,7 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
 
 
 def descending(logits: Tensor) -> Tensor:
-    """The values of each row, largest first; on CPUs by NumPy, whose vectorised sort takes a tenth of the time."""
+    """The values of each row, largest first; on CPUs by NumPy, whose sort takes a tenth to a fifth of the time."""
     if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(np.sort(logits.detach().numpy(), axis=-1)).flip(-1)
     return logits.sort(dim=-1, descending=True).values

@@ -21,6 +21,7 @@ from torch import Tensor
 from sweettok.config import choice
 from sweettok.data.lists import clips_hash
 from sweettok.data.manifest import ShardedRows
+from sweettok.data.shards import as_source
 from sweettok.data.tokens import ShardDataset, ShardWriter
 from sweettok.store import check_output_folder
 from sweettok.video.chunks import check_least
@@ -166,8 +167,9 @@ def _check(keys: Sequence[str], videos: Sequence[Any], dtype: str, options: dict
     if callable(options.get("key_frame")):
         raise ValueError("key_frame must be a name or an index, since a function cannot be kept in the manifest")
     choice("dtype", dtype, tuple(DTYPES))
-    paths = [video for video in videos if isinstance(video, str | Path)] if isinstance(videos, list | tuple) else []
-    if missing := [path for path in paths if not Path(path).is_file()]:
+    listed = videos if isinstance(videos, list | tuple) else ()
+    paths = [as_source(video) for video in listed if isinstance(video, str | Path)]
+    if missing := [path for path in paths if isinstance(path, Path) and not path.is_file()]:
         raise FileNotFoundError(f"{len(missing)} of {len(paths)} videos are missing, the first is {missing[0]}")
 
 
