@@ -46,7 +46,10 @@ def test_annotations_that_do_not_fit(folder, tmp_path):
     found = load_annotated(lists)
     assert [len(group) for group in found.questions] == [0, 1, 0] and found.scenes is None
     (tmp_path / "questions.jsonl").write_text(json.dumps(asked | {"answer": "c"}) + "\n")
-    with pytest.raises(ValueError, match=r"questions.jsonl, line 1: .*'c' is none of the options"):
+    with pytest.raises(ValueError, match=r"questions.jsonl, line 1: options .* the answer 'c'; got \['a', 'b'\]"):
+        load_annotated(lists)
+    (tmp_path / "questions.jsonl").write_text('{"key": "videos/train_00001"}\n')
+    with pytest.raises(ValueError, match="questions.jsonl, line 1: it has no 'options'"):
         load_annotated(lists)
 
 

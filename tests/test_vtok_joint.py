@@ -10,11 +10,13 @@ from stages import STEPS, begin, build_task, command, config_of, first_batch, lo
 from test_vtok_diffusers import hunyuan
 
 from sweettok.data.reader import read_clip
+from sweettok.stages import load_config
 from sweettok.stages.vtok import JointLoss, JointTask
 from sweettok.train.step import Clock, train_step
 from sweettok.train.task import StepContext
 from sweettok.vtok.config import VTokConfig
 from sweettok.vtok.language import VideoLanguageModel
+from sweettok.vtok.language_config import TEMPLATES
 from sweettok.vtok.model import VTok
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -108,6 +110,11 @@ def test_words_of_a_sweettok_as_visual_tokens(runs, tmp_path, unit):
     torch.testing.assert_close(tokens.values[0], batch["values"][0])
     assert model.generate("a dot up", 4 / 24).tokens.kinds.equal(tokens.kinds)  # of the clip's length
     assert model.answer(video, "up or no?", ["up", "no"]) in ("up", "no")
+
+
+@pytest.mark.parametrize(("config", "name"), [("llava_hunyuan", "llama3"), ("qwen_hunyuan15", "qwen")])
+def test_full_size_configurations_have_their_models_templates(config, name):
+    assert load_config(f"configs/vtok/{config}.yaml").language.template == TEMPLATES[name]
 
 
 def test_held_out_losses_do_not_depend_on_the_batch(runs):

@@ -86,14 +86,15 @@ def _read(path: Path, parse: Any) -> Iterator[tuple[str, Any]]:
         try:
             yield parse(json.loads(text))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: malformed ({type(error).__name__} {error})") from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}, line {number}: {reason}") from error
 
 
 def _question(line: dict[str, Any]) -> tuple[str, Question]:
-    options, answer = tuple(line["options"]), line["answer"]
-    if answer not in options:
-        raise ValueError(f"the answer {answer!r} is none of the options")
-    return line["key"], Question(line["skill"], line.get("kind", ""), line["question"], options, answer)
+    options, answer = line["options"], line["answer"]
+    if not isinstance(options, list) or answer not in options or len(set(options)) != len(options):
+        raise ValueError(f"options must be a list of different texts with the answer {answer!r}; got {options!r}")
+    return line["key"], Question(line["skill"], line.get("kind", ""), line["question"], tuple(options), answer)
 
 
 def _scene(line: dict[str, Any]) -> tuple[str, Scene]:

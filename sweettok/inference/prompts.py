@@ -49,7 +49,8 @@ def read_prompts(path: str | Path) -> dict[str, str]:
             if name in found or "/" in name or not name:
                 raise ValueError(f"its id {name!r} is not the name of one video")
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: expected an object with id and prompt: {error}") from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{path}, line {number}, is no object with id and prompt: {reason}") from error
         found[name] = prompt
     if not found:
         raise ValueError(f"{path} holds no prompts")

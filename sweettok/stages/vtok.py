@@ -123,6 +123,8 @@ class JointTask(Task):
     def __init__(self, run: VTokRun, inputs: Inputs | None = None):
         self.run, self.inputs = run, inputs or Inputs()
         source = opening.open_tokenizer(self.inputs, run.tokenizer, run.unit)
+        if run.train_projection and not (isinstance(source, VTok) and list(source.projection.parameters())):
+            raise ValueError("train_projection needs a tokenizer of VTok with vtok.projection mlp or patch_mlp")
         self.texts = opening.open_texts(self.inputs, run.data.train, run.data)
         clips = self._open_clips(source, self.texts, training=True)
         if clips is not None:
@@ -198,12 +200,9 @@ class JointTask(Task):
 
     def _make_trained(self) -> None:
         run, model = self.run, self.model
-        projection = None
-        if run.train_projection:
-            tokenizer = dict(model.parts.items()).get("tokenizer")
-            if not isinstance(tokenizer, VTok) or not list(tokenizer.projection.parameters()):
-                raise ValueError("train_projection needs a tokenizer of VTok with vtok.projection mlp or patch_mlp")
-            projection = tokenizer.projection.requires_grad_(True)
+        projection = self.trained_projection
+        if projection is not None:
+            projection.requires_grad_(True)
         for param in model.parameters():
             if param.requires_grad and param.dtype != torch.float32:
                 param.data = param.data.float()
