@@ -21,7 +21,7 @@ MAX_ROWS = 65_535  # limit of CUDA's attention kernels on sequences times heads
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """`F.scaled_dot_product_attention` of (R, heads, N, head_dim), in parts where R * heads exceeds `MAX_ROWS`.
 
-    Exported programs do not split, because that would fix their batch size; so their batches are limited on CUDA.
+    Exported programs do not split, because that would fix their batch size; so on GPUs their batches are limited.
     """
     rows = max(1, MAX_ROWS // q.shape[1])
     if torch.compiler.is_exporting() or q.shape[0] <= rows:
