@@ -11,18 +11,14 @@ HEADS = ("mse", "cosine", "flow", "fsq")
 
 @dataclass(frozen=True)
 class TemplateConfig:
-    """Text around the parts of a sequence; special tokens of the model's tokenizer are read as such.
+    """Text around the parts of a sequence; special tokens of the model's tokenizer are read as such."""
 
-    Questions: `before_video` tokens `after_video` question `after_question` answer `after_answer`.
-    Generation: `before_prompt` caption `after_prompt` tokens.
-    """
-
-    before_video: str = "<s>"
-    after_video: str = ""
-    after_question: str = "<answer>"
-    after_answer: str = "</s>"
-    before_prompt: str = "<s>"
-    after_prompt: str = ""
+    before_video: str = "<s>"  # of a question: before the visual tokens
+    after_video: str = ""  # between visual tokens and question
+    after_question: str = "<answer>"  # between question and answer
+    after_answer: str = "</s>"  # ends an answer
+    before_prompt: str = "<s>"  # of generation: before the caption
+    after_prompt: str = ""  # between caption and visual tokens
 
 
 LLAMA3_USER = (
