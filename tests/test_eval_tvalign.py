@@ -91,8 +91,8 @@ def test_rules_by_command(files, capsys, tmp_path):
     wrong = round(NUM * (1 - false["accuracy"]["mean"]))
     assert (
         line[0] == "all"
-        and line[4:6] == ["0", str(wrong)]
-        and float(line[6]) == pytest.approx(2 * 0.5**wrong, abs=1e-4)
+        and line[6:8] == ["0", str(wrong)]
+        and float(line[8]) == pytest.approx(2 * 0.5**wrong, abs=1e-4)
     )
     other = json.loads((tmp_path / "true.json").read_text())
     other["protocol"]["frames"] = 3

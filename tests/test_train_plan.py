@@ -90,7 +90,10 @@ def test_a_plan_is_that_of_a_real_step(runs, fresh_accelerator, monkeypatch, sta
         task, session, batches = real(run)
         with FlopCounterMode(display=False) as counter:
             train_step(session, batches, Clock())
-        assert planned.flops == counter.get_total_flops() > 0
+        if stage == "vtok":  # its head is computed where there are answers; a plan counts all places
+            assert planned.flops >= counter.get_total_flops() > 0.999 * planned.flops
+        else:
+            assert planned.flops == counter.get_total_flops() > 0
     trained = {
         name: sum(param.numel() for param in group.module.parameters() if param.requires_grad)
         for name, group in task.trained.items()

@@ -376,7 +376,7 @@ def test_words_of_sweettok_as_tokens(unit):
         ({"block": -4}, "vtok.block -4 is not a block of this encoder"),
         ({"grid": (0, 4)}, "vtok.grid must be two whole numbers"),
         ({"tokens_per_second": 0}, "vtok.tokens_per_second must be above 0"),
-        ({"key_frame": "last"}, "vtok.key_frame must be one of first, middle, medoid; got 'last'"),
+        ({"key_frame": "last"}, "vtok.key_frame must be one of first, middle, medoid, all; got 'last'"),
         ({"key_frame": -1}, "or an index from 0; got -1"),
         ({"projection": "conv"}, "vtok.projection must be one of"),
         ({"motion_grid": (2, 2)}, "vtok.motion_grid is of projection patch_mlp only; got mlp"),

@@ -60,6 +60,10 @@ class Backbone(nn.Module):
         if layer != -1:
             more["output_hidden_states"] = True
         inputs = inputs.to(self.embeddings.weight.dtype)
+        if cache is None:  # transformers would wait for the device, to see whether the mask is needed
+            causal = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+            itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+            mask = causal & (mask.bool()[:, None, None] | itself)  # padding sees itself: a row of nothing gives NaN
         found = self.body(inputs_embeds=inputs, attention_mask=mask, position_ids=positions, **more)
         last = found.last_hidden_state
         return last, last if layer == -1 else found.hidden_states[layer]
