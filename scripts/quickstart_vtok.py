@@ -40,8 +40,9 @@ def oracle(folder: str) -> int:
             for kind, clip in zip(("true", "oracle"), clips, strict=True):
                 write_video(out / kind / f"{rows[number]['id']}.mp4", clip, FPS, full_chroma=True)
     for kind in ("true", "oracle"):
-        shown = [out / kind / f"{row['id']}.mp4" for row in rows[: prompts.SHEET_ROWS]]
-        prompts.write_sheet(out / kind / prompts.SHEET, shown, [row["prompt"] for row in rows])
+        shown = rows[: prompts.SHEET_ROWS]
+        videos = [out / kind / f"{row['id']}.mp4" for row in shown]
+        prompts.write_sheet(out / kind / prompts.SHEET, videos, [row["prompt"] for row in shown])
     return 0
 
 

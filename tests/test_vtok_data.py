@@ -5,6 +5,7 @@ import tarfile
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from test_vtok import make
 
@@ -14,7 +15,10 @@ from sweettok.data.lists import SUFFIXES
 from sweettok.data.questions import solve
 from sweettok.data.scene_files import write_scenes
 from sweettok.data.shards import index_shards
+from sweettok.stages.inputs import Inputs
+from sweettok.stages.vtok_inputs import layout_of
 from sweettok.vtok.datasets import TokenClips, TokenQuestions, open_features
+from sweettok.vtok.sources import WordTokens
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +105,15 @@ def test_features_of_others_are_refused(folder, tmp_path):
         TokenClips(make(seed=1), found, features)
     with pytest.raises(ValueError, match="of other clips"):
         TokenClips(model, load_annotated(folder / "val.txt"), features)
+
+
+@pytest.mark.parametrize("lookup", ["modifiers_and_head", "union"])
+@pytest.mark.parametrize("unit", ["queries", "words"])
+def test_a_plan_counts_the_words_that_are_read(unit, lookup):
+    """The layout without clips is that of encoded ones."""
+    source = WordTokens(tiny.tokenizer(tiny.tokenizer_config(lookup=lookup)), unit)
+    config = source.tokenizer.config
+    clip = torch.zeros(1, 3, config.num_frames, config.height, config.width, dtype=torch.uint8)
+    tokens = source.encode(clip, fps=24.0)
+    planned = layout_of(Inputs(), source, config.num_frames, 24.0)
+    assert planned.kinds == tuple(tokens.kinds.tolist()) and planned.dim == tokens.values.shape[2]

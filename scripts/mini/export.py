@@ -10,6 +10,7 @@ of the exported tokenizer, whose rounded weights may give other ids than the tra
 import argparse
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def log_facts(path: Path) -> dict[str, str]:
     """Hours of all steps, and the last evaluation on the validation clips of training."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     timed = [row for row in rows if "step_seconds" in row]  # each the mean of the steps since the row before
-    starts = [0, *(row["step"] for row in timed)]
-    seconds = sum(row["step_seconds"] * max(row["step"] - start, 0) for row, start in zip(timed, starts, strict=False))
+    steps = pairwise([0, *(row["step"] for row in timed)])
+    seconds = sum(row["step_seconds"] * max(end - start, 0) for row, (start, end) in zip(timed, steps, strict=True))
     facts = {"hours of computing": f"{seconds / 3600:.2f}"}
     names = ("eval/psnr", "eval/perplexity")
     last = next((row for row in reversed(rows) if set(names) & row.keys()), {})

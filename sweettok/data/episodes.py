@@ -65,8 +65,8 @@ def draw(labelled: Labelled, config: EpisodeConfig, examples: Labelled | None = 
     pools = [(clips, shown + asked)] if examples is None else [(_by_class(examples), shown), (clips, asked)]
     large = sorted(name for name in clips if all(len(pool.get(name, ())) >= least for pool, least in pools))
     if len(large) < config.n_way:
-        sizes = (" and ".join(str(len(pool.get(name, ()))) for pool, _ in pools) for name in sorted(clips)[:20])
-        found = ", ".join(f"{name} {size}" for name, size in zip(sorted(clips), sizes, strict=False))
+        sizes = {name: " and ".join(str(len(pool.get(name, ()))) for pool, _ in pools) for name in sorted(clips)[:20]}
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         needed = " and ".join(str(least) for _, least in pools)
         of_each = "clips" if examples is None else "clips (examples and queries)"
         raise ValueError(

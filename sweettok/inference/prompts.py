@@ -94,14 +94,14 @@ def generate_prompts(
         made = model.generate_video([texts[i] for i in part], indices=part, **options)
         for i, clip in zip(part, to_uint8(made).cpu(), strict=True):
             write_video(videos[i], clip, fps, full_chroma=True)
-    write_sheet(out / SHEET, videos[:SHEET_ROWS], texts)
+    write_sheet(out / SHEET, videos[:SHEET_ROWS], texts[:SHEET_ROWS])
     return videos
 
 
 def write_sheet(path: Path, videos: list[Path], texts: list[str]) -> None:
     """A row of frames of each video below its prompt."""
     rows = []
-    for video, text in zip(videos, texts, strict=False):
+    for video, text in zip(videos, texts, strict=True):
         clip = enlarge(read_clip(video, probe(video).num_frames, None, "first"), SHEET_HEIGHT)
         strip = film_strip(clip, min(SHEET_FRAMES, clip.shape[1]))
         rows.append(titled(strip[:, None], text)[:, 0])

@@ -62,10 +62,11 @@ def open_texts(inputs: Inputs, source: str, data: AnnotatedDataConfig) -> Annota
 def layout_of(inputs: Inputs, source: Any, frames: int, fps: float) -> Layout:
     """The layout of the tokens of clips that are not read."""
     if isinstance(source, WordTokens):
-        layout, config = source.tokenizer.layout, source.tokenizer.config
-        per_query = 1 if source.unit == "words" else 1 + config.modifiers_per_query
-        lengths = zip((KEY, MOTION), (segment.length // per_query for segment in layout.segments), strict=False)
-        return Layout(tuple(kind for kind, length in lengths for _ in range(length)), 1, source.dim)
+        layout = source.tokenizer.layout
+        spatial, temporal = layout.num_spatial, layout.num_temporal
+        if source.unit == "words":
+            spatial, temporal = layout.spatial.length, layout.length - layout.spatial.length
+        return Layout((KEY,) * spatial + (MOTION,) * temporal, 1, source.dim)
     total = source.num_tokens(frames=frames, fps=fps)
     keys = total if source.config.key_frame == "all" else source.config.grid[0] * source.config.grid[1]
     inputs.notes.append(f"clips of {frames} frames at {fps:g} per second: {keys} + {total - keys} tokens")
