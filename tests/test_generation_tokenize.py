@@ -135,6 +135,26 @@ def test_the_manifest_tells_how(work, tmp_path):
             assert torch.equal(dataset[row]["ids"], tiny.tokenizer().encode(video).ids[0])
 
 
+@pytest.mark.parametrize(("no", "bf16", "faster"), [(2.0, 1.0, "bf16"), (1.0, 2.0, "no")])
+def test_the_faster_precision_is_chosen_and_kept(work, tmp_path, monkeypatch, capsys, no, bf16, faster):
+    clock = [0.0]
+    cost = {"no": no, "bf16": bf16}
+    plain = tokenize.encode
+
+    def encode(tokenizer, video, given_frames, precision):
+        clock[0] += cost[precision]
+        return plain(tokenizer, video, given_frames, precision)
+
+    monkeypatch.setattr(tokenize, "encode", encode)
+    monkeypatch.setattr(tokenize, "perf_counter", lambda: clock[0])
+    command = arguments(work, tmp_path / "out", "--limit", "2", "--precision", "auto")
+    for _ in range(2):
+        assert main(command) == 0
+        assert f"1 shards, {faster}\n" in capsys.readouterr().out
+        assert TokenDataset(tmp_path / "out").manifest.settings == {"precision": faster}
+        cost = {"no": bf16, "bf16": no}  # another machine: a folder that was begun keeps its precision
+
+
 @pytest.mark.parametrize(
     ("data", "more", "count"),
     [("list.txt", (), 2), ("list.txt", ("--limit", "1"), 2), ("list.txt", ("--classes", "7"), 7), ("plain.txt", (), 0)],

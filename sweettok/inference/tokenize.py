@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,10 +18,10 @@ from tqdm import tqdm
 from sweettok.data.backends import ClipError
 from sweettok.data.dataset import ClipDataset, make_loader, plain_errors
 from sweettok.data.lists import ClipList
-from sweettok.data.manifest import TokenManifest
+from sweettok.data.manifest import MANIFEST, TokenManifest
 from sweettok.data.preprocess import Preprocessing
 from sweettok.data.tokens import ShardWriter
-from sweettok.distributed import join_processes, main_first
+from sweettok.distributed import from_main, join_processes, main_first
 from sweettok.tokenizer.model import SweetTok
 
 
@@ -41,17 +43,20 @@ def tokenize(
         num_classes: by default `count_classes(clips)`.
         preprocessing: how clips are made from files; by default `tokenizer.config.preprocessing`.
         workers: processes that read videos, for each device.
-        precision: "no" is float32 without TF32; "bf16" is faster, and some ids differ.
+        precision: "no" is float32 without TF32; "bf16" is mostly faster, and some ids differ; "auto" is the faster of
+            the two on this device, which is measured once: `out` keeps the choice.
         views: fields of TokenManifest: clips_per_video (more than 1 are spread evenly over the video, whatever the
             position), flips, given_frames (also encode the first given_frames frames as a clip) and rows_per_shard.
     """
     how = preprocessing or tokenizer.config.preprocessing
     state = join_processes()
+    tokenizer = tokenizer.to(state.device)
+    if precision == "auto":
+        precision = from_main(lambda: find_precision(out, tokenizer))
     manifest = make_manifest(tokenizer, clips, how, num_classes, precision, **views)
     rank, world_size = state.process_index, state.num_processes
     writer = main_first(lambda: ShardWriter(out, manifest, clips.keys, clips.labels, rank, world_size))
     state.destroy_process_group()  # processes do not wait for each other below: their shares take different times
-    tokenizer = tokenizer.to(state.device)
     options = {**asdict(how), "position": "even" if manifest.clips_per_video > 1 else how.position}
     config = tokenizer.config
     options |= {"clips_per_video": manifest.clips_per_video, "flips": manifest.flips}
@@ -108,6 +113,21 @@ def count_classes(clips: ClipList) -> int:
     if clips.labels is None:
         return 0
     return len(clips.class_names) if clips.class_names is not None else max(clips.labels) + 1
+
+
+def find_precision(out: str | Path, tokenizer: SweetTok) -> str:
+    """ "no" or "bf16": what the shards in `out` have, or else the one in which `tokenizer` encodes faster."""
+    if (Path(out) / MANIFEST).is_file():
+        return TokenManifest.read(out).settings["precision"]
+    config, device = tokenizer.config, next(tokenizer.parameters()).device
+    video = torch.zeros(1, 3, config.num_frames, config.height, config.width, dtype=torch.uint8, device=device)
+    seconds: dict[str, list[float]] = {"no": [], "bf16": []}
+    for _ in range(4):
+        for precision, times in seconds.items():
+            start = perf_counter()
+            encode(tokenizer, video, None, precision)
+            times.append(perf_counter() - start)
+    return min(seconds, key=lambda precision: median(seconds[precision][1:]))  # the first calls make caches
 
 
 def encode(tokenizer: SweetTok, video: Tensor, given_frames: int | None, precision: str) -> tuple[Tensor, ...]:
