@@ -49,20 +49,27 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Odd sizes, which do not divide; a frozen parameter; buffers that are saved and not."""
+    """Odd sizes, which do not divide; a frozen parameter; buffers that are saved and not.
 
-    def __init__(self, checkpointing):
+    Its blocks are called so, or something else: then it names their class, as models of transformers do.
+    """
+
+    _no_split_modules = {"Block"}
+
+    def __init__(self, checkpointing, blocks="blocks"):
         super().__init__()
         self.checkpointing = checkpointing
         self.enter, self.leave = nn.Linear(4, 5), nn.Linear(5, 4)
-        self.blocks = nn.ModuleList(Block(5) for _ in range(3))
+        self.add_module(blocks, nn.ModuleList(Block(5) for _ in range(3)))
+        if blocks == "blocks":
+            self._no_split_modules = None
         self.shift = nn.Parameter(torch.randn(5), requires_grad=False)
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("scale", torch.full((5,), 0.5), persistent=False)
 
     def forward(self, x):
         x = self.enter(x) * self.scale + self.shift
-        for block in self.blocks:
+        for block in self.blocks if hasattr(self, "blocks") else self.layers:
             x = recomputed(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
         return self.leave(x)
 
@@ -81,9 +88,9 @@ class Distance(nn.Module):
 class OneModule(Task):
     name = "one module"
 
-    def __init__(self, run, checkpointing=False, dtype=torch.float64):
+    def __init__(self, run, checkpointing=False, dtype=torch.float64, blocks="blocks"):
         torch.manual_seed(run.train.seed)
-        self.model, self.dtype, self.shown = Model(checkpointing).to(dtype), dtype, []
+        self.model, self.dtype, self.shown = Model(checkpointing, blocks).to(dtype), dtype, []
         module = Distance(self.model).to(dtype)
         # Two groups, not in the order of the module.
         trained = [param for param in module.parameters() if param.requires_grad]
@@ -146,8 +153,12 @@ def _process(rank, world_size, port, launcher, jobs):
 # ----------------------------------------------------------------------------------------------- the same results
 
 
-def train(run, checkpointing=False, dtype=torch.float64):
-    fit(OneModule(run, checkpointing, dtype), run)
+def train(run, **options):
+    fit(OneModule(run, **options), run)
+
+
+def train_recomputing(run):
+    train(run, checkpointing=True)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +174,7 @@ def two(one, tmp_path_factory):
     """What two processes do, with one launch."""
     folder = tmp_path_factory.mktemp("two")
     spawn(
-        (train, toy_run(folder / "run", **SETTINGS), True),
+        (train_recomputing, toy_run(folder / "run", **SETTINGS)),
         (train_in_bf16, toy_run(folder / "bf16", **BF16)),
         (look_at_slices, toy_run(folder / "slices", **SETTINGS), one / "checkpoint-2"),
     )
@@ -230,7 +241,7 @@ def test_sharded_processes_finish_what_one_began(one, tmp_path):
 
 def test_bf16_equals_one_process(two, tmp_path):
     """Sharding gathers matrices in bf16, which is what autocast makes of them, and keeps the rest in float32."""
-    train(toy_run(tmp_path, **BF16), dtype=torch.float32)
+    train(toy_run(tmp_path, **BF16), dtype=torch.float32, blocks="layers")
     for mine, other in zip(log_lines(tmp_path), log_lines(two / "bf16"), strict=True):
         assert results(mine) == pytest.approx(results(other), rel=1e-5)
     # Validation is in full precision for both.
@@ -241,16 +252,17 @@ def test_bf16_equals_one_process(two, tmp_path):
 
 
 def train_in_bf16(run):
-    task, seen = OneModule(run, checkpointing=True, dtype=torch.float32), {}
+    task, seen = OneModule(run, checkpointing=True, dtype=torch.float32, blocks="layers"), {}
 
     def note(layer, name):
         if layer.training:
             seen.setdefault(name, set()).add(layer.weight.dtype)
 
-    for name in ("blocks.0.norm", "blocks.0.up", "leave"):
+    for name in ("layers.0.norm", "layers.0.up", "leave"):
         task.model.get_submodule(name).register_forward_hook(lambda layer, *_, name=name: note(layer, name))
     fit(task, run)
-    assert seen == {"blocks.0.norm": {torch.float32}, "blocks.0.up": {torch.bfloat16}, "leave": {torch.float32}}
+    assert seen == {"layers.0.norm": {torch.float32}, "layers.0.up": {torch.bfloat16}, "leave": {torch.float32}}
+    assert all(isinstance(block, FSDPModule) for block in task.model.layers)
     assert all(param.dtype == torch.float32 for param in task.model.parameters())
     assert task.trained["generator"].module(torch.ones(1, 4), torch.ones(1, 4)).dtype == torch.float32
 

@@ -26,6 +26,7 @@ from sweettok.stages.inputs import SizesOnly
 from sweettok.tokenizer.codebook import LanguageCodebook
 from sweettok.train.config import RunConfig
 from sweettok.train.session import BatchShare
+from sweettok.train.sharding import blocks_of
 
 RESERVE = 0.1  # share of a device's memory for its runtime and for fragmentation
 NORMS = (nn.LayerNorm, nn.RMSNorm, Norm)
@@ -181,9 +182,10 @@ class DryRun:
         self.trained = {name: sum(param.numel() for param in group.parameters) for name, group in groups.items()}
         updated = {id(param) for group in groups.values() for param in group.parameters}
         held = {id(value): value for module in self.modules for value in (*module.parameters(), *module.buffers())}
-        held = [value for key, value in held.items() if key not in updated]
-        self.frozen = sum(value.numel() for value in held if isinstance(value, nn.Parameter))
-        self.frozen_bytes = sum(value.nbytes for value in held)
+        held = {key: value for key, value in held.items() if key not in updated}
+        self.frozen = sum(value.numel() for value in held.values() if isinstance(value, nn.Parameter))
+        sliced = {id(param) for group in groups.values() for param in group.module.parameters()} if sharded else ()
+        self.frozen_bytes = sum(value.nbytes // (devices if key in sliced else 1) for key, value in held.items())
         self.dtype = PRECISIONS[run.train.mixed_precision]
         self.units = self._units() if sharded else []
         for group in groups.values():
@@ -226,15 +228,15 @@ class DryRun:
 
     def _units(self) -> list[nn.Module]:
         """The blocks that sharding gathers one at a time, with weights converted to the precision of gathering."""
-        lists = [part for module in self.modules for name, part in module.named_modules() if name.endswith("blocks")]
-        blocks = [block for blocks in lists for block in blocks]
+        blocks = [block for group in self.task.trained.values() for block in blocks_of(group.module)]
         if not blocks or len(self.task.trained) != 1:
             raise ValueError(
                 f"the {self.run.stage} stage cannot be sharded, which needs one trained module, with blocks: leave "
                 "--sharded out"
             )
         for layer in (layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)):
-            layer.weight = nn.Parameter(layer.weight.detach().to(self.dtype or torch.float32))
+            if layer.weight.requires_grad:
+                layer.weight = nn.Parameter(layer.weight.detach().to(self.dtype or torch.float32))
         return blocks
 
     def _gathered(self) -> int:

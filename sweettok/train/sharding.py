@@ -1,8 +1,8 @@
 """Fully sharded data parallelism (FSDP2): every process keeps a slice of each weight, its average and its moments.
 
-It is switched on by the launcher's configuration (configs/accelerate/fsdp.yaml). The elements of every nn.ModuleList
-named `blocks` are gathered one at a time. A whole model exists on the CPU before it is sharded, and on the device
-during validation and sampling.
+It is switched on by the launcher's configuration (configs/accelerate/fsdp.yaml). Blocks are gathered one at a time: the
+elements of every nn.ModuleList named `blocks`, and what a model of transformers names in `_no_split_modules`. A whole
+model exists on the CPU before it is sharded, and on the device during validation and sampling.
 
 accelerate's configuration is read, but its preparation is not used: it does nothing for processes on CPUs, and its
 mixed precision also rounds norms and biases to bf16.
@@ -68,8 +68,8 @@ def shard(task: Task, accelerator: Accelerator) -> nn.Module:
     (trained,) = task.trained.values()
     if isinstance(trained.optimizer, Muon):
         raise ValueError(f"{need} optimizer.kind=adamw, as Muon needs whole matrices: {advice}")
-    lists = [part for name, part in trained.module.named_modules() if name.rpartition(".")[2] == "blocks"]
-    if not lists:
+    blocks = list(blocks_of(trained.module))
+    if not blocks:
         raise ValueError(f"{need} an nn.ModuleList named `blocks`, the {task.name} stage's model has none: {advice}")
     empty_model = _without_weights(task.model)
     names = {id(param): name for name, param in trained.module.named_parameters()}
@@ -79,7 +79,7 @@ def shard(task: Task, accelerator: Accelerator) -> nn.Module:
     options = {"mesh": mesh, "reshard_after_forward": FullyShardedDataParallelPlugin().reshard_after_forward}
     # Matrices are gathered in bf16, to which autocast rounds them anyway: half the traffic, and no rounded copies.
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in chain.from_iterable(reversed(lists)):  # inner ones first
+    for block in reversed(blocks):  # inner ones first
         _distribute(block, accelerator.device)
         matrices = [layer for layer in block.modules() if isinstance(layer, _MATRICES) and not is_sharded(layer)]
         if accelerator.mixed_precision == "bf16" and matrices:
@@ -89,13 +89,24 @@ def shard(task: Task, accelerator: Accelerator) -> nn.Module:
     _distribute(trained.module, accelerator.device)
     for module in (task.model, trained.module):
         if not is_sharded(module):
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh, reshard_after_forward=False)
     sliced = dict(trained.module.named_parameters())
     for group, own in zip(groups, names_of_groups, strict=True):
         group["params"] = [sliced[name] for name in own]
     # evaluation_mode: only autocast of the forward, without accelerate's wrapper.
     trained.module = accelerator.prepare_model(trained.module, device_placement=False, evaluation_mode=True)
     return empty_model
+
+
+def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts of a trained module that are gathered one at a time, outer ones first."""
+    names: set[str] = set()  # of classes
+    for name, part in model.named_modules():
+        names.update(getattr(part, "_no_split_modules", None) or ())
+        if type(part).__name__ in names:
+            yield part
+        elif name.rpartition(".")[2] == "blocks":
+            yield from part.children()
 
 
 @torch.no_grad()
