@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from sweettok.layers import attention, positions
 from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
 from sweettok.layers.checkpointing import set_gradient_checkpointing
+from sweettok.layers.linear import SMALLEST
 from sweettok.layers.positions import PositionConv, grid_rotary_angles, rotate, unit_rotated
 from sweettok.layers.transformer import FeedForward, SingleTokenTransformer, SpatialTransformer, TemporalTransformer
 
@@ -196,10 +197,21 @@ def test_unit_vectors_and_their_gradients_are_autograds(rotated):
     plain, ours = torch.nn.functional.normalize(turned, dim=-1) * scale, unit_rotated(x, scale, angles)
     torch.testing.assert_close(ours, plain)
     with torch.no_grad():
-        torch.testing.assert_close(unit_rotated(x, scale, angles), plain)
+        torch.testing.assert_close(unit_rotated(x.clone(), scale, angles), plain)
     upstream = numbers("upstream", 2, 8, 3, 6).transpose(1, 3)  # as attention's may be
     expected, found = (torch.autograd.grad(y, (x, scale), upstream) for y in (plain, ours))
     torch.testing.assert_close(found, expected)
+
+
+def test_padded_feed_forward_equals_a_plain_one():
+    layer, x = FeedForward(8, SMALLEST + 3), numbers("x", 3, 5, 8).requires_grad_()
+    value, gate = torch.nn.functional.linear(layer.norm(x), layer.up.weight).chunk(2, dim=-1)
+    plain = torch.nn.functional.linear(value * torch.nn.functional.gelu(gate), layer.down.weight)
+    inputs = (x, *layer.parameters())
+    expected, found = (torch.autograd.grad(y.square().sum(), inputs) for y in (plain, layer(x)))
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Cost of the full-size tokenizer: seconds and GFLOP to encode and to decode a clip, relative to the machine's peak.
 
     python scripts/bench/tokenizer.py [--batch 1 4 8] [--frames 17 65 129] [--repeats 3] [--threads N]
-                                      [--dtypes fp32 bf16] [--device auto] [--against REVISION]
+                                      [--dtypes fp32 bf16] [--device auto] [--against REVISION] [--profile]
 
 Weights are random, on which speed does not depend. The peak is the best rate of a large matrix multiplication, measured
 between the passes, so that other load on the machine affects both. Memory on a CPU is the process's peak so far: give
@@ -10,6 +10,9 @@ sizes in increasing order.
 `--against` runs the package of another git revision in turn with this one, in one process and with equal weights, and
 prints the median ratio of their times, and whether ids are equal. Times are of the process's CPU on a CPU, which other
 load on the machine affects less than the clock on the wall.
+
+`--profile` prints the seconds and the share of matrix products, attention, convolutions, and all other operations, and
+the lines that cost most outside matrix products and attention; on a CPU, also in seconds of the process.
 """
 
 import argparse
@@ -33,6 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sweettok import SweetTok
 from sweettok.priors import Prior, WordGraph
 from sweettok.tokenizer.config import TokenizerConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from scripts.bench.ops import OpTimes  # noqa: E402
 
 SIZES = {"spatial": (5078, 5403), "temporal": (1872, 9267)}
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -152,6 +158,17 @@ def bench(model: SweetTok, video: Tensor, args: argparse.Namespace) -> None:
             )
 
 
+def profile(model: SweetTok, video: Tensor, dtypes: list[str]) -> None:
+    """Print what each group of operations takes."""
+    for name in dtypes:
+        for label, run in passes(model, video).items():
+            with torch.autocast(video.device.type, dtype=DTYPES[name]) if DTYPES[name] else nullcontext():
+                run()
+                with OpTimes(video.device) as times:
+                    run()
+            print(f"{label} {name}, {len(video)} clips of {video.shape[2]} frames\n{times.table()}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
@@ -161,6 +178,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--against", metavar="REVISION", help="a git revision to compare the speed with, in fp32")
+    parser.add_argument("--profile", action="store_true", help="seconds and share of groups of operations")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -182,6 +200,10 @@ def main() -> None:
                 ours, theirs = passes(model, video), passes(other, video)
                 for label in ours:
                     compare(label, ours[label], theirs[label], args.repeats, device.type == "cpu")
+        return
+    if args.profile:
+        for video in clips:
+            profile(model, video, args.dtypes)
         return
     names = f"{'s/clip':>8} {'GFLOP/clip':>11} {'GFLOP/s':>9} {'peak':>9} {'share':>6} {'peak GiB':>9}"
     print(f"{'':12} clips frames {names}")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sweettok.layers.linear import SplitLinear
 from sweettok.layers.norm import Norm
 from sweettok.layers.positions import unit_rotated
 
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         self.norm = Norm(dim)
         self.context_norm = Norm(dim) if cross else None
         self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_kv = SplitLinear(dim, inner)
         self.to_out = nn.Linear(inner, dim, bias=False)
         self.q_scale = nn.Parameter(torch.ones(head_dim))
         self.k_scale = nn.Parameter(torch.ones(head_dim))
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         """Context (R, N, D) -> keys and values (R, heads, num_null_kv + N, head_dim) for `attend`."""
         if self.context_norm is not None:
             context = self.context_norm(context)
-        k, v = self.to_kv(context).unflatten(2, (2, self.num_heads, -1)).unbind(2)
+        k, v = (part.unflatten(2, (self.num_heads, -1)) for part in self.to_kv(context))
         dtype, k = v.dtype, unit_rotated(k, self.k_scale, angles)
         if self.null_kv is not None:
             null_k, null_v = self.null_kv.unflatten(1, (-1, 2)).permute(2, 1, 0, 3)[:, None]

@@ -53,21 +53,24 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def unit_rotated(x: Tensor, scale: Tensor, angles: Tensor | None) -> Tensor:
-    """x (R, N, heads, head_dim), rotated by `angles` as in `rotate`, at unit length, times `scale` (head_dim,)."""
+    """x (R, N, heads, head_dim), rotated by `angles` as in `rotate`, at unit length, times `scale` (head_dim,).
+
+    Without gradients, x may be overwritten.
+    """
     if torch.compiler.is_compiling():  # compilers fuse plain operations
         x = x.float() if angles is None else rotate(x, angles.unsqueeze(2))
         return F.normalize(x, dim=-1) * scale
     turns = None if angles is None else torch.complex(*angles)[:, None]
     if torch.is_grad_enabled():
         return _UnitRotated.apply(x, scale, turns)
-    return _unit(x, turns)[0].mul_(scale)
+    return _unit(x, turns, in_place=True)[0].mul_(scale)
 
 
-def _unit(x: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor]:
+def _unit(x: Tensor, turns: Tensor | None, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """x (R, N, heads, head_dim) at unit length, multiplied by complex `turns` (N, 1, head_dim / 2), and its lengths."""
     x = x.float()
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-12)
-    x = x / length
+    x = x.div_(length) if in_place else x / length
     if turns is not None:
         torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turns)
     return x, length
@@ -117,8 +120,9 @@ class PositionConv(nn.Module):
 
 def _depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, last: int = 0) -> Tensor:
     """x (B, t, h, w, D), zero-padded by `last` slices at the end and by 2 - last at the start of time."""
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1, 2 - last, last))
-    return F.conv3d(padded.movedim(-1, 1), weight, bias, groups=len(weight)).movedim(1, -1)
+    # The convolution pads both ends, and slices are left out, which takes half of the time of a padded copy.
+    out = F.conv3d(x.movedim(-1, 1), weight, bias, padding=(2, 1, 1), groups=len(weight)).movedim(1, -1)
+    return out[:, last : last + x.shape[1]]
 
 
 class _DepthwiseConv(torch.autograd.Function):

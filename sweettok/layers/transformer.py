@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sweettok.layers.attention import Attention, SingleTokenAttention, WindowAttention
 from sweettok.layers.checkpointing import Checkpointed
+from sweettok.layers.linear import PaddedLinear, SplitLinear
 from sweettok.layers.norm import EPS, Norm
 from sweettok.layers.positions import PositionConv, grid_rotary_angles
 
@@ -24,12 +25,14 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=EPS)
-        self.up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.up = SplitLinear(dim, hidden)
+        self.down = PaddedLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.up(self.norm(x)).chunk(2, dim=-1)
-        return self.down(value * F.gelu(gate))
+        value, gate = self.up(self.norm(x))
+        if torch.is_grad_enabled():
+            return self.down(value * F.gelu(gate))
+        return self.down(value.mul_(torch.ops.aten.gelu_(gate)))  # in place, as new memory costs as much again
 
 
 class Layer(nn.Module):

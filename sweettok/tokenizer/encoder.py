@@ -99,7 +99,7 @@ class QueryEncoder(Encoder):
 
     def temporal_branch(self, motion: Tensor) -> Tensor:
         """Differences (B, t - 1, h, w, D) -> (B, M, latent), before normalisation."""
-        motion = motion.flatten(2, 3).transpose(1, 2)
+        motion = motion.flatten(2, 3).transpose(1, 2).contiguous()
         layers = self.temporal(motion, self.grid)
         queries = (self.temporal_queries + self.temporal_positions).expand(motion.shape[0], -1, -1)
         x = self.temporal_query(queries, layers)[-1]

@@ -99,7 +99,9 @@ class SweetTok(ReleaseMethods):
         if self.config.pixel_path == "argmax":
             return decoder(decoder.codebook(logits.argmax(1)))
         with without_autocast(logits.device):
-            vectors = logits.float().movedim(1, -1).softmax(-1) @ decoder.codebook.embeddings
+            rows = logits.float().movedim(1, -1)
+            parts = (rows,) if torch.is_grad_enabled() else rows.split(1, dim=1)  # by slices, for less memory
+            vectors = torch.cat([part.softmax(-1) @ decoder.codebook.embeddings for part in parts], dim=1)
         return decoder(vectors)
 
     @torch.no_grad()
