@@ -23,7 +23,8 @@ class SplitLinear(nn.Linear):
         width = weight.shape[1]
         if width >= SMALLEST and width % ALIGNED:
             weight = F.pad(weight, (0, 0, 0, -width % ALIGNED))
-        return F.linear(x, weight[0]), F.linear(x, weight[1])
+        first, second = weight.unbind(0)
+        return F.linear(x, first), F.linear(x, second)
 
 
 class PaddedLinear(nn.Linear):
