@@ -288,6 +288,31 @@ def test_sampling_waits_once_for_each_segment(model):
     assert len(waits) == len(SMALL.segments)
 
 
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [({}, {}), ({"positions": "rotary", "qk_norm": True}, {"cfg_scale": 2.0, "top_k": 5})],
+    ids=str,
+)
+def test_compiled_steps_draw_the_same_words(variant, settings, monkeypatch):
+    """One graph for each number of positions that attention reads; the starts of segments are not compiled."""
+    model, compiling, graphs = make(**variant), torch.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def whole(step, *, dynamic, mode):
+        return compiling(step, backend=backend, dynamic=dynamic, fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", whole)
+    monkeypatch.setattr("sweettok.generator.model.GRAPH_LENGTH", 8)
+    torch._dynamo.reset()
+    plain = model.sample([0, 1, 2], **settings)
+    assert model.sample([0, 1, 2], compiled=True, **settings).equal(plain)
+    assert model.sequence.block_size == 24 and len(graphs) == 3  # of 8, 16 and 24 positions
+    torch._dynamo.reset()
+
+
 def test_unconditional():
     model = make(num_classes=0)
     ids = model.sample(num_samples=3)

@@ -38,11 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-videos", action="store_true", help="write only the contact sheets, no video of each sample")
     text = "no: float32; bf16: faster, some ids differ (default: bf16, on CPUs no)"
     add("--precision", choices=("auto", "no", "bf16"), default="auto", help=text)
+    text = "draw by graphs of torch.compile: a start of minutes, then less time for each word"
+    add("--compile", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
     how = SamplingConfig(**{field.name: getattr(args, field.name) for field in fields(SamplingConfig)})
-    settings = SampleSettings(how, args.seed, args.batch_size, args.fps, not args.no_videos, args.precision)
+    settings = SampleSettings(
+        how, args.seed, args.batch_size, args.fps, not args.no_videos, args.precision, args.compile
+    )
     check_output_folder(args.out, inputs=(args.generator, args.tokenizer, args.given))
     wanted = {name: getattr(args, name) for name in ("num", "per_class", "classes", "given")}
     samples = sample(args.generator, args.tokenizer, args.out, settings, **wanted)

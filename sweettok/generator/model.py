@@ -18,8 +18,10 @@ from sweettok.generator.config import GeneratorConfig, SamplingConfig
 from sweettok.generator.export import write_transformers
 from sweettok.generator.sampling import check_finite, choose, drawable, guide, random_streams, scale_at
 from sweettok.generator.sequence import SequenceLayout
-from sweettok.generator.transformer import Cache, CausalTransformer
+from sweettok.generator.transformer import Cache, CausalTransformer, StepCache
 from sweettok.hub import Pretrained
+
+GRAPH_LENGTH = 512  # positions that the first graph of `compiled_step` reads; each further one reads twice as many
 
 
 class Generator(Pretrained):
@@ -87,6 +89,7 @@ class Generator(Pretrained):
         indices: Sequence[int] | None = None,
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
+        compiled: bool = False,
         **settings: Any,
     ) -> Tensor:
         """Sample clips: global ids (B, L) int64, for a tokenizer's `decode`.
@@ -100,6 +103,8 @@ class Generator(Pretrained):
             num_samples: number of samples, for unconditional generators.
             indices: of the samples; 0, 1, 2, ... by default.
             progress: called with 1 after every word.
+            compiled: use torch.compile, with CUDA graphs on GPUs: the first words take minutes, the others less time.
+                Results differ by rounding. It pays for many batches of one size.
             settings: fields of SamplingConfig: cfg_scale, cfg_schedule, temperature, top_k, top_p.
 
         Raises ValueError for settings out of range, a wrong condition, and guidance of a generator trained without
@@ -113,7 +118,7 @@ class Generator(Pretrained):
         chances = random_streams(seed, indices, self.sequence.layout.length).to(prompt.device)
         if how.guided:
             prompt = torch.cat((prompt, self._unconditional(len(prompt))))
-        return self._write(prompt, chances, how, indices, progress)
+        return self._write(prompt, chances, how, indices, progress, compiled)
 
     def _prompt(
         self, labels: Sequence[int | str] | Tensor | None, given: Tensor | None, num_samples: int | None
@@ -146,9 +151,11 @@ class Generator(Pretrained):
         how: SamplingConfig,
         indices: Sequence[int],
         progress: Callable[[int], None] | None,
+        compiled: bool,
     ) -> Tensor:
         """Sample the words, with one forward each; separators are part of the input of the next word."""
         sequence, transformer, batch = self.sequence, self.transformer, len(chances)
+        step = compiled_step if compiled else plain_step
         cache = Cache(self.config.num_layers, sequence.block_size)
         words: list[Tensor] = []
         inputs = [prompt]  # ids that are not in the cache yet
@@ -157,7 +164,7 @@ class Generator(Pretrained):
             first = sequence.word_start + segment.vocab_start
             finite = []
             for _ in range(segment.length):
-                hidden = transformer(torch.cat(inputs, dim=1), cache)[:, -1]
+                hidden = step(transformer, torch.cat(inputs, dim=1), cache)
                 logits = transformer.logits(hidden, slice(first, first + segment.vocab_size)).float()
                 if how.guided:
                     scale = scale_at(how.cfg_scale, how.cfg_schedule, len(words), sequence.layout.length)
@@ -171,3 +178,32 @@ class Generator(Pretrained):
                     progress(1)
             check_finite(torch.stack(finite, dim=1), segment, indices)
         return torch.stack(words, dim=1)
+
+
+def plain_step(transformer: CausalTransformer, ids: Tensor, cache: Cache) -> Tensor:
+    """Hidden states (B, C) of the last of the ids (B, N), which are added to the cache."""
+    return transformer(ids, cache)[:, -1]
+
+
+def compiled_step(transformer: CausalTransformer, ids: Tensor, cache: Cache) -> Tensor:
+    """`plain_step` of a single id by one of a few graphs, each for a number of positions that attention reads."""
+    layers = [pair for pair in cache.layers if pair is not None]
+    if ids.shape[1] > 1 or not layers:  # the start of a segment
+        hidden = plain_step(transformer, ids, cache)
+        for pair in cache.layers:
+            for kept in pair or ():  # graphs change them in place
+                torch._dynamo.mark_static_address(kept, guard=False)
+        return hidden
+    torch.compiler.cudagraph_mark_step_begin()
+    past = torch.full((1,), cache.past, device=ids.device)
+    length = min(max(GRAPH_LENGTH, 1 << cache.past.bit_length()), cache.length)
+    # Beyond torch's limit of graphs, for batches of many sizes, steps are not compiled.
+    graph = torch.compile(graph_step, dynamic=False, mode="reduce-overhead")
+    cache.past += 1
+    return graph(transformer, ids, past, layers, length).clone()  # the next step overwrites what a CUDA graph returns
+
+
+def graph_step(
+    transformer: CausalTransformer, ids: Tensor, past: Tensor, layers: list[tuple[Tensor, Tensor]], length: int
+) -> Tensor:
+    return transformer(ids, StepCache(layers, past, length))[:, -1]

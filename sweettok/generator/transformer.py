@@ -5,6 +5,8 @@ Letters: B batch, N positions, C width, H heads, D width of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,12 +32,42 @@ class Cache:
         if kept is None:
             batch, heads, _, width = keys.shape
             shape = batch, heads, self.length, width
-            kept = self.layers[layer] = keys.new_empty(shape), values.new_empty(shape)
+            # Zeros, since attention multiplies what a mask hides by zero, and NaN would stay NaN.
+            kept = self.layers[layer] = keys.new_zeros(shape), values.new_zeros(shape)
         all_keys, all_values = kept
         stop = self.past + keys.shape[2]
         all_keys[:, :, self.past : stop] = keys
         all_values[:, :, self.past : stop] = values
         return all_keys[:, :, :stop], all_values[:, :, :stop]
+
+    def mask(self, count: int, device: torch.device) -> Tensor | None:
+        """Which positions each of `count` new ones attends to; None where attention needs no mask for it."""
+        if not self.past or count == 1:
+            return None
+        return torch.ones(count, self.past + count, dtype=torch.bool, device=device).tril(self.past)
+
+
+class StepCache:
+    """A filled cache, to which one position is added at a place that is a tensor: steps differ in values alone.
+
+    Args:
+        layers: keys and values of each layer, as in `Cache`; they are changed in place.
+        past: (1,) number of past positions.
+        length: positions that attention reads, at least past + 1; a mask hides those that do not exist yet.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], past: Tensor, length: int):
+        self.layers, self.past, self.length = layers, past, length
+        self.visible = torch.arange(length, device=past.device) <= past
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        for kept, new in zip(self.layers[layer], (keys, values), strict=True):
+            kept.index_copy_(2, self.past, new)
+        all_keys, all_values = self.layers[layer]
+        return all_keys[:, :, : self.length], all_values[:, :, : self.length]
+
+    def mask(self, count: int, device: torch.device) -> Tensor:
+        return self.visible[None]
 
 
 class Linear(nn.Linear):
@@ -71,7 +103,7 @@ class CausalAttention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(config.head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | StepCache | None, layer: int) -> Tensor:
         """x (B, N, C), which follows the positions in `cache`; angles (2, N, D / 2) of rotary positions."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
@@ -80,9 +112,7 @@ class CausalAttention(nn.Module):
         mask = None
         if cache is not None:
             k, v = cache.append(layer, k, v)
-            if cache.past and x.shape[1] > 1:
-                mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(cache.past)
-        # A single new position attends to all others and needs no mask.
+            mask = cache.mask(x.shape[1], x.device)
         causal = 1 < q.shape[2] == k.shape[2]
         y = scaled_dot_product(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out(y.transpose(1, 2).flatten(2))
@@ -99,7 +129,9 @@ class Block(nn.Module):
         inner = 4 * config.dim
         self.mlp = nn.Sequential(Linear(config.dim, inner), nn.GELU(), Linear(inner, config.dim))
 
-    def forward(self, x: Tensor, angles: Tensor | None = None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: Tensor | None = None, cache: Cache | StepCache | None = None, layer: int = 0
+    ) -> Tensor:
         x = x + self.attention(self.norm1(x), angles, cache, layer)
         return x + self.mlp(self.norm2(x))
 
@@ -121,24 +153,24 @@ class CausalTransformer(Checkpointed):
         self.head = None if config.tied_head else nn.Linear(config.dim, vocab_size, bias=False)
         self.init_weights()
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | StepCache | None = None) -> Tensor:
         """ids (B, N) -> (B, N, C). With a cache, the ids follow those in it and are added to it.
 
         Raises ValueError for more positions than `block_size`.
         """
         start = cache.past if cache is not None else 0
         stop = start + ids.shape[1]
-        if stop > self.block_size:
+        if not isinstance(cache, StepCache) and stop > self.block_size:
             raise ValueError(f"{stop} positions exceed this generator's block of {self.block_size}")
         x = self.tokens(ids)
         angles = None
         if self.positions is not None:
-            x = x + self.positions[start:stop]
+            x = x + (self.positions[start] if isinstance(cache, StepCache) else self.positions[start:stop])
         else:
             angles = rotary_angles(start, ids.shape[1], self.config.head_dim, ids.device)
         for layer, block in enumerate(self.blocks):
             x = self.recomputed(block, x, angles, cache, layer)
-        if cache is not None:
+        if isinstance(cache, Cache):
             cache.past = stop
         return self.norm(x)
 

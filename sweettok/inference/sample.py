@@ -54,6 +54,7 @@ class SampleSettings:
     fps: float = 8.0  # frames per second of the videos
     videos: bool = True  # write a video of each sample; the contact sheets are always written
     precision: str = "auto"  # "no" is float32; "bf16" is faster, and some ids differ; "auto": bf16 except on CPUs
+    compiled: bool = False  # draw by compiled graphs, see `Generator.sample`
 
     def autocast(self, model: nn.Module) -> torch.autocast:
         return torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -278,6 +279,7 @@ def draw(generator: Generator, samples: Samples, writer: ShardWriter, settings: 
             part = rows[start : start + size]
             filled = part + part[-1:] * (size - len(part))
             options = {**samples.condition(filled), **asdict(settings.how), "seed": settings.seed}
+            options["compiled"] = settings.compiled
             with settings.autocast(generator):
                 ids = generator.sample(
                     indices=filled, progress=lambda count, clips=part: bar.update(count * len(clips)), **options

@@ -12,9 +12,9 @@ from torch.autograd.function import once_differentiable
 THETA = 10000.0
 
 
-def rotary_angles(start: int, count: int, head_dim: int, device: torch.device) -> Tensor:
+def rotary_angles(start: int | Tensor, count: int, head_dim: int, device: torch.device) -> Tensor:
     """(2, count, head_dim / 2): cosine and sine for positions start, start + 1, ... and every channel pair."""
-    angles = torch.arange(start, start + count, device=device)[:, None] * _frequencies(head_dim, 2, device)
+    angles = (start + torch.arange(count, device=device))[:, None] * _frequencies(head_dim, 2, device)
     return torch.stack((angles.cos(), angles.sin()))
 
 
