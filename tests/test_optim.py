@@ -196,6 +196,9 @@ def test_muon_orthogonalises_hidden_matrices_only():
     assert ((torch.linalg.svdvals(update) > 0.6) & (torch.linalg.svdvals(update) < 1.3)).all()
     torch.testing.assert_close(before["embed.weight"] - net.embed.weight, 0.1 * gradient.sign(), rtol=1e-3, atol=1e-4)
     assert set(optimizer.state[net.layers[0].weight]) == {"momentum", "step"}
+    everywhere = make_optimizer(net, OptimizerConfig(kind="muon_all"))
+    orthogonal = {name for group in everywhere.param_groups if group["orthogonal"] for name in map(id, group["params"])}
+    assert orthogonal == {id(net.embed.weight), id(net.layers[0].weight)}
 
 
 @pytest.mark.parametrize("stack", [1, 30, 1 << 21])

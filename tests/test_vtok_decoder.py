@@ -1,5 +1,7 @@
 """The embedded video decoder: its loss, what it learns from two clips, seeds, masks, files and sizes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -124,6 +126,31 @@ def test_gradients_reach_the_states(random_decoder):
     random_decoder.loss(two_clips(), states).backward()
     assert states.grad.abs().sum(2).min() > 0
     assert all(p.grad is None for p in random_decoder.parameters())
+
+
+def test_states_of_a_grid_are_added_in_their_place():
+    decoder, states = PixelFlow(replace(CONFIG, state_grid=(2, 2))), torch.randn(3, 6, 12)
+    drop = torch.tensor([False, False, True])
+    mask = torch.tensor([[1, 1, 0, 1, 1, 0]], dtype=torch.bool).expand(3, -1)
+    placed = decoder._in_place(states, None, drop, 3, 4, 4)
+    assert placed.shape == (3, 3, 4, 4, 64) and not placed[2].any()
+    key, later = decoder.key_states(states)[0], decoder.later_states(states)[0]
+    for number, corner in enumerate(((0, 0), (0, 3), (3, 0), (3, 3))):
+        torch.testing.assert_close(placed[0, 0, *corner], key[number])
+        torch.testing.assert_close(placed[0, 2, *corner], key[number] + later[5])
+    torch.testing.assert_close(placed[0, 1, 1, 2], key[1] + later[4])
+    masked = decoder._in_place(states, mask, None, 3, 4, 4)
+    assert not masked[0, 0, 2:, :2].any()
+    torch.testing.assert_close(masked[0, 2, 0, 0], key[0])
+    assert decoder._in_place(states[:, :4], None, None, 3, 4, 4)[0].equal(placed[0, :1].expand(3, -1, -1, -1))
+    with pytest.raises(ValueError, match="at least 2 x 2 states, got 3"):
+        decoder.loss(two_clips(), states[:2, :3])
+
+
+def test_the_loss_is_the_error_of_the_clean_clip():
+    """It starts at the mean square of the clips, whatever the levels."""
+    clips, decoder = two_clips(), PixelFlow(CONFIG)  # which predicts 0
+    torch.testing.assert_close(decoder.losses(clips, torch.randn(2, 6, 12)), (2 * clips).square().flatten(1).mean(1))
 
 
 def test_loss_is_of_its_generator(random_decoder):

@@ -132,6 +132,11 @@ def test_the_decoder_stage_writes_a_decoder_with_statistics(runs):
     assert (training["stage"], training["steps"]) == ("vtok_decoder", STEPS)
 
 
+def test_a_grid_of_states_must_be_that_of_the_tokenizer(runs):
+    with pytest.raises(ValueError, match=r"state_grid \(3, 4\) must be the tokenizer's grid"):
+        make_task(build_task, config_of(runs, "vtok_decoder", "decoder.state_grid=[3,4]"))
+
+
 def test_held_out_losses_do_not_depend_on_the_batch(runs):
     task = make_task(build_task, config_of(runs, "vtok_decoder"))
     task.model.eval()

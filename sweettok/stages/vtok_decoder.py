@@ -71,6 +71,12 @@ class VTokDecoderTask(Task):
     def __init__(self, run: VTokDecoderRun, inputs: Inputs | None = None):
         self.run, inputs = run, inputs or Inputs()
         self.tokenizer = inputs.vtok(run.tokenizer)
+        how, grid = self.tokenizer.config, run.decoder.state_grid
+        if grid is not None and (tuple(how.grid), how.key_frame, how.segment_threshold) != (grid, "first", None):
+            raise ValueError(
+                f"decoder.state_grid {grid} must be the tokenizer's grid, {tuple(how.grid)}, and the first frame its only "
+                f"key frame; it has key_frame {how.key_frame!r}, segment_threshold {how.segment_threshold}"
+            )
         self.model = PixelFlow(replace(run.decoder, state_dim=self.tokenizer.dim))
         if not run.decoder.state_dropout:
             self.model.no_states.requires_grad_(False)
@@ -119,7 +125,7 @@ class VTokDecoderTask(Task):
 
     @torch.no_grad()
     def validate(self, batch: dict) -> dict[str, Tensor]:
-        """`flow_loss` of each clip, and `flow_loss_without_states` with equal noise; levels are spread evenly."""
+        """Loss of each clip, `flow_loss`, and with equal noise `flow_loss_without_states`; levels are spread evenly."""
         video, states = batch["video"], self.states(batch)
         numbers = [zlib.crc32(key.encode()) for key in batch["key"]]
         found = {}

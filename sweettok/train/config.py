@@ -15,7 +15,7 @@ class OptimizerConfig:
     """Optimizer, with a linear warm-up and a cosine decay of the learning rate over its steps."""
 
     # "adamw" (release), or "muon": orthogonalised momentum for the matrices of hidden layers and AdamW for the rest,
-    # which needs about half the steps. Not for sharded training.
+    # which needs about half the steps; "muon_all": for all linear layers. Not for sharded training.
     kind: str = "adamw"
     lr: float = 1e-4  # learning rate after the warm-up
     end_lr: float = 1e-5  # learning rate at the end of the run
@@ -32,7 +32,7 @@ class OptimizerConfig:
         positive(self, "optimizer", "lr", "eps", "max_grad_norm")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas must be two numbers in [0, 1); got {list(self.betas)}")
-        choice("optimizer.kind", self.kind, ("adamw", "muon"))
+        choice("optimizer.kind", self.kind, ("adamw", "muon", "muon_all"))
         choice("optimizer.decay_rule", self.decay_rule, ("by_type", "release"))
 
 

@@ -55,7 +55,7 @@ def make_optimizer(
     options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if config.kind == "adamw":
         return AdamW(groups, **options)
-    hidden = hidden_matrices(module)
+    hidden = matrices(module, hidden=config.kind == "muon")
     split = []
     for group in groups:
         for orthogonal in (False, True):
@@ -64,11 +64,11 @@ def make_optimizer(
     return Muon(split, **options)
 
 
-def hidden_matrices(module: nn.Module) -> set[int]:
-    """The `id` of the weights of linear layers in the blocks of `module`, which are the parts of an nn.ModuleList."""
-    lists = (part for part in module.modules() if isinstance(part, nn.ModuleList))
-    layers = (layer for part in lists for layer in part.modules() if isinstance(layer, nn.Linear))
-    return {id(layer.weight) for layer in layers}
+def matrices(module: nn.Module, hidden: bool) -> set[int]:
+    """The `id` of the weights of linear layers: of all, or of `hidden` ones, which are in the parts of an nn.ModuleList."""
+    parts = [part for group in module.modules() if isinstance(group, nn.ModuleList) for part in group]
+    layers = (layer for part in (parts if hidden else [module]) for layer in part.modules())
+    return {id(layer.weight) for layer in layers if isinstance(layer, nn.Linear)}
 
 
 def lr_factor(step: int, warmup: int, total: int, base: float, end: float) -> float:

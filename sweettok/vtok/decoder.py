@@ -49,6 +49,10 @@ class PixelFlowConfig:
     temporal_patch_size: int = 4  # k, frames of a tube; clips have k * n + 1 frames
     shift: float = 3.0  # of noise levels in training and sampling; above 1: more noise
     state_dropout: float = 0.1  # share of training clips without their states, which guidance needs
+    # Rows and columns of the first states, if these are of the clip's first frame and the others of equally spaced later
+    # moments, as in VTok: the former are also added to the patches at their place, the latter at their time. null: all
+    # states are only attended to.
+    state_grid: tuple[int, int] | None = None
 
     def __post_init__(self):
         names = "state_dim", "dim", "num_layers", "num_heads", "patch_size", "temporal_patch_size", "shift"
@@ -57,6 +61,10 @@ class PixelFlowConfig:
             raise ValueError(f"decoder.dim {self.dim} does not divide into {self.num_heads} heads of even width")
         if not 0 <= self.state_dropout < 1:
             raise ValueError(f"decoder.state_dropout must be in [0, 1); got {self.state_dropout}")
+        if self.state_grid is not None:
+            if len(self.state_grid) != 2 or min(self.state_grid) < 1:
+                raise ValueError(f"decoder.state_grid must be numbers of rows and columns; got {self.state_grid}")
+            object.__setattr__(self, "state_grid", tuple(self.state_grid))
 
 
 class Block(nn.Module):
@@ -88,7 +96,8 @@ class PixelFlow(Pretrained, Checkpointed):
     """Makes clips from states by flow matching in pixels.
 
     The transformer predicts the clean clip, and the velocity follows from it: noise of whole patches has more
-    dimensions than a token, so that a small transformer could not predict it.
+    dimensions than a token, so that a small transformer could not predict it. The loss is the error of the clean clip:
+    that of the velocity is 1 / level^2 as large, and would hardly count where only the states tell what to show.
     """
 
     config_class = PixelFlowConfig
@@ -109,6 +118,9 @@ class PixelFlow(Pretrained, Checkpointed):
         self.patches = PatchEmbed(dim, config.patch_size, config.temporal_patch_size, norm=False)
         self.states = nn.Linear(config.state_dim, dim)
         self.no_states = nn.Parameter(torch.zeros(dim))  # in place of dropped states
+        if config.state_grid is not None:
+            self.key_states = nn.Linear(config.state_dim, dim, bias=False)
+            self.later_states = nn.Linear(config.state_dim, dim, bias=False)
         self.pooled = nn.Linear(dim, dim)
         self.level = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.modulation = nn.Linear(dim, 8 * dim)  # 6 shared by the blocks, 2 of the output
@@ -127,12 +139,16 @@ class PixelFlow(Pretrained, Checkpointed):
             mask: (B, L) bool, False for states to ignore.
             drop: (B,) bool, True for clips without states.
         """
-        grid = self.patches(noisy)
+        # At level 1 the clip is noise alone, which would only disturb.
+        grid = self.patches(noisy * (1 - levels).view(-1, 1, 1, 1, 1))
         condition = self.states(states)
         if drop is not None:
             condition = torch.where(drop[:, None, None], self.no_states, condition)
         places = sinusoids(condition.shape[1], condition.shape[2], noisy.device)
-        tokens = (grid + grid_sinusoids(grid)).flatten(1, 3)
+        tokens = grid + grid_sinusoids(grid)
+        if self.config.state_grid is not None:
+            tokens = tokens + self._in_place(states, mask, drop, *grid.shape[1:4])
+        tokens = tokens.flatten(1, 3)
         x, count = torch.cat((condition + places, tokens), dim=1), tokens.shape[1]
         allowed = None if mask is None else F.pad(mask.bool(), (0, count), value=True)[:, None, None]
         level = self.level(level_sinusoids(levels, x.shape[2])) + self.pooled(masked_mean(condition, mask))
@@ -141,6 +157,21 @@ class PixelFlow(Pretrained, Checkpointed):
             x = self.recomputed(block, x, modulation[:, :6], allowed)
         x = modulate(x[:, -count:], modulation[:, 6], modulation[:, 7]).view_as(grid)
         return (noisy - self.unpatch(x)) / levels.clamp(min=LEAST_LEVEL).view(-1, 1, 1, 1, 1)
+
+    def _in_place(self, states: Tensor, mask: Tensor | None, drop: Tensor | None, t: int, h: int, w: int) -> Tensor:
+        """States of the first frame at their place, later ones at their time: (B, t, h, w, D); 0 for dropped ones."""
+        if mask is not None:
+            states = states.masked_fill(~mask.bool()[..., None], 0)
+        if drop is not None:
+            states = states.masked_fill(drop[:, None, None], 0)
+        rows, columns = self.config.state_grid
+        key = self.key_states(states[:, : rows * columns]).transpose(1, 2).unflatten(2, (rows, columns))
+        placed = F.interpolate(key, (h, w), mode="nearest-exact").movedim(1, 3)[:, None]
+        later = states[:, rows * columns :]
+        if t == 1 or later.shape[1] == 0:
+            return placed.expand(-1, t, -1, -1, -1)
+        timed = F.interpolate(self.later_states(later).transpose(1, 2), t - 1, mode="nearest-exact").transpose(1, 2)
+        return placed + F.pad(timed, (0, 0, 1, 0))[:, :, None, None]
 
     def loss(self, video: Tensor, states: Tensor, mask: Tensor | None = None, generator: Generators = None) -> Tensor:
         """Flow-matching loss, a scalar; arguments and errors as in `losses`."""
@@ -154,7 +185,7 @@ class PixelFlow(Pretrained, Checkpointed):
         generator: Generators = None,
         drop: Tensor | None = None,
     ) -> Tensor:
-        """Flow-matching loss of each clip (B,).
+        """Flow-matching loss of each clip (B,): the mean squared error of the clean clip in [-1, 1].
 
         Args:
             video: (B, 3, T, H, W) uint8, or float in [-0.5, 0.5].
@@ -176,7 +207,7 @@ class PixelFlow(Pretrained, Checkpointed):
             dropped = None if dropped is None else dropped.to(noisy.device)
             return self(noisy, levels.to(noisy.device), states, mask, dropped)
 
-        return flow_loss(velocity, clean, self.config.shift, generator, LEAST_LEVEL)
+        return flow_loss(velocity, clean, self.config.shift, generator, LEAST_LEVEL, torch.square)
 
     def from_tokens(self, tokens: VisualTokens) -> Tensor:
         """Tokens -> states (B, L, C) of a decoder that was trained on tokens: standardised as in training."""
@@ -233,6 +264,9 @@ class PixelFlow(Pretrained, Checkpointed):
 
     def _check(self, frames: int, size: int | tuple[int, int], states: Tensor, mask: Tensor | None) -> tuple[int, int]:
         check_states(states, mask, self.state_dim)
+        grid = self.config.state_grid
+        if grid is not None and states.shape[1] < grid[0] * grid[1]:
+            raise ValueError(f"this decoder expects at least {grid[0]} x {grid[1]} states, got {states.shape[1]}")
         return check_size(frames, size, self.config.temporal_patch_size, self.config.patch_size)
 
 

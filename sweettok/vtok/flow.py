@@ -60,6 +60,7 @@ def flow_loss(
     shift: float = 1.0,
     generator: Generators = None,
     least: float = 0.0,
+    weight: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean squared error of `velocity(noisy, levels)` against noise - clean, of each clip: (B,) in float32.
 
@@ -69,13 +70,15 @@ def flow_loss(
         shift: of the levels, which are uniform before it.
         generator: for levels and noise. Default: torch's own, with the noise drawn on the device of `clean`.
         least: smallest level before the shift.
+        weight: of the error, given the levels (B,); None: 1.
     """
     uniform = 1 - draw(torch.rand, (len(clean),), generator)
     levels = shifted(least + (1 - least) * uniform, shift)
     noise = draw(torch.randn, clean.shape, generator, clean.device).to(clean.device)
     share = levels.to(clean.device).view(-1, *[1] * (clean.ndim - 1))
     predicted = velocity((1 - share) * clean + share * noise, levels)
-    return (predicted.float() - (noise - clean)).square().flatten(1).mean(1)
+    error = (predicted.float() - (noise - clean)).square().flatten(1).mean(1)
+    return error if weight is None else weight(levels).to(error.device) * error
 
 
 def check_states(states: Tensor, mask: Tensor | None, width: int) -> None:
