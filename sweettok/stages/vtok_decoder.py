@@ -74,8 +74,8 @@ class VTokDecoderTask(Task):
         how, grid = self.tokenizer.config, run.decoder.state_grid
         if grid is not None and (tuple(how.grid), how.key_frame, how.segment_threshold) != (grid, "first", None):
             raise ValueError(
-                f"decoder.state_grid {grid} must be the tokenizer's grid, {tuple(how.grid)}, and the first frame its only "
-                f"key frame; it has key_frame {how.key_frame!r}, segment_threshold {how.segment_threshold}"
+                f"decoder.state_grid {grid} must be the tokenizer's grid, {tuple(how.grid)}, and the first frame its "
+                f"only key frame; it has key_frame {how.key_frame!r}, segment_threshold {how.segment_threshold}"
             )
         self.model = PixelFlow(replace(run.decoder, state_dim=self.tokenizer.dim))
         if not run.decoder.state_dropout:

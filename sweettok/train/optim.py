@@ -65,7 +65,7 @@ def make_optimizer(
 
 
 def matrices(module: nn.Module, hidden: bool) -> set[int]:
-    """The `id` of the weights of linear layers: of all, or of `hidden` ones, which are in the parts of an nn.ModuleList."""
+    """The `id` of the weights of linear layers: all, or those that are `hidden` in the parts of an nn.ModuleList."""
     parts = [part for group in module.modules() if isinstance(group, nn.ModuleList) for part in group]
     layers = (layer for part in (parts if hidden else [module]) for layer in part.modules())
     return {id(layer.weight) for layer in layers if isinstance(layer, nn.Linear)}
