@@ -135,9 +135,9 @@ def test_states_of_a_grid_are_added_in_their_place():
     placed = decoder._in_place(states, None, drop, 3, 4, 4)
     assert placed.shape == (3, 3, 4, 4, 64) and not placed[2].any()
     key, later = decoder.key_states(states)[0], decoder.later_states(states)[0]
-    for number, corner in enumerate(((0, 0), (0, 3), (3, 0), (3, 3))):
-        torch.testing.assert_close(placed[0, 0, *corner], key[number])
-        torch.testing.assert_close(placed[0, 2, *corner], key[number] + later[5])
+    for number, (y, x) in enumerate(((0, 0), (0, 3), (3, 0), (3, 3))):
+        torch.testing.assert_close(placed[0, 0, y, x], key[number])
+        torch.testing.assert_close(placed[0, 2, y, x], key[number] + later[5])
     torch.testing.assert_close(placed[0, 1, 1, 2], key[1] + later[4])
     masked = decoder._in_place(states, mask, None, 3, 4, 4)
     assert not masked[0, 0, 2:, :2].any()

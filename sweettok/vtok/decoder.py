@@ -49,9 +49,9 @@ class PixelFlowConfig:
     temporal_patch_size: int = 4  # k, frames of a tube; clips have k * n + 1 frames
     shift: float = 3.0  # of noise levels in training and sampling; above 1: more noise
     state_dropout: float = 0.1  # share of training clips without their states, which guidance needs
-    # Rows and columns of the first states, if these are of the clip's first frame and the others of equally spaced later
-    # moments, as in VTok: the former are also added to the patches at their place, the latter at their time. null: all
-    # states are only attended to.
+    # Rows and columns of the first states, if these are of the clip's first frame and the others of later moments at
+    # equal distances, as in VTok: the former are also added to the patches at their place, the latter at their time.
+    # null: all states are only attended to.
     state_grid: tuple[int, int] | None = None
 
     def __post_init__(self):
