@@ -1,4 +1,4 @@
-"""The first 20 steps of every stage of SweetTok, trained by its command as a user types it, have the losses on file.
+"""The first 20 steps of every stage of SweetTok, trained by its command, have the losses on file.
 
     python tests/test_golden_losses.py [FILE]      writes tests/golden_losses.json anew, where other losses are meant
 
@@ -13,9 +13,7 @@ come out the other way and losses differ by up to 8e-3: there only a larger chan
 
 import hashlib
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -24,7 +22,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from stages import ROOT, log_lines, prepare, tokenize
+from accelerate.state import AcceleratorState
+from stages import command, log_lines, prepare, tokenize
 
 from sweettok.data import synthetic
 from sweettok.data.writer import write_video
@@ -48,38 +47,22 @@ def rounding() -> str:
 
 
 def train(folder: Path, **stages: list[str]) -> None:
-    """Train stages at the same time, by their commands; each with settings beyond those of its file."""
-    environment = {
-        **os.environ,
-        "VIRTUAL_ENV": sys.prefix,
-        "OMP_NUM_THREADS": "1",
-        "NUM_PROCESSES": "1",
-        "SPATIAL": "",
-        "CUDA_VISIBLE_DEVICES": "",
-        "ACCELERATE_CONFIG": "",
-        "STAGE1": str(folder / "stage1" / "final"),
-    }
-    started = {
-        stage: subprocess.Popen(
-            ["bash", str(ROOT / f"run_train_{stage}.sh"), *SETTINGS, *settings],
-            env={**environment, "CONFIG": str(folder / f"{stage}.yaml")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for stage, settings in stages.items()
-    }
-    for stage, process in started.items():
-        wording, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, f"{stage}: {wording[-2000:]}"
+    """Train stages on one thread; each with settings beyond those of its file."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for stage, settings in stages.items():
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert command(["train", str(folder / f"{stage}.yaml"), *SETTINGS, *settings]) == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def losses(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Train every stage in `folder`; returns {stage: {term: its values in the steps that have it}}."""
     with patch.object(synthetic, "write_video", partial(write_video, lossless=True)):
         prepare(folder)
-    train(folder, proxy=GAME)
-    train(folder, spatial=[], stage1=[])
+    train(folder, proxy=GAME, spatial=[], stage1=[])
     tokenize(folder, folder / "tokens")
     train(folder, stage2=GAME, generator=[f"tokenizer={folder / 'stage1' / 'final'}"])
     found = {}
