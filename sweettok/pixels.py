@@ -10,7 +10,7 @@ def to_float(video: Tensor) -> Tensor:
     """uint8 [0, 255] of any shape -> float32 [-0.5, 0.5]."""
     if video.dtype != torch.uint8:
         raise ValueError(f"to_float expects uint8 pixels, got {video.dtype}")
-    return video.float() / 255 - 0.5
+    return video.float().div_(255).sub_(0.5)
 
 
 def to_uint8(video: Tensor, rounding: str = "nearest") -> Tensor:

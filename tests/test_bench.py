@@ -1,4 +1,4 @@
-"""Parts of scripts/bench/codecs.py, mini.py, vtok.py and vtok_schemes.py."""
+"""Parts of scripts/bench/codecs.py, mini.py, ops.py, vtok.py and vtok_schemes.py."""
 
 import math
 from pathlib import Path
@@ -11,6 +11,7 @@ from conftest import import_file
 from sweettok.data.synthetic import synthetic_clip
 from sweettok.eval.metrics import psnr
 from sweettok.eval.reconstruction import block_means
+from sweettok.layers.transformer import FeedForward
 
 BENCH = Path(__file__).resolve().parents[1] / "scripts" / "bench"
 
@@ -135,3 +136,16 @@ def test_differences_of_schemes_are_paired_by_clip_and_seed(schemes):
     assert schemes.verdict(schemes.BETTER, 0.01, 0.1) == schemes.verdict(schemes.NOT_WORSE, -0.01, 0.1) == "holds"
     assert schemes.verdict(schemes.BETTER, -0.1, -0.01) == schemes.verdict(schemes.NOT_WORSE, -0.1, -0.03) == "fails"
     assert schemes.verdict(schemes.BETTER, -0.01, 0.1) == schemes.verdict(schemes.NOT_WORSE, -0.03, 0.1) == "undecided"
+
+
+def test_times_of_operations():
+    ops = import_file(BENCH / "ops.py", "bench_ops")
+    layer, x = FeedForward(8, 16), torch.ones(2, 3, 8)
+    with ops.OpTimes(x.device) as times:
+        layer(x).sum().backward()
+    called = {(group, name, line.split(":")[0]) for group, name, line in times.calls}
+    assert ("matrix products", "mm", "layers/linear.py") in called
+    assert ("other", "gelu", "layers/transformer.py") in called
+    assert any(name == "gelu_backward" for _, name, _ in called)
+    assert ops.group_of("_scaled_dot_product_flash_attention_for_cpu_backward") == "attention"
+    assert {"matrix", "other"} <= {line.split()[0] for line in times.table(rows=0).splitlines()}

@@ -23,14 +23,14 @@ def group_of(name: str) -> str:
 
 
 def calling_line() -> str:
-    """The innermost line of the package that runs now, else "backward" (which has no line of its own)."""
+    """The innermost line of the package that runs now; for a backward pass the one that started it; "-" if none."""
     frame = sys._getframe(2)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if "sweettok" in path.parts:
             return f"{path.parent.name}/{path.name}:{frame.f_lineno}"
         frame = frame.f_back
-    return "backward"
+    return "-"
 
 
 class OpTimes(TorchDispatchMode):

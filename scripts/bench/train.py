@@ -1,13 +1,16 @@
 """Cost of the parts of a training step of each stage, with synthetic clips that are read from files as in training.
 
     python scripts/bench/train.py [--stages proxy spatial stage1 stage2 generator] [--config-size tiny|full]
-                                  [--steps 10] [--workers 1] [--threads 1] [key=value ...]
+                                  [--steps 10] [--workers 1] [--threads 1] [--cpu-time] [--profile] [key=value ...]
 
 The parts are: waiting for data; the frozen teacher; forward and losses; backward; optimizers and moving average; and
 the rest, such as gradient clipping and moving the batch. The device is synchronized between the parts. Sizes and
 batches are those of configs/tiny, or of the UCF-101 configurations with one clip per step. Weights are random,
 perceptual networks untrained, and discriminators active from the first step. Warm-up steps are not counted. Overrides
 such as train.gradient_checkpointing=true apply to each stage. ACCELERATE_USE_CPU=true does not use a GPU.
+
+`--cpu-time` counts seconds of this process on the CPU, which other load affects less; waiting for data is none.
+`--profile` also prints what matrix products, attention and the largest other operations of a step take.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -40,6 +43,7 @@ from sweettok.train.step import Clock, train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+from scripts.bench.ops import OpTimes  # noqa: E402
 from scripts.bench.tokenizer import SIZES, random_graph, synchronize  # noqa: E402
 
 FILES = {"tiny": "configs/tiny/{}.yaml", "full": "configs/{}/ucf101.yaml"}
@@ -93,13 +97,14 @@ def settings(stage: str, size: str, folder: Path, workers: int) -> list[str]:
 class Parts:
     """Seconds of each part, without those of nested parts."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, cpu_time: bool):
         self.device, self.open, self.last = device, [], 0.0
+        self.clock = time.process_time if cpu_time else time.perf_counter
         self.seconds: dict[str, float] = defaultdict(float)
 
     def _tick(self) -> None:
         synchronize(self.device)
-        now = time.perf_counter()
+        now = self.clock()
         if self.open:
             self.seconds[self.open[-1]] += now - self.last
         self.last = now
@@ -150,22 +155,25 @@ def watched_session(run: RunConfig, accelerator: Accelerator, parts: Parts) -> t
     return session, parts.each(batches, "data")
 
 
-def bench(run: RunConfig, steps: int) -> None:
+def bench(run: RunConfig, steps: int, cpu_time: bool, profile: bool) -> None:
     """Train a few steps and print their mean times."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = make_accelerator(run.train)
-    parts, clock = Parts(accelerator.device), Clock()
+    parts, clock = Parts(accelerator.device, cpu_time), Clock()
     session, batches = watched_session(run, accelerator, parts)
+    ops = OpTimes(accelerator.device)
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
             parts.seconds.clear()
-        with parts.part("rest"):
+        with parts.part("rest"), ops if profile and number >= WARM_UP else nullcontext():
             train_step(session, batches, clock)
     total = sum(parts.seconds.values())
     times = " ".join(f"{parts.seconds[name] / steps:8.3f}" for name in PARTS)
     batch = run.train.global_batch_size
     rates = f"{parts.seconds['data'] / total:6.1%} {batch * steps / total:8.2f}"
     print(f"{run.stage:10} {batch:5} {total / steps:8.3f} {times} {rates}", flush=True)
+    if profile:
+        print(ops.table(steps=steps), flush=True)
 
 
 def main() -> None:
@@ -175,6 +183,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1, help="processes that read clips")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of the process on the CPU")
+    parser.add_argument("--profile", action="store_true", help="also seconds and share of groups of operations")
     args, overrides = parser.parse_known_args()
     if wrong := [word for word in overrides if "=" not in word or word.startswith("-")]:
         parser.error(f"neither an option nor key=value: {wrong[0]}")
@@ -192,7 +202,7 @@ def main() -> None:
         for stage in args.stages:
             given = settings(stage, size, folder, args.workers)
             given.append(f"train.output_dir={folder}/{stage}")
-            bench(load_config(str(files).format(stage), [*given, *overrides]), args.steps)
+            bench(load_config(str(files).format(stage), [*given, *overrides]), args.steps, args.cpu_time, args.profile)
 
 
 if __name__ == "__main__":
