@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from sweettok.cli.main import main as command
 from sweettok.data.scene_files import write_scenes
-from sweettok.data.synthetic import write_synthetic
+from sweettok.data.synthetic_files import write_synthetic
 from sweettok.priors import save_prior
 from sweettok.priors.build import build_prior
 from sweettok.stages import STAGES as TASKS

@@ -11,7 +11,8 @@ from sweettok.cli.main import main
 from sweettok.data.episodes import EpisodeConfig, draw
 from sweettok.data.lists import load_clips
 from sweettok.data.synonyms import ATTRIBUTES, read_attribute
-from sweettok.data.synthetic import CLASSES, _scene, write_synthetic
+from sweettok.data.synthetic import CLASSES, indexed_scene
+from sweettok.data.synthetic_files import write_synthetic
 from sweettok.eval import probes
 from sweettok.tokenizer.histograms import histograms, word_counts
 
@@ -160,7 +161,7 @@ def test_words_and_features_are_those_of_the_tokenizer(work):
 def test_attributes_of_synthetic_clips(work, capsys):
     path = work / "clips/captions.jsonl"
     for index, key in enumerate(read_attribute(path, "color")):
-        scene = _scene(index, seed=0)[1]
+        scene = indexed_scene(index, seed=0)[1]
         for attribute in ATTRIBUTES:
             assert read_attribute(path, attribute)[key] == getattr(scene, attribute)
     assert run(work, "--attribute", "size", "--n-way", "3", "--k-shot", "2", "--num", "3") == 0

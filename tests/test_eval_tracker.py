@@ -7,7 +7,8 @@ import tiny
 import torch
 
 from sweettok.cli.main import main
-from sweettok.data.synthetic import CLASSES, COLORS, GROUND_COLORS, VISIBLE, _scene, write_synthetic
+from sweettok.data.synthetic import CLASSES, COLORS, GROUND_COLORS, VISIBLE, indexed_scene
+from sweettok.data.synthetic_files import write_synthetic
 from sweettok.eval.motion import match
 from sweettok.eval.tracker import _palette, center, to_lab, track, wrapped
 
@@ -24,14 +25,14 @@ def test_objects_have_colours_that_stand_out_from_the_ground():
 
 def test_colour_and_motion_of_originals():
     """At least 99% of 100 clips."""
-    scenes = [_scene(index, SEED) for index in range(100)]
+    scenes = [indexed_scene(index, SEED) for index in range(100)]
     found = [(track(scene.draw(FRAMES, SIZE, SIZE)), CLASSES[label], scene) for label, scene in scenes]
     assert sum(tracked.color == scene.color for tracked, _, scene in found) >= 99
     assert sum(tracked.motion() == name for tracked, name, _ in found) >= 99
 
 
 def test_a_shifted_object_is_no_longer_near():
-    video = _scene(0, SEED)[1].draw(FRAMES, SIZE, SIZE)
+    video = indexed_scene(0, SEED)[1].draw(FRAMES, SIZE, SIZE)
     original = track(video)
     assert match(original, original).near == 1 and match(original, original).color
     assert match(original, track(video.roll(1, 2))).near == 1  # one pixel down

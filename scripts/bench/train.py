@@ -33,7 +33,7 @@ from sweettok import ProxyTokenizer, SweetTok
 from sweettok.data.dataset import make_loader
 from sweettok.data.lists import clips_hash
 from sweettok.data.manifest import TokenManifest
-from sweettok.data.synthetic import write_synthetic
+from sweettok.data.synthetic_files import write_synthetic
 from sweettok.data.tokens import ShardWriter
 from sweettok.priors import Prior, save_prior
 from sweettok.stages import STAGES, build_task, load_config

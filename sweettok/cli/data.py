@@ -19,7 +19,7 @@ from sweettok.data.scan import KINDS, scan
 from sweettok.data.scene_files import write_scenes
 from sweettok.data.scenes import LEAST_FRAMES
 from sweettok.data.shards import expand_shards, index_shards, is_local
-from sweettok.data.synthetic import write_synthetic
+from sweettok.data.synthetic_files import write_synthetic
 from sweettok.data.tokens import verify
 from sweettok.data.writer import write_lines
 from sweettok.eval.tokenizers import clip_frames, load_tokenizer, preprocessing_of
@@ -112,12 +112,13 @@ def _synthetic_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=integer(), default=24, help="frames per clip (default: 24)")
     add("--size", type=integer(8), default=64, help="height and width in pixels (default: 64)")
     add("--fps", type=real(positive=True), default=12, help="frames per second (default: 12)")
+    add("--plain", action="store_true", help="few kinds of scenes, which small models learn in minutes")
     add_seed(parser)
 
 
 def _synthetic(args: argparse.Namespace) -> None:
     check_output_folder(args.out)
-    names = ("num_train", "num_val", "frames", "size", "fps", "seed")
+    names = ("num_train", "num_val", "frames", "size", "fps", "seed", "plain")
     print(write_synthetic(args.out, **{name: getattr(args, name) for name in names}, progress=True))
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sweettok.data.lists import write_list
 from sweettok.data.questions import KINDS, Question, ask, caption, make, target
 from sweettok.data.scenes import FORMAT, LEAST_FRAMES, Scene
-from sweettok.data.synthetic import claim
+from sweettok.data.synthetic_files import claim
 from sweettok.data.writer import write_lines, write_video
 
 SPLITS = ("train", "val")

@@ -4,24 +4,18 @@ The class of a clip is its motion. The caption describes size, colour, pattern, 
 and the ground. The camera stands still, so that all motion is the object's.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor
-from tqdm import tqdm
 
-from sweettok.data.lists import write_list
 from sweettok.data.synonyms import SYNONYMS
-from sweettok.data.writer import write_lines, write_video
 
 FORMAT = 4  # raise it when a seed gives other clips than before
-WRITTEN = ("train.txt", "val.txt", "classes.txt", "captions.jsonl")  # after manifest.json
 FRAMES_PER_UNIT = 40  # frames in which motion time advances by 1 at ordinary speed
 GROUND_DETAIL = 0.4  # scales the frequency of the ground textures below
 PATTERN_SHADE = 0.7  # brightness of the darker tone of a pattern
@@ -106,6 +100,23 @@ COLORS: dict[str, Color] = {
     "black": (0.08, 0.08, 0.10),
 }
 MANNERS = {"slowly": 0.8, "smoothly": 1.0, "jerkily": 1.0, "quickly": 1.3}  # speed
+
+# What plain scenes are made of. Each ground is always the same picture, and objects start at few places, from which
+# they do not leave the frame in 17 frames: little to learn beside the object and its motion, so that minutes of
+# training are enough for a generator.
+PLAIN: dict[str, tuple[str, ...]] = {
+    "ground": ("grass", "sand", "snow", "water"),
+    "size": ("big",),
+    "color": ("red", "yellow", "green", "blue", "purple"),
+    "pattern": ("shaded",),
+    "shape": ("circle", "square", "triangle", "cross"),
+    "manner": ("slowly", "smoothly"),
+}
+# Values of the two numbers of a motion's pose.
+PLAIN_STARTS = {"slide-left": (0.625, 0.75), "slide-right": (0.25, 0.375), "rise": (0.625, 0.75), "fall": (0.25, 0.375)}
+OTHER_STARTS = (0.0, 0.25, 0.5, 0.75)
+PLAIN_PLACES = (0.1875, 0.5, 0.8125)  # an eighth of the frame apart
+HELD_OUT = 5  # one in so many combinations of ground, colour and shape is that of no plain training clip
 
 
 @dataclass(frozen=True)
@@ -207,17 +218,26 @@ class Scene:
     offset: tuple[float, float]  # of the ground
 
     @classmethod
-    def sample(cls, motion: str, rng: np.random.Generator) -> "Scene":
-        def pick(words: Iterable[str]) -> str:
-            words = sorted(words)
+    def sample(cls, motion: str, rng: np.random.Generator, plain: bool = False, held_out: bool = False) -> "Scene":
+        """A random scene; `plain`: made of PLAIN, with a combination that is held out from training, or with others."""
+
+        def pick(words: Iterable[str], attribute: str = "") -> str:
+            words = sorted(set(words) & set(PLAIN[attribute]) if plain and attribute else words)
             return words[rng.integers(len(words))]
 
-        ground = pick(GROUNDS)
-        size, color, pattern, shape = pick(SIZES), pick(VISIBLE[ground]), pick(PATTERNS), pick(SHAPES)
-        manner = pick(MANNERS)
+        while True:
+            ground, size = pick(GROUNDS, "ground"), pick(SIZES, "size")
+            color, pattern, shape = pick(VISIBLE[ground], "color"), pick(PATTERNS, "pattern"), pick(SHAPES, "shape")
+            if not plain or held_out == _held_out(ground=ground, color=color, shape=shape):
+                break
+        manner = pick(MANNERS, "manner")
         verb, adverb = pick(MOTIONS[motion].verbs), pick(MOTIONS[motion].adverbs)
         words = tuple(pick(SYNONYMS[word]) for word in (size, color, pattern, shape, manner, ground))
         place, offset = tuple(rng.uniform(size=2)), tuple(rng.uniform(0, 4, size=2))
+        if plain:
+            choices = PLAIN_STARTS.get(motion, OTHER_STARTS), PLAIN_PLACES
+            place = tuple(few[int(part * len(few))] for part, few in zip(place, choices, strict=True))
+            offset = (0.0, 0.0)
         return cls(motion, verb, adverb, manner, size, color, pattern, shape, ground, words, place, offset)
 
     def caption(self) -> Caption:
@@ -260,84 +280,33 @@ class Scene:
         return PATTERNS[self.pattern](u, v), cover[..., None]
 
 
+def _held_out(**words: str) -> bool:
+    return sum(PLAIN[attribute].index(word) for attribute, word in words.items()) % HELD_OUT == 0
+
+
 def mix(low: Color | ndarray, high: Color | ndarray, weight: ndarray) -> ndarray:
     low, high = np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
     return low + np.clip(weight, 0, 1)[..., None] * (high - low)
 
 
-def synthetic_clip(index: int, frames: int, size: int | tuple[int, int], seed: int = 0) -> SyntheticClip:
-    """Clip `index` of the infinite series of a seed; classes alternate. `size`: (height, width), or one number."""
+def synthetic_clip(
+    index: int,
+    frames: int,
+    size: int | tuple[int, int],
+    seed: int = 0,
+    plain: bool = False,
+    held_out: bool = False,
+) -> SyntheticClip:
+    """Clip `index` of the infinite series of a seed; classes alternate. `size`: (height, width), or one number.
+
+    plain, held_out: see `Scene.sample`.
+    """
     height, width = (size, size) if isinstance(size, int) else size
-    label, scene = _scene(index, seed)
+    label, scene = indexed_scene(index, seed, plain, held_out)
     return SyntheticClip(scene.draw(frames, height, width), label, CLASSES[label], scene.caption())
 
 
-def _scene(index: int, seed: int) -> tuple[int, Scene]:
+def indexed_scene(index: int, seed: int, plain: bool = False, held_out: bool = False) -> tuple[int, Scene]:
+    """Class and scene of a clip of `synthetic_clip`."""
     label = index % len(CLASSES)
-    return label, Scene.sample(CLASSES[label], np.random.default_rng([seed, index]))
-
-
-def write_synthetic(
-    out: str | Path,
-    num_train: int = 256,
-    num_val: int = 64,
-    frames: int = 24,
-    size: int | tuple[int, int] = 64,
-    fps: float = 12,
-    seed: int = 0,
-    progress: bool = False,
-) -> Path:
-    """Write the missing files of a dataset into the folder `out`, and return the folder.
-
-    It has `videos/<class>/<split>_<number>.mp4` (H.264), `train.txt` and `val.txt` (labels from 1), `classes.txt`, and
-    `captions.jsonl`: {"key", "text", "words": [[word, part of speech], ...]} with the content words and the keys of
-    `lists.load_clips`. Validation clips follow the training clips in the series of the seed.
-
-    Raises ValueError for a folder that was written with other parameters.
-    """
-    out = Path(out)
-    height, width = (size, size) if isinstance(size, int) else size
-    least = {"num_train": 0, "num_val": 0, "clips": 1, "frames": 1, "height": 8, "width": 8, "seed": 0}
-    values = (num_train, num_val, num_train + num_val, frames, height, width, seed)
-    for (name, low), value in zip(least.items(), values, strict=True):
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
-    splits = {"num_train": num_train, "num_val": num_val}
-    manifest = {"format": FORMAT, **splits, "frames": frames, "size": [height, width], "fps": fps, "seed": seed}
-    claim(out, manifest, WRITTEN, "synthetic clips")
-    lists: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
-    captions = []
-    for index in tqdm(range(num_train + num_val), desc=f"drawing {out}", disable=None if progress else True):
-        split, number = ("train", index) if index < num_train else ("val", index - num_train)
-        label, scene = _scene(index, seed)
-        key = f"videos/{CLASSES[label]}/{split}_{number:05d}"
-        path = out / f"{key}.mp4"
-        if not path.exists():
-            write_video(path, scene.draw(frames, height, width), fps, full_chroma=True, replaceable=False)
-        lists[split].append((f"{key}.mp4", label))
-        caption = scene.caption()
-        captions.append(json.dumps({"key": key, "text": caption.text, "words": caption.content}))
-    for split, entries in lists.items():
-        write_list(out / f"{split}.txt", entries)
-    write_lines(out / "classes.txt", CLASSES)
-    write_lines(out / "captions.jsonl", captions)
-    return out
-
-
-def claim(out: Path, manifest: dict, written: Iterable[str], content: str) -> None:
-    """Write the parameters of a folder before its first clip. Raises ValueError for a folder with others.
-
-    written: files that are in the folder only after its manifest.json. content: what the clips are, for errors.
-    """
-    path = out / "manifest.json"
-    if not path.exists():
-        theirs = [name for name in written if (out / name).exists()]
-        if theirs:
-            raise ValueError(f"{out} has a {theirs[0]} that is not of {content}: choose another folder")
-        write_lines(path, [json.dumps(manifest, indent=2)])
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in manifest if found.get(name) != manifest[name]]
-    if changed:
-        differences = ", ".join(f"{name} {found.get(name)} instead of {manifest[name]}" for name in changed)
-        raise ValueError(f"{out} holds {content} with {differences}; choose another folder or delete it")
+    return label, Scene.sample(CLASSES[label], np.random.default_rng([seed, index]), plain, held_out)

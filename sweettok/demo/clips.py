@@ -54,7 +54,8 @@ def examples(tokenizer: SweetTok, sources: Sequence[str | Path] = ()) -> list[Cl
     """
     if not sources:
         size = (tokenizer.config.height, tokenizer.config.width)
-        drawn = [synthetic_clip(index, tokenizer.clip_frames, size, SEED) for index in range(len(CLASSES))]
+        indices, frames = range(len(CLASSES)), tokenizer.clip_frames
+        drawn = [synthetic_clip(index, frames, size, SEED, plain=True, held_out=True) for index in indices]
         return [Clip(clip.class_name, clip.video, f"Synthetic clip: {clip.caption.text}") for clip in drawn]
     folders = [Path(source) for source in sources]
     files = [file for path in folders for file in (find_files(path, VIDEO_SUFFIXES) if path.is_dir() else [path])]
