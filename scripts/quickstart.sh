@@ -17,7 +17,7 @@ bash scripts/setup.sh core
 sweettok=(.venv/bin/python -m sweettok)
 
 step "synthetic clips"
-"${sweettok[@]}" data synthetic "$out/clips" --num-train 800 --num-val 64 --frames 24 --size 64 --seed 1
+"${sweettok[@]}" data synthetic "$out/clips" --num-train 1200 --num-val 64 --frames 17 --size 64 --seed 1 --plain
 
 step "codebook prior from their captions"
 "${sweettok[@]}" priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 32 --neighbors 2
@@ -58,6 +58,7 @@ GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.
   bash run_eval_gen.sh --cfg-scale 2 --top-p 0.9
 "${sweettok[@]}" eval motion --checkpoint "$out/stage2/final" --data "$out/clips/val.txt" --train "$out/clips/train.txt" \
   --fake "$out/generated/samples" --out "$out/generated/motion.json"
+.venv/bin/python scripts/quickstart_table.py generated "$out"
 
 step "done"
 cat <<EOF

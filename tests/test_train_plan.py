@@ -219,7 +219,7 @@ def test_stages_of_one_plan_know_each_other(monkeypatch, tmp_path, capsys):
     assert main(["plan", *paths, "train.max_steps=5", "--devices", "2", "--json", "plan.json"]) == 0
     shown = capsys.readouterr().out
     found = json.loads((tmp_path / "plan.json").read_text())["plans"]
-    assert [found[path]["tokens_per_clip"] for path in paths] == [5 * 8 * 8, *3 * [256]]
+    assert [found[path]["tokens_per_clip"] for path in paths] == [5 * 4 * 4, *3 * [64]]
     assert all(found[path]["clips"] == 5 * found[path]["share"]["global_batch"] for path in paths)
     assert "no tokenizer" not in shown and "2 devices x 1 micro-batches x 4 clips" in shown
 
