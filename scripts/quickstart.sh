@@ -55,7 +55,7 @@ NUM_PROCESSES=$trained CONFIG=configs/tiny/generator.yaml bash run_train_generat
 
 step "generated clips of every class"
 GENERATOR=$out/generator/final CHECKPOINT=$out/stage2/final REAL=$out/clips/val.txt OUT=$out/generated PER_CLASS=8 \
-  bash run_eval_gen.sh --cfg-scale 2 --top-p 0.9
+  bash run_eval_gen.sh --cfg-scale 2 --temperature 0.5 --top-p 0.9
 "${sweettok[@]}" eval motion --checkpoint "$out/stage2/final" --data "$out/clips/val.txt" --train "$out/clips/train.txt" \
   --fake "$out/generated/samples" --out "$out/generated/motion.json"
 .venv/bin/python scripts/quickstart_table.py generated "$out"

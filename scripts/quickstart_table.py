@@ -11,7 +11,7 @@ from pathlib import Path
 
 MARGIN = 0.3  # least gain of the tokenizer over both baselines, dB
 RIGHT = 0.8  # least share of reconstructions with the motion class of their original
-GENERATED = 0.4  # least share of generated clips with the motion class that was asked for
+GENERATED = 0.6  # least share of generated clips with the motion class that was asked for
 FACTOR = 4.0  # least ratio of the perplexity of guessing to that of the generator
 
 
