@@ -17,7 +17,7 @@ bash scripts/setup.sh core
 sweettok=(.venv/bin/python -m sweettok)
 
 step "synthetic clips"
-"${sweettok[@]}" data synthetic "$out/clips" --num-train 1200 --num-val 64 --frames 17 --size 64 --seed 1 --plain
+"${sweettok[@]}" data synthetic "$out/clips" --num-train 2400 --num-val 64 --frames 17 --size 64 --seed 1 --plain
 
 step "codebook prior from their captions"
 "${sweettok[@]}" priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 32 --neighbors 2
