@@ -17,7 +17,7 @@ bash scripts/setup.sh core
 sweettok=(.venv/bin/python -m sweettok)
 
 step "synthetic clips"
-"${sweettok[@]}" data synthetic "$out/clips" --num-train 2400 --num-val 64 --frames 17 --size 64 --seed 1 --plain
+"${sweettok[@]}" data synthetic "$out/clips" --num-train 1600 --num-val 64 --frames 17 --size 64 --seed 1 --plain
 
 step "codebook prior from their captions"
 "${sweettok[@]}" priors build --captions "$out/clips/captions.jsonl" --out "$out/prior" --dim 32 --neighbors 2
@@ -30,9 +30,13 @@ step "stage 2: pixels"
 NUM_PROCESSES=$trained CONFIG=configs/tiny/stage2.yaml STAGE1=$out/stage1/final bash run_train_stage2.sh
 
 step "evaluation on held-out clips"
-for stage in proxy stage1 stage2; do
-  CHECKPOINT=$out/$stage/final DATA=$out/clips/val.txt OUT=$out/$stage.json bash run_eval.sh > "$out/$stage.txt"
-done
+evaluate() { CHECKPOINT=$out/$1/final DATA=$out/clips/val.txt OUT=$out/$1.json bash run_eval.sh > "$out/$1.txt"; }
+export OMP_NUM_THREADS=1
+evaluate proxy &
+other=$!
+evaluate stage1 && evaluate stage2
+wait "$other"
+unset OMP_NUM_THREADS
 cat "$out/stage2.txt"
 "${sweettok[@]}" eval motion --checkpoint "$out/stage2/final" --data "$out/clips/val.txt" --out "$out/motion.json"
 .venv/bin/python scripts/quickstart_table.py tokenizer "$out"
