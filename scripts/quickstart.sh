@@ -34,7 +34,8 @@ evaluate() { CHECKPOINT=$out/$1/final DATA=$out/clips/val.txt OUT=$out/$1.json b
 export OMP_NUM_THREADS=1
 evaluate proxy &
 other=$!
-evaluate stage1 && evaluate stage2
+evaluate stage1
+evaluate stage2
 wait "$other"
 unset OMP_NUM_THREADS
 cat "$out/stage2.txt"
