@@ -31,28 +31,28 @@ NUM_PROCESSES=$trained CONFIG=configs/tiny/stage2.yaml STAGE1=$out/stage1/final 
 
 step "evaluation on held-out clips"
 evaluate() { CHECKPOINT=$out/$1/final DATA=$out/clips/val.txt OUT=$out/$1.json bash run_eval.sh > "$out/$1.txt"; }
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1  # for two commands side by side
 evaluate proxy &
 other=$!
 evaluate stage1
 evaluate stage2
 wait "$other"
-unset OMP_NUM_THREADS
 cat "$out/stage2.txt"
 "${sweettok[@]}" eval motion --checkpoint "$out/stage2/final" --data "$out/clips/val.txt" --out "$out/motion.json"
 .venv/bin/python scripts/quickstart_table.py tokenizer "$out"
 
-step "reconstructions"
+step "reconstructions, and tokens of all clips"
 if [ ${#videos[@]} -eq 0 ]; then
   mapfile -t videos < <(cut -f1 "$out/clips/val.txt" | head -n 4 | sed "s#^#$out/clips/#")
 fi
-"${sweettok[@]}" eval reconstruct "${videos[@]}" --checkpoint "$out/stage2/final" --out "$out/reconstructions"
-
-step "tokens of all clips"
+"${sweettok[@]}" eval reconstruct "${videos[@]}" --checkpoint "$out/stage2/final" --out "$out/reconstructions" &
+other=$!
 for part in train val; do
   "${sweettok[@]}" tokenize --checkpoint "$out/stage2/final" --data "$out/clips/$part.txt" \
     --classes "$out/clips/classes.txt" --out "$out/tokens/$part"
 done
+wait "$other"
+unset OMP_NUM_THREADS
 
 step "generator"
 NUM_PROCESSES=$trained CONFIG=configs/tiny/generator.yaml bash run_train_generator.sh
