@@ -25,7 +25,7 @@ import torch
 from accelerate.state import AcceleratorState
 from stages import command, log_lines, prepare, tokenize
 
-from sweettok.data import synthetic
+from sweettok.data import synthetic_files
 from sweettok.data.writer import write_video
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -60,7 +60,7 @@ def train(folder: Path, **stages: list[str]) -> None:
 
 def losses(folder: Path) -> dict[str, dict[str, list[float]]]:
     """Train every stage in `folder`; returns {stage: {term: its values in the steps that have it}}."""
-    with patch.object(synthetic, "write_video", partial(write_video, lossless=True)):
+    with patch.object(synthetic_files, "write_video", partial(write_video, lossless=True)):
         prepare(folder)
     train(folder, proxy=GAME, spatial=[], stage1=[])
     tokenize(folder, folder / "tokens")

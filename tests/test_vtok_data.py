@@ -68,6 +68,15 @@ def test_videos_may_be_in_a_tar_shard(folder, tmp_path):
     assert found.key.equal(plain.key) and found.residuals.equal(plain.residuals)
 
 
+def test_processes_are_joined_before_features_are_written(folder, tmp_path, monkeypatch):
+    """Otherwise each would write them."""
+    calls = []
+    for name in ("join_processes", "main_first"):
+        monkeypatch.setattr(f"sweettok.vtok.datasets.{name}", lambda *_, name=name: calls.append(name))
+    open_features(make(), load_annotated(folder / "train.txt").clips, tmp_path)
+    assert calls == ["join_processes", "main_first"]
+
+
 def test_items_are_the_tokens_texts_and_pixels_of_one_clip(folder, tmp_path):
     model, found = make(), load_annotated(folder / "train.txt")
     features = open_features(model, found.clips, tmp_path, max_frames=25)

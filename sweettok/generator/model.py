@@ -103,7 +103,7 @@ class Generator(Pretrained):
             num_samples: number of samples, for unconditional generators.
             indices: of the samples; 0, 1, 2, ... by default.
             progress: called with 1 after every word.
-            compiled: use torch.compile, with CUDA graphs on GPUs: the first words take minutes, the others less time.
+            compiled: use torch.compile, whose graphs GPUs replay: the first words take minutes, the others less time.
                 Results differ by rounding. It pays for many batches of one size.
             settings: fields of SamplingConfig: cfg_scale, cfg_schedule, temperature, top_k, top_p.
 

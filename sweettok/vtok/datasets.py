@@ -16,7 +16,7 @@ from sweettok.data.annotations import AnnotatedClips
 from sweettok.data.dataset import ClipDataset
 from sweettok.data.lists import ClipList
 from sweettok.data.questions import Question
-from sweettok.distributed import main_first
+from sweettok.distributed import join_processes, main_first
 from sweettok.vtok.cache import FeatureDataset, cache_features
 from sweettok.vtok.model import VTok
 from sweettok.vtok.output import FrameFeatures, VisualTokens
@@ -35,6 +35,7 @@ def open_features(
     """
     name = f"{tokenizer.features_hash()[:12]}-{clips.hash[:12]}" + (f"-{max_frames}" if max_frames else "")
     options = {"max_frames": max_frames} if max_frames else {}
+    join_processes()  # stages are built before training joins them
     return main_first(
         lambda: cache_features(tokenizer, clips.keys, clips.paths, Path(folder) / name, workers=workers, **options)
     )
