@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-videos", action="store_true", help="write only the contact sheets, no video of each sample")
     text = "no: float32; bf16: faster, some ids differ (default: bf16, on CPUs no)"
     add("--precision", choices=("auto", "no", "bf16"), default="auto", help=text)
-    text = "draw by graphs of torch.compile: a start of minutes, then less time for each word"
+    text = "draw by graphs of torch.compile, which take minutes to make at the start"
     add("--compile", action="store_true", help=text)
 
 

@@ -103,8 +103,8 @@ class Generator(Pretrained):
             num_samples: number of samples, for unconditional generators.
             indices: of the samples; 0, 1, 2, ... by default.
             progress: called with 1 after every word.
-            compiled: use torch.compile, whose graphs GPUs replay: the first words take minutes, the others less time.
-                Results differ by rounding. It pays for many batches of one size.
+            compiled: take steps from graphs of torch.compile, which GPUs replay as wholes. Making the graphs takes
+                minutes, so it is for many batches of one size. Results differ by rounding.
             settings: fields of SamplingConfig: cfg_scale, cfg_schedule, temperature, top_k, top_p.
 
         Raises ValueError for settings out of range, a wrong condition, and guidance of a generator trained without

@@ -43,8 +43,8 @@ def tokenize(
         num_classes: by default `count_classes(clips)`.
         preprocessing: how clips are made from files; by default `tokenizer.config.preprocessing`.
         workers: processes that read videos, for each device.
-        precision: "no" is float32 without TF32; "bf16" is mostly faster, and some ids differ; "auto" is the faster of
-            the two on this device, which is measured once: `out` keeps the choice.
+        precision: "no" is float32 without TF32; "bf16" is faster on some devices, and some ids differ; "auto" is the
+            faster of the two on this device, which is measured once: `out` keeps the choice.
         views: fields of TokenManifest: clips_per_video (more than 1 are spread evenly over the video, whatever the
             position), flips, given_frames (also encode the first given_frames frames as a clip) and rows_per_shard.
     """
