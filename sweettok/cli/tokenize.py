@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_workers(parser)
     add("--rows-per-shard", type=integer(1), default=256, metavar="N", help="clips per file (default: 256)")
     add("--limit", type=integer(1), metavar="N", help="only the first N videos of the list")
-    text = "no (default): float32; bf16: often faster, other ids; auto: the faster here, measured once"
+    text = "no (default): float32; bf16: often faster, some ids differ; auto: the faster of both here, measured once"
     add("--precision", choices=("no", "bf16", "auto"), default="no", help=text)
 
 
